@@ -1,0 +1,33 @@
+SEED ?= 0
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: ## virtual environment and locked packages; nothing to do the second time
+	@bash scripts/setup.sh
+
+demo: setup ## the whole way on a small made-up shop, from data to a running search; SEED=7 makes another
+	$(BIN)/lrem demo --config configs/demo.yaml seed=$(SEED)
+
+test: setup check ## ruff, mypy and every test that is not slow
+	$(BIN)/pytest -m "not slow"
+
+test-slow: setup ## the slow tests alone
+	$(BIN)/pytest -m slow
+
+check: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## rewrite the sources as `make check` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove caches and build leftovers; .venv and runs/ stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""From a teacher's reasonings to triplets: keyword rules and the difference set. Pure functions."""

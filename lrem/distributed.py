@@ -1,0 +1,74 @@
+"""The two collectives that the losses need, exact in value and gradient; identities without a process group."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks, 1 outside a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This rank, 0 outside a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenate over ranks; the backward sums every rank's gradient for our rows.
+
+    Trainers that keep only the local part scale the gradient by 1/W (see docs/decisions.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        return torch.cat(_all_gather_padded(local, sizes))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.split(ctx.sizes)[rank()], None
+
+
+def row_counts(local: Tensor) -> list[int]:
+    """How many rows each rank holds, in rank order."""
+    if world_size() == 1:
+        return [local.shape[0]]
+    counts = torch.zeros(world_size(), dtype=torch.long, device=local.device)
+    counts[rank()] = local.shape[0]
+    return [int(count) for count in total(counts)]
+
+
+def gather(local: Tensor) -> Tensor:
+    """Rows of every rank in rank order, [n_r, …] → [Σ n_r, …]; row counts may differ between ranks.
+
+    Differentiable for floating tensors.
+    """
+    if world_size() == 1:
+        return local
+    sizes = row_counts(local)
+    if local.is_floating_point():
+        return _Gather.apply(local, sizes)
+    return torch.cat(_all_gather_padded(local, sizes))
+
+
+def _all_gather_padded(local: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Collectives want equal shapes: pad to the largest rank, cut back after."""
+    padded = local.new_zeros((max(sizes), *local.shape[1:]))
+    padded[: local.shape[0]] = local
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return [part[:size] for part, size in zip(parts, sizes, strict=True)]
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum over ranks, without gradient."""
+    summed = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(summed)
+    return summed

@@ -1,0 +1,64 @@
+"""Atomic writing: a reader sees the old artefact or the whole new one, never a part.
+
+Knows only local paths; object stores come through fsspec where a stage reads them.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def _sibling(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it replaces `path` only if the block succeeds."""
+    part = _sibling(path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; it takes the name `path` only if the block succeeds.
+
+    An older folder of that name is moved aside first and deleted last, so a kill leaves one of the two.
+    """
+    part, old = _sibling(path), _sibling(path)
+    part.mkdir()
+    try:
+        yield part
+        if path.exists():
+            os.rename(path, old)
+        os.rename(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_parquet(table: pa.Table, path: Path) -> Path:
+    """Write one parquet file atomically; returns `path`."""
+    with atomic_file(path) as part:
+        pq.write_table(table, part)
+    return path
+
+
+def write_json(value: Any, path: Path) -> Path:
+    """Write indented JSON atomically; returns `path`."""
+    with atomic_file(path) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    return path

@@ -1,0 +1,126 @@
+"""The losses of both stages, as pure functions of tensors.
+
+Each returns this rank's share, scaled so that the MEAN over ranks, which is what data-parallel training
+takes of gradients, is exactly the loss over the global batch: weights between terms mean the same at any
+number of ranks. Source: paper, "Stage 1" and "Stage 2".
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrem.distributed import gather, rank, row_counts, total, world_size
+
+
+def sft(log_probs: Tensor, scored: Tensor) -> Tensor:
+    """L_SFT: mean negative log-likelihood over the scored tokens of the global batch.
+
+    Args:
+        log_probs: [B, L], nats. scored: [B, L] bool.
+
+    >>> sft(torch.log(torch.tensor([[.5, .25]])), torch.tensor([[True, True]])).item()
+    1.03972...
+    """
+    count = total(scored.sum()).clamp(min=1)
+    return -(log_probs * scored).sum() * world_size() / count
+
+
+def info_nce(
+    queries: Tensor,
+    items: Tensor,
+    positives: Tensor,
+    query_keys: Tensor,
+    item_keys: Tensor,
+    temperature: float,
+) -> Tensor:
+    """L_InfoNCE: query → item, every item of the global batch as a negative, false negatives masked.
+
+    An item is left out of a row's denominator where it is the same product as the row's positive, or the
+    positive of the same query.
+
+    Args:
+        queries: [B, H] unit. items: [M, H] unit, this rank's. positives: [B] row of `items` each query wants.
+        query_keys, item_keys: [M] int64, identity of the query and of the product behind each item.
+        temperature: τ.
+
+    >>> e = torch.eye(2)
+    >>> i = torch.arange(2)
+    >>> round(info_nce(e, e, i, i, i, 1.0).item(), 6)  # -log(e / (e + 1))
+    0.313262
+    """
+    candidates, all_query_keys, all_item_keys = gather(items), gather(query_keys), gather(item_keys)  # [N, …]
+    rows = torch.arange(queries.shape[0], device=queries.device)
+    own = sum(row_counts(items)[: rank()]) + positives  # [B] column of each row's positive
+    same_query = query_keys[positives][:, None] == all_query_keys
+    same_item = item_keys[positives][:, None] == all_item_keys
+    false_negative = same_query | same_item  # [B, N]
+    false_negative[rows, own] = False
+    logits = (queries @ candidates.T / temperature).masked_fill(false_negative, float("-inf"))
+    row_losses = torch.logsumexp(logits, dim=1) - logits[rows, own]  # [B]
+    return row_losses.sum() * world_size() / sum(row_counts(queries))
+
+
+def group_advantage(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """A = (r − mean_G r) / std_G r, per query. rewards: [Q, G] → [Q, G]; std is the population's.
+
+    A group whose rewards are all equal teaches nothing: its advantages are 0.
+
+    >>> group_advantage(torch.tensor([[1., 3.], [2., 2.]])).tolist()
+    [[-1.0, 1.0], [0.0, 0.0]]
+    """
+    centred = rewards - rewards.mean(1, keepdim=True)
+    deviation = rewards.std(1, keepdim=True, unbiased=False)
+    return torch.where(deviation > epsilon, centred / deviation.clamp(min=epsilon), torch.zeros_like(centred))
+
+
+class Clip(NamedTuple):
+    """How the ratio is taken (`token` or `sequence`) and clipped, to [1 − low, 1 + high]."""
+
+    level: str = "token"
+    low: float = 0.2
+    high: float = 0.2
+
+
+DEFAULT_CLIP = Clip()
+
+
+def ratio(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, level: str = "token") -> Tensor:
+    """ρ = π_θ / π_old over the sampled tokens, [B, L]: of each token, or of the whole sequence.
+
+    >>> lp, old = torch.log(torch.tensor([[.6, .5]])), torch.log(torch.tensor([[.3, .5]]))
+    >>> [round(x, 4) for x in ratio(lp, old, torch.tensor([[True, True]]))[0].tolist()]
+    [2.0, 1.0]
+    """
+    difference = (log_probs - old_log_probs) * scored
+    if level == "sequence":
+        difference = difference.sum(1, keepdim=True).expand_as(log_probs)
+    return difference.exp()
+
+
+def policy_gradient(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, scored: Tensor, clip: Clip = DEFAULT_CLIP
+) -> Tensor:
+    """L_GRPO = −mean min(ρ A, clip(ρ, 1 − low, 1 + high) A) over the sampled tokens of the global batch.
+
+    With `clip.level` "sequence" the ratio is the whole sequence's, as the paper prints it, and the mean is
+    over sequences.
+
+    Args:
+        log_probs, old_log_probs: [B, L], nats. advantages: [B]. scored: [B, L] bool, sampled tokens only:
+            penalising tokens that were forced destroys the format.
+    """
+    rho = ratio(log_probs, old_log_probs, scored, clip.level)  # [B, L]
+    clipped = rho.clamp(1 - clip.low, 1 + clip.high)
+    gain = torch.minimum(rho * advantages[:, None], clipped * advantages[:, None])
+    weights = scored.float()
+    if clip.level == "sequence":
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=1)  # every sequence counts once
+    return -(gain * weights).sum() * world_size() / total(weights.sum()).clamp(min=1)
+
+
+def clip_fraction(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, clip: Clip = DEFAULT_CLIP) -> Tensor:
+    """Share of the sampled tokens whose ratio the clip would cut; for the log, no gradient."""
+    rho = ratio(log_probs.detach(), old_log_probs, scored, clip.level)
+    outside = ((rho < 1 - clip.low) | (rho > 1 + clip.high)) & scored
+    return total(outside.sum()) / total(scored.sum()).clamp(min=1)

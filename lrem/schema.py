@@ -1,0 +1,83 @@
+"""The tables that stages hand to each other: names, types, and the check at every door.
+
+Knows column names and Arrow types; does not know who produces or consumes a table.
+"""
+
+import difflib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+TEXT = pa.string()
+ITEMS = pa.schema([("item_id", TEXT), ("title", TEXT)])  # every other column is payload
+QUERIES = pa.schema([("query_id", TEXT), ("query", TEXT)])
+QRELS = pa.schema([("query_id", TEXT), ("item_id", TEXT), ("grade", pa.int64())])
+REASONINGS = pa.schema([("query_id", TEXT), ("reasoning", TEXT)])
+TRIPLETS = pa.schema([("query_id", TEXT), ("query", TEXT), ("reasoning", TEXT), ("item_id", TEXT), ("title", TEXT)])
+RL_PAIRS = pa.schema([("query_id", TEXT), ("query", TEXT), ("item_id", TEXT), ("title", TEXT)])
+
+
+class DataError(ValueError):
+    """Input that cannot be used; the message names the file, the row and the remedy."""
+
+
+def read_table(path: Path, schema: pa.Schema, keep_extra: bool = False) -> pa.Table:
+    """Read parquet and check it: every column of `schema`, castable, no nulls, at least one row.
+
+    Args:
+        path: a parquet file, or a folder of parquet files.
+        schema: the required columns; with `keep_extra` other columns follow them unchanged.
+
+    Raises:
+        DataError: a file is missing or no parquet, a column is missing or of another type, a required
+            value is null, or the table is empty.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist: run the stage that writes it, or pass another path")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not readable as parquet ({error}): convert it to parquet") from error
+    columns = [_column(table, field, path) for field in schema]
+    names = list(schema.names)
+    if keep_extra:
+        extra = [name for name in table.column_names if name not in names]
+        columns, names = columns + [table.column(name) for name in extra], names + extra
+    if table.num_rows == 0:
+        raise DataError(f"{path} has no rows: at least one is needed")
+    return pa.table(dict(zip(names, columns, strict=True)))
+
+
+def _column(table: pa.Table, field: pa.Field, path: Path) -> pa.ChunkedArray:
+    if field.name not in table.column_names:
+        near = difflib.get_close_matches(field.name, table.column_names, n=1)
+        hint = f"rename '{near[0]}'" if near else "add it"
+        raise DataError(f"{path} has no column '{field.name}' (it has {table.column_names}): {hint}")
+    column = table.column(field.name)
+    if column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py()
+        raise DataError(f"{path}: '{field.name}' is null in row {row}: fill it or drop the row")
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{path}: '{field.name}' is {column.type}, {field.type} is needed: {error}") from error
+
+
+def read_items(path: Path) -> pa.Table:
+    """Read a catalogue: `item_id` (unique) and `title` (not blank), payload columns kept.
+
+    Raises:
+        DataError: as `read_table`; also a repeated id or a blank title, naming the first.
+    """
+    table = read_table(path, ITEMS, keep_extra=True)
+    blank = pc.index(pc.equal(pc.utf8_trim_whitespace(table["title"]), ""), True).as_py()
+    if blank >= 0:
+        raise DataError(f"{path}: item '{table['item_id'][blank]}' (row {blank}) has an empty title: drop or fill it")
+    counts = table["item_id"].value_counts()
+    worst = pc.max(pc.struct_field(counts, "counts")).as_py()
+    if worst > 1:
+        twice = next(row["values"] for row in counts.to_pylist() if row["counts"] > 1)
+        raise DataError(f"{path}: item_id '{twice}' appears more than once: ids must be unique")
+    return table

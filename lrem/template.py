@@ -1,0 +1,143 @@
+"""The sequence format: how a query, its reasoning and an item become token ids, and back.
+
+    query   prefix q suffix <think> kw1, kw2, … </think><emb>
+    item    prefix title suffix <emb>
+
+The embedding is read at `<emb>`. The template is stored with the model, so that training, rollouts and
+serving cannot disagree. Knows a tokenizer; does not know the model. Source: paper, "Sequence format".
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+THINK, CLOSE, EMB = "<think>", "</think>", "<emb>"
+QUERY, ITEM = "<query>", "<item>"
+FILE = "lrem_template.json"
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands around the user's text, and the token limits.
+
+    `budget` is the paper's l, counted between `<think>` and `</think>`.
+    """
+
+    query_prefix: str
+    query_suffix: str
+    item_prefix: str
+    item_suffix: str
+    budget: int = 16
+    max_query_tokens: int = 64
+    max_item_tokens: int = 96
+
+    def save(self, folder: Path) -> None:
+        """Write the template into a model folder."""
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Template":
+        """Read the template of a model folder; FileNotFoundError where it has none."""
+        return cls(**json.loads((folder / FILE).read_text()))
+
+
+# Two markers in place of the prose: a small model trained from nothing learns roles from one token each.
+COMPACT = Template(QUERY, "", ITEM, "")
+# ChatML, as Qwen2.5-Instruct was trained; the instruction is our wording of the paper's description.
+CHAT = Template(
+    query_prefix="<|im_start|>system\nYou understand the shopping queries of an online shop.<|im_end|>\n"
+    "<|im_start|>user\nThink about the shopping intent of the query from several angles and list related "
+    "product phrases, separated by commas, without repeating the query.\nQuery:",
+    query_suffix="<|im_end|>\n<|im_start|>assistant\n",
+    item_prefix="<|im_start|>system\nYou understand the products of an online shop.<|im_end|>\n<|im_start|>user\nItem:",
+    item_suffix="<|im_end|>\n<|im_start|>assistant\n",
+)
+TEMPLATES = {"compact": COMPACT, "chat": CHAT}
+
+
+class Parsed(NamedTuple):
+    """One sampled completion, read back: the reasoning's ids, and whether the format was kept."""
+
+    reasoning: list[int]
+    well_formed: bool
+
+
+class Renderer:
+    """Renders text to ids and parses sampled ids, for one template and one tokenizer.
+
+    Raises:
+        ValueError: the tokenizer lacks `<think>`, `</think>` or `<emb>` as single tokens.
+    """
+
+    def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.template, self.tokenizer = template, tokenizer
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in (THINK, CLOSE, EMB) if token not in vocabulary]
+        if missing:
+            raise ValueError(f"the tokenizer has no token {missing}: load the model with ReasoningEmbedder.load")
+        self.think, self.close, self.emb = (vocabulary[token] for token in (THINK, CLOSE, EMB))
+        self.special = set(tokenizer.all_special_ids) | {self.think, self.close, self.emb}
+        control = sorted({*tokenizer.all_special_tokens, THINK, CLOSE, EMB}, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, control)))
+        self._query = self._encode(template.query_prefix), self._encode(template.query_suffix)
+        self._item = self._encode(template.item_prefix), self._encode(template.item_suffix)
+
+    def query_prompt(self, query: str) -> list[int]:
+        """Ids up to where the model starts to write. Text beyond `max_query_tokens` is cut."""
+        prefix, suffix = self._query
+        return prefix + self._text(query)[: self.template.max_query_tokens] + suffix
+
+    def reasoning_ids(self, reasoning: str) -> list[int]:
+        """Ids of a keyword list, cut to the budget."""
+        return self._text(reasoning)[: self.template.budget] if reasoning.strip() else []
+
+    def reasoning_text(self, ids: list[int]) -> str:
+        """The keyword list that `ids` spell."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def completion(self, reasoning: list[int]) -> list[int]:
+        """`<think>` reasoning `</think><emb>`: what the model is taught to write after the prompt."""
+        return [self.think, *reasoning[: self.template.budget], self.close, self.emb]
+
+    def query(self, query: str, reasoning: str | None) -> list[int]:
+        """A whole query sequence; None reads the embedding straight after the prompt, without thinking."""
+        if reasoning is None:
+            return [*self.query_prompt(query), self.emb]
+        return self.query_prompt(query) + self.completion(self.reasoning_ids(reasoning))
+
+    def item(self, title: str) -> list[int]:
+        """A whole item sequence. Text beyond `max_item_tokens` is cut."""
+        prefix, suffix = self._item
+        return [*prefix, *self._text(title)[: self.template.max_item_tokens], *suffix, self.emb]
+
+    def parse(self, sampled: list[int]) -> Parsed:
+        """Read a sampled completion (paper: r_format is 1 for `<think> … </think><emb>`, else 0).
+
+        The reasoning of a malformed completion is its ordinary tokens, cut to the budget.
+        """
+        body = sampled[1:-2]
+        well_formed = (
+            len(sampled) >= 3
+            and sampled[0] == self.think
+            and sampled[-2:] == [self.close, self.emb]
+            and not self.special.intersection(body)
+        )
+        if well_formed:
+            return Parsed(body, True)
+        ordinary = [token for token in sampled if token not in self.special]
+        return Parsed(ordinary[: self.template.budget], False)
+
+    def _text(self, text: str) -> list[int]:
+        """A user's text may spell control tokens; they are data here, so they are taken out.
+
+        It begins with a space: a word has the same token at the start of a text as within it.
+        """
+        plain = " ".join(self._control.sub(" ", text).split())
+        return self._encode(f" {plain}" if plain else "")
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []

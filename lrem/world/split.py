@@ -1,0 +1,126 @@
+"""Which queries are asked in training and which are kept for the test.
+
+Of every fact some constraints and some wordings are held out together: a test query is a fact that training
+knows, under a constraint and in a wording that training knows, but never this fact with either of the two.
+Does not know what a query means, nor the items.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from lrem.world.combinations import CATEGORIES, HARD, Combination
+from lrem.world.facts import Facts
+
+HELD_OUT_CONSTRAINTS = 0.2  # of a fact's constraints, at least one
+HELD_OUT_WORDINGS = 0.25  # of the wordings of its kind, at least one
+EASY_SHARE = 0.18  # of the training queries; the hard categories share the rest equally
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A combination in one wording (its number among those of the kind)."""
+
+    combination: Combination
+    wording: int
+    query: str
+
+    @property
+    def features(self) -> tuple[str, str, str]:
+        """What a test query may only contain if training does: fact, constraint, wording."""
+        c = self.combination
+        return c.fact, f"{c.kind} {c.constraint}", f"{c.category} {c.kind} {self.wording}"
+
+
+def split(
+    combinations: Iterable[Combination], facts: Facts, train: int, test: int, rng: Random
+) -> tuple[list[Asked], list[Asked]]:
+    """`train` and `test` queries without a shared text or a shared (fact, constraint).
+
+    Raises:
+        ValueError: a category has fewer queries than asked of it.
+    """
+    by_category: dict[str, list[Combination]] = defaultdict(list)
+    for combination in combinations:
+        by_category[combination.category].append(combination)
+    train_set: list[Asked] = []
+    test_set: list[Asked] = []
+    for category in CATEGORIES:
+        known, unknown = _pools(by_category[category], facts, rng)
+        drawn = _take(_covering_first(_shuffled(known, rng)), _train_share(category, train), category, "train")
+        seen = {feature for asked in drawn for feature in asked.features}
+        allowed = [asked for asked in unknown if seen.issuperset(asked.features)]
+        train_set += drawn
+        number = CATEGORIES.index(category)
+        quota = test * (number + 1) // len(CATEGORIES) - test * number // len(CATEGORIES)
+        test_set += _take(_shuffled(allowed, rng), quota, category, "test")
+    rng.shuffle(train_set)
+    rng.shuffle(test_set)
+    return train_set, test_set
+
+
+def _train_share(category: str, train: int) -> int:
+    easy = round(train * EASY_SHARE)
+    if category == "easy":
+        return easy
+    number, hard = HARD.index(category), train - easy
+    return hard * (number + 1) // len(HARD) - hard * number // len(HARD)
+
+
+def _pools(combinations: list[Combination], facts: Facts, rng: Random) -> tuple[list[Asked], list[Asked]]:
+    """All queries training may ask, and all the test may ask; the rest mix the two and are never asked."""
+    by_fact: dict[str, list[Combination]] = defaultdict(list)
+    for combination in combinations:
+        by_fact[combination.fact].append(combination)
+    known: list[Asked] = []
+    unknown: list[Asked] = []
+    for same_fact in by_fact.values():
+        wordings = facts.wordings[same_fact[0].category][same_fact[0].kind]
+        constraints = _held_out(list(dict.fromkeys(c.constraint for c in same_fact)), HELD_OUT_CONSTRAINTS, rng)
+        numbers = _held_out(range(len(wordings)), HELD_OUT_WORDINGS, rng)
+        for combination in same_fact:
+            for number, template in enumerate(wordings):
+                asked = Asked(combination, number, combination.worded(template))
+                if combination.constraint in constraints and number in numbers:
+                    unknown.append(asked)
+                elif combination.constraint not in constraints and number not in numbers:
+                    known.append(asked)
+    return known, unknown
+
+
+def _held_out(values: Sequence[Value], share: float, rng: Random) -> set[Value]:
+    """A part of `values`, at least one, but never the only one: training needs one too."""
+    return set(rng.sample(values, max(1, round(len(values) * share)))) if len(values) > 1 else set()
+
+
+def _shuffled(pool: list[Asked], rng: Random) -> list[Asked]:
+    """Shuffled, with the kinds taking turns, so that a large fact table does not crowd out a small one."""
+    turn: dict[str, int] = defaultdict(int)
+    order = []
+    for asked in rng.sample(pool, len(pool)):
+        order.append((turn[asked.combination.kind], asked))
+        turn[asked.combination.kind] += 1
+    return [asked for _, asked in sorted(order, key=lambda pair: pair[0])]
+
+
+def _covering_first(pool: list[Asked]) -> list[Asked]:
+    """The same queries, those that bring a new fact, constraint or wording first."""
+    seen: set[str] = set()
+    first: list[Asked] = []
+    later: list[Asked] = []
+    for asked in pool:
+        (later if seen.issuperset(asked.features) else first).append(asked)
+        seen.update(asked.features)
+    return first + later
+
+
+def _take(pool: list[Asked], count: int, category: str, name: str) -> list[Asked]:
+    if count > len(pool):
+        raise ValueError(
+            f"{count} {category} {name} queries are asked, {len(pool)} exist: ask for fewer, or for more products"
+        )
+    return pool[:count]

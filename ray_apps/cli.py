@@ -1,0 +1,189 @@
+"""The command line `lrem`: one configuration, one command a stage, the same under `ray job submit`."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from lrem.config import Config, ConfigError, load_config, to_yaml
+from lrem.index import SnapshotError
+from lrem.schema import DataError
+from ray_apps.progress import console
+from ray_apps.stages import run_stage
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Large Reasoning Embedding Models: retrieval that thinks first.",
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value …")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+Model = Annotated[Path | None, typer.Option("--model", help="Model folder (paths.model).")]
+Catalogue = Annotated[Path | None, typer.Option("--catalogue", help="Items parquet (paths.items).")]
+
+
+def _stage(name: str, config: Path | None, overrides: list[str] | None, dry_run: bool) -> None:
+    settings = _load(config, overrides, dry_run)
+    run_stage(name, settings)
+
+
+def _load(config: Path | None, overrides: list[str] | None, dry_run: bool, **paths: Path | None) -> Config:
+    given = [f"paths.{name}={path}" for name, path in paths.items() if path is not None]
+    settings = load_config(config, [*(overrides or []), *given])
+    if dry_run:
+        typer.echo(to_yaml(settings))
+        raise typer.Exit
+    return settings
+
+
+@app.command()
+def world(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Generate the demo world: catalogue, queries, judgements and a teacher's reasonings."""
+    _stage("world", config, overrides, dry_run)
+
+
+@app.command()
+def curate(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Make Query-CoT-Item triplets and RL pairs from queries, reasonings and judgements."""
+    _stage("curate", config, overrides, dry_run)
+
+
+@app.command()
+def cold_start(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    direct: Annotated[bool, typer.Option("--direct", help="Train the direct baseline instead.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Stage 1: SFT on the reasoning and InfoNCE on the embedding."""
+    _stage("direct" if direct else "cold-start", config, overrides, dry_run)
+
+
+@app.command()
+def reinforce(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Stage 2: GRPO on the reasoning and InfoNCE on the embedding, rollouts by vLLM."""
+    _stage("reinforce", config, overrides, dry_run)
+
+
+@app.command()
+def embed(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    model: Model = None,
+    catalogue: Catalogue = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Embed a catalogue into vectors."""
+    run_stage("embed", _load(config, overrides, dry_run, model=model, items=catalogue))
+
+
+@app.command()
+def index(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    catalogue: Catalogue = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Build the Faiss snapshot from vectors."""
+    run_stage("index", _load(config, overrides, dry_run, items=catalogue))
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What a shopper would type.")],
+    url: Annotated[str, typer.Option(help="Address of a running `lrem serve`.")] = "http://127.0.0.1:8000",
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
+    reason: Annotated[bool, typer.Option(help="Think first, or embed the query at once.")] = True,
+) -> None:
+    """Ask a running application."""
+    from ray_apps.client import search as ask
+    from ray_apps.client import show
+
+    show(ask(url, query, k, "always" if reason else "never"))
+
+
+@app.command()
+def evaluate(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Score BM25, direct, cold start and LREM on the test queries, and the overrides."""
+    from lrem.evaluation.report import table
+
+    settings = _load(config, overrides, dry_run)
+    report = run_stage("evaluate", settings)
+    console.print(table("systems", report["systems"], report["k"]))
+    if report["overrides"]:
+        console.print(table("override of the reasoning", report["overrides"], report["k"]))
+
+
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    model: Model = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Serve search and embeddings over HTTP until Ctrl-C."""
+    from ray_apps import serve as application
+    from ray_apps.cluster import cluster
+
+    settings = _load(config, overrides, dry_run, model=model)
+    with cluster(settings):
+        address = application.start(settings)
+        console.print(f"serving on {address} (Ctrl-C stops it)", highlight=False)
+        try:
+            signal.pause()
+        finally:
+            application.stop()
+
+
+@app.command()
+def demo(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Everything, from a generated world to a running search application, with the report."""
+    from ray_apps import demo as everything
+
+    everything.run(_load(config, overrides, dry_run))
+
+
+def main() -> None:
+    """Entry point: known errors end in one line and exit code 1 (2: configuration), Ctrl-C in 130."""
+    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` ends a job like Ctrl-C
+    sys.exit(_guard(app))
+
+
+def _guard(command: Callable[..., Any]) -> int:
+    try:
+        return command(standalone_mode=False) or 0
+    except ConfigError as error:
+        return _fail(error, 2)
+    except (DataError, SnapshotError, FileNotFoundError, TimeoutError, ConnectionError) as error:
+        return _fail(error, 1)
+    except (KeyboardInterrupt, typer.Abort):
+        console.print("stopped; what was being written has been discarded")
+        return 130
+    except typer.Exit as end:
+        return end.exit_code
+    except Exception as error:
+        if hasattr(error, "show"):  # a usage error of the command line itself
+            error.show()
+            return 2
+        raise
+
+
+def _fail(error: Exception, code: int) -> int:
+    console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+    return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

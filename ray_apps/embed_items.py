@@ -1,0 +1,80 @@
+"""Offline embedding of a catalogue: Ray Data with model actors. Writes vectors, then the index snapshot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+
+from lrem.config import Config
+from lrem.files import atomic_folder
+from lrem.index import VectorIndex, save
+from lrem.model import ReasoningEmbedder, fingerprint
+from lrem.schema import ITEMS, DataError, read_items, read_table
+from ray_apps.cluster import cluster
+from ray_apps.progress import progress
+
+VECTORS = pa.schema([("item_id", pa.string()), ("vector", pa.list_(pa.float32()))])
+
+
+class ItemEncoder:
+    """A model actor: a batch of titles in, their unit vectors out."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = ReasoningEmbedder.load(folder).eval()
+        if torch.cuda.is_available():
+            self.model.cuda()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """item_id, title → item_id, vector [H]."""
+        vectors = self.model.encode_items(batch["title"].to_pylist())
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        return pa.table({"item_id": batch["item_id"], "vector": flat})
+
+
+def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
+    """Embed paths.items with the model folder `model` into the folder `out`, tied to its fingerprint."""
+    items = read_items(config.path("items")).select(ITEMS.names)
+    with cluster(config), progress("embed") as board, atomic_folder(out) as part:
+        rows = ray.data.from_arrow(items).repartition(-(-items.num_rows // config.embed.batch_size))
+        vectors = rows.map_batches(
+            ItemEncoder,
+            fn_constructor_args=(str(model),),
+            batch_size=config.embed.batch_size,
+            batch_format="pyarrow",
+            concurrency=config.embed.actors,
+            num_gpus=1 if torch.cuda.is_available() else 0,
+        )
+        done = 0
+        with pa.parquet.ParquetWriter(part / "vectors.parquet", VECTORS) as writer:
+            for table in vectors.iter_batches(batch_size=None, batch_format="pyarrow"):
+                writer.write_table(table.cast(VECTORS))
+                done += table.num_rows
+                board.update.remote(done, items.num_rows)
+        manifest = {"model": fingerprint(model), "count": done}
+        (part / "manifest.json").write_text(json.dumps(manifest) + "\n")
+    return {"items": done}
+
+
+def build_index(config: Config, vectors: Path, out: Path) -> dict[str, Any]:
+    """Build the Faiss snapshot `out` from the folder that `embed` wrote and paths.items.
+
+    Raises:
+        DataError: the vectors are not those of this catalogue.
+    """
+    items = read_items(config.path("items"))
+    table = read_table(vectors / "vectors.parquet", VECTORS)
+    manifest = json.loads((vectors / "manifest.json").read_text())
+    position = {item_id: i for i, item_id in enumerate(table["item_id"].to_pylist())}
+    missing = [item_id for item_id in items["item_id"].to_pylist() if item_id not in position]
+    if missing or len(position) != items.num_rows:
+        raise DataError(
+            f"{vectors} holds {len(position)} vectors, {config.path('items')} {items.num_rows} items "
+            f"({len(missing)} without a vector): run `lrem embed` again"
+        )
+    matrix = np.stack(table["vector"].to_numpy())[[position[i] for i in items["item_id"].to_pylist()]]
+    index = VectorIndex.build(items, np.ascontiguousarray(matrix), manifest["model"], config.index.factory)
+    return save(index, out)

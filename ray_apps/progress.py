@@ -1,0 +1,82 @@
+"""Progress of work that runs in other processes: workers report to one small actor, the driver draws it."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+POLL_S = 0.5
+console = Console(soft_wrap=True)
+
+
+class Board:
+    """Holds how far the work is; an async actor's state."""
+
+    def __init__(self) -> None:
+        self.done, self.total, self.note = 0, 0, ""
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Set the position; `note` is shown beside the bar."""
+        self.done, self.total, self.note = done, total, note
+
+    def read(self) -> tuple[int, int, str]:
+        """(done, total, note)."""
+        return self.done, self.total, self.note
+
+
+@contextmanager
+def progress(title: str) -> Iterator[ActorHandle]:
+    """Yield a Board actor and draw it until the block ends; without a terminal, a line each tenth."""
+    board = ray.remote(num_cpus=0)(Board).remote()
+    finished = threading.Event()
+    painter = threading.Thread(target=_draw if sys.stdout.isatty() else _lines, args=(title, board, finished))
+    painter.start()
+    try:
+        yield board
+    finally:
+        finished.set()
+        painter.join()
+        ray.kill(board)
+
+
+def _poll(board: ActorHandle, finished: threading.Event) -> Iterator[tuple[int, int, str]]:
+    while True:
+        last = finished.wait(POLL_S)
+        try:
+            yield ray.get(board.read.remote(), timeout=30)
+        except ray.exceptions.RayError:  # the cluster is going down: the stage itself says why
+            return
+        if last:
+            return
+
+
+def _draw(title: str, board: ActorHandle, finished: threading.Event) -> None:
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None, note="")
+        for done, total, note in _poll(board, finished):
+            bar.update(task, completed=done, total=total or None, note=note)
+
+
+def _lines(title: str, board: ActorHandle, finished: threading.Event) -> None:
+    started, printed = time.monotonic(), 0
+    for done, total, note in _poll(board, finished):
+        tenth = 10 * done // total if total else 0
+        if tenth > printed:
+            printed = tenth
+            console.print(f"{title} {done}/{total} {time.monotonic() - started:.0f} s {note}", highlight=False)

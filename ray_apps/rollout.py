@@ -1,0 +1,127 @@
+"""vLLM in Ray actors: they sample reasonings, and take new weights in memory.
+
+Every rollout carries its tokens, its log-probabilities and the version of the policy that wrote it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from lrem.config import Config, RolloutConfig
+from lrem.template import Renderer, Template
+
+
+class Rollout(NamedTuple):
+    """One sampled completion: ids after the prompt, their log-probabilities (nats), the policy's version."""
+
+    tokens: list[int]
+    log_probs: list[float]
+    version: int
+
+
+class VllmEngine:
+    """One vLLM engine over a model folder, in this process."""
+
+    def __init__(self, folder: str, config: RolloutConfig, seed: int = 0) -> None:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
+        from transformers import AutoTokenizer
+        from vllm import LLM
+
+        self.version = 0
+        self.config = config
+        self.renderer = Renderer(Template.load(Path(folder)), AutoTokenizer.from_pretrained(folder))
+        self.llm = LLM(
+            folder,
+            dtype="auto" if torch.cuda.is_available() else "float32",
+            max_model_len=config.max_model_len,
+            enforce_eager=not torch.cuda.is_available(),
+            logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature included
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            seed=seed,
+        )
+
+    def generate(
+        self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, stop: list[int]
+    ) -> list[list[Rollout]]:
+        """Sample `n` completions of each prompt; temperature 0 is greedy. The stop token is kept.
+
+        top-p and top-k stay off: truncated sampling would bias the importance ratio.
+        """
+        from vllm import SamplingParams, TokensPrompt
+
+        params = SamplingParams(
+            n=n,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            stop_token_ids=stop,
+            ignore_eos=True,
+            detokenize=False,
+            logprobs=0,
+        )
+        outputs = self.llm.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
+        return [[self._rollout(completion) for completion in output.outputs] for output in outputs]
+
+    def sample(self, queries: list[str], n: int) -> list[list[Rollout]]:
+        """n training rollouts of each query, free from the first token on, cut at budget + slack."""
+        renderer = self.renderer
+        prompts = [renderer.query_prompt(query) for query in queries]
+        length = renderer.template.budget + self.config.slack
+        return self.generate(prompts, n, self.config.temperature, length, [renderer.emb])
+
+    def reason(self, queries: list[str], temperature: float = 0.0) -> list[str]:
+        """One reasoning a query: `<think>` is given, the close is forced at the budget."""
+        renderer = self.renderer
+        prompts = [[*renderer.query_prompt(query), renderer.think] for query in queries]
+        budget = renderer.template.budget
+        groups = self.generate(prompts, 1, temperature, budget, [renderer.close, renderer.emb])
+        return [self._text(group[0].tokens) for group in groups]
+
+    def update_weights(self, weights: list[tuple[str, torch.Tensor]], version: int) -> int:
+        """Replace all weights in one call and forget cached prefixes; returns the version now served."""
+        self.llm.collective_rpc(_reload, args=(weights,))
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache after a weight update: requests were still running")
+        self.version = version
+        return version
+
+    def _text(self, tokens: list[int]) -> str:
+        return self.renderer.reasoning_text([t for t in tokens if t not in self.renderer.special])
+
+    def _rollout(self, completion: Any) -> Rollout:
+        tokens = list(completion.token_ids)
+        log_probs = [step[token].logprob for token, step in zip(tokens, completion.logprobs, strict=True)]
+        return Rollout(tokens, log_probs, self.version)
+
+
+def _reload(worker: Any, weights: list[tuple[str, torch.Tensor]]) -> None:
+    worker.reload_weights(weights_iterator=iter(weights))
+
+
+def start_engines(folder: Path, config: Config) -> list[ActorHandle]:
+    """Start the configured number of vLLM actors on one model folder and wait until they answer.
+
+    Raises:
+        TimeoutError: an actor was not up within ray.start_timeout_s.
+    """
+    gpus = 1 if torch.cuda.is_available() else 0
+    actor = ray.remote(num_cpus=1, num_gpus=gpus)(VllmEngine)
+    engines = [actor.remote(str(folder), config.rollout, config.seed + i) for i in range(config.rollout.actors)]
+    wait(
+        [engine.__ray_ready__.remote() for engine in engines],
+        config.ray.start_timeout_s,
+        "vLLM actors to start",
+    )
+    return engines
+
+
+def wait(references: list[Any], timeout_s: float, what: str) -> list[Any]:
+    """ray.get with a deadline whose error says what was waited for."""
+    try:
+        return list(ray.get(references, timeout=timeout_s))
+    except ray.exceptions.GetTimeoutError as error:
+        raise TimeoutError(f"waited {timeout_s:.0f} s for {what}: look at `ray status` for what is missing") from error

@@ -1,0 +1,109 @@
+"""The stages by name: what each reads, writes and does. The command line and the demo both run them from here."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lrem.config import Config
+from lrem.files import write_json
+from ray_apps.progress import console
+
+
+class Stage(NamedTuple):
+    """One stage: keys of `paths` that it reads and writes, and the function that does it."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    action: Callable[[Config], dict[str, Any]]
+
+
+def _world(config: Config) -> dict[str, Any]:
+    from lrem.world import make_world
+
+    sizes = config.world
+    world = make_world(config.seed, sizes.products, sizes.train_queries, sizes.test_queries)
+    world.write(config.path("items").parent)
+    return {
+        "items": world.items.num_rows,
+        "queries": world.queries.num_rows,
+        "judgements": world.qrels.num_rows,
+    }
+
+
+def _curate(config: Config) -> dict[str, Any]:
+    from ray_apps import curate
+
+    return curate.run(config)
+
+
+def _cold_start(config: Config) -> dict[str, Any]:
+    from ray_apps import cold_start
+
+    return cold_start.run(config, config.cold_start, config.path("cold_start"))
+
+
+def _direct(config: Config) -> dict[str, Any]:
+    from ray_apps import cold_start
+
+    return cold_start.run(config, config.direct, config.path("direct"))
+
+
+def _reinforce(config: Config) -> dict[str, Any]:
+    from ray_apps import reinforce
+
+    return reinforce.run(config)
+
+
+def _embed(config: Config) -> dict[str, Any]:
+    from ray_apps import embed_items
+
+    return embed_items.embed(config, config.path("model"), config.path("vectors"))
+
+
+def _index(config: Config) -> dict[str, Any]:
+    from ray_apps import embed_items
+
+    manifest = embed_items.build_index(config, config.path("vectors"), config.path("index"))
+    return {"items": manifest["count"], "dimension": manifest["dimension"], "model": manifest["model"]}
+
+
+def _evaluate(config: Config) -> dict[str, Any]:
+    from ray_apps import evaluate
+
+    return evaluate.run(config)
+
+
+STAGES = {
+    "world": Stage((), ("items", "queries", "qrels", "teacher"), _world),
+    "curate": Stage(("items", "queries", "teacher", "qrels"), ("triplets", "rl_pairs"), _curate),
+    "cold-start": Stage(("triplets", "items"), ("cold_start",), _cold_start),
+    "direct": Stage(("triplets", "rl_pairs", "items"), ("direct",), _direct),
+    "reinforce": Stage(("cold_start", "rl_pairs", "items"), ("model",), _reinforce),
+    "embed": Stage(("items", "model"), ("vectors",), _embed),
+    "index": Stage(("items", "vectors"), ("index",), _index),
+    "evaluate": Stage(("queries", "qrels", "items", "model", "index"), (), _evaluate),
+}
+
+
+def run_stage(name: str, config: Config) -> dict[str, Any]:
+    """Run one stage; say what it read, wrote and how long it took; keep that in run_dir/stages/NAME.json."""
+    stage = STAGES[name]
+    console.print(f"[bold]{name}[/bold] reads {_names(stage.reads, config) or 'nothing'}", highlight=False)
+    started = time.monotonic()
+    result = stage.action(config)
+    seconds = round(time.monotonic() - started, 1)
+    counts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+    said = ", ".join(f"{key} {value}" for key, value in counts.items())
+    wrote = _names(stage.writes, config) or str(_short(config.run_dir / "evaluation.json"))
+    console.print(f"[bold]{name}[/bold] wrote {wrote} in {seconds} s{f' ({said})' if said else ''}", highlight=False)
+    write_json({"seconds": seconds, "counts": counts}, config.run_dir / "stages" / f"{name}.json")
+    return result | {"seconds": seconds}
+
+
+def _names(keys: tuple[str, ...], config: Config) -> str:
+    return ", ".join(str(_short(config.path(key))) for key in keys)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
