@@ -228,7 +228,7 @@ def load_config(file: Path | None, overrides: list[str]) -> Config:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"'{override}' is not an override: write dotted.key=value, as seed=7")
-        _assign(tree, key.split("."), yaml.safe_load(value), override)
+        _assign(tree, key.split("."), _parse(value, f"the value of '{override}'"), override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -253,13 +253,17 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
 def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise ConfigError(f"no configuration file {file}: the ones that ship lie in configs/")
-    try:
-        tree = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from error
+    tree = _parse(file.read_text(), str(file)) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} must hold a mapping of settings, not a {type(tree).__name__}")
     return tree
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what} is not YAML: {error}") from error
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

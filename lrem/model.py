@@ -122,6 +122,8 @@ class ReasoningEmbedder(nn.Module):
             state: weights to write in place of the module's own.
             record: how the model was made, kept beside it as lrem_training.json.
         """
+        if state and self.lm.config.tie_word_embeddings:
+            state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
         with atomic_folder(folder) as part:
             self.lm.save_pretrained(part, state_dict=state)
             self.tokenizer.save_pretrained(part)

@@ -26,6 +26,8 @@ def _check_text(text: str) -> str:
         raise ValueError("is blank: write at least one word")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"has {len(text)} characters: send at most {MAX_CHARACTERS}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds half a surrogate pair: send whole Unicode characters")
     return text
 
 

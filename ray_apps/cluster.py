@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 import torch
+import transformers
 from ray.data import DataContext
 
 from lrem.config import Config
@@ -49,8 +50,9 @@ def cluster(config: Config) -> Iterator[None]:
         configure_logging=False,
         **options,
     )
+    transformers.utils.logging.disable_progress_bar()
     DataContext.get_current().enable_progress_bars = False  # each stage draws its own
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
     finally:

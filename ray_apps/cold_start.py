@@ -4,6 +4,7 @@ Reads triplets, writes a model folder. `objective: direct` trains the baseline o
 reasoning. Holds no formula: lrem.losses does.
 """
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,14 @@ def run(config: Config, stage: ColdStartConfig, out: Path) -> dict[str, Any]:
         raise ValueError(f"{table.num_rows} rows for {stage.workers} workers: lower workers or add data")
     start = out.parent / f".{out.name}.start"
     initial_model(config).save(start)
-    keyed = with_keys(table)
-    with cluster(config):
-        settings = {"stage": stage.model_dump(mode="json"), "start": str(start), "out": str(out)}
-        fit(
-            train,
-            config,
-            settings,
-            ray.data.from_arrow(keyed).random_shuffle(seed=config.seed),
-            stage.workers,
-            out.name,
-        )
+    dataset = with_keys(table)
+    try:
+        with cluster(config):
+            settings = {"stage": stage.model_dump(mode="json"), "start": str(start), "out": str(out)}
+            rows = ray.data.from_arrow(dataset).random_shuffle(seed=config.seed)
+            fit(train, config, settings, rows, stage.workers, out.name)
+    finally:
+        shutil.rmtree(start, ignore_errors=True)
     return {"rows": table.num_rows}
 
 

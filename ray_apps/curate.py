@@ -34,7 +34,11 @@ def run(config: Config) -> dict[str, Any]:
     with cluster(config), progress("curate") as board:
         rows = ray.data.from_arrow(taught.sort_by("query_id")).repartition(-(-taught.num_rows // BATCH))
         judged = rows.map_batches(
-            Curator, fn_constructor_args=(config,), batch_size=BATCH, batch_format="pyarrow", concurrency=1
+            Curator,
+            fn_constructor_args=(config,),
+            batch_size=BATCH,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=1),
         )
         tables = []
         for table in judged.iter_batches(batch_size=None, batch_format="pyarrow"):

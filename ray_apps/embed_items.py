@@ -45,7 +45,7 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
             fn_constructor_args=(str(model),),
             batch_size=config.embed.batch_size,
             batch_format="pyarrow",
-            concurrency=config.embed.actors,
+            compute=ray.data.ActorPoolStrategy(size=config.embed.actors),
             num_gpus=1 if torch.cuda.is_available() else 0,
         )
         done = 0

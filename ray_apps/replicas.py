@@ -1,4 +1,4 @@
-"""The engines of the service, as Ray Serve runs them: reasoner (vLLM), embedder, index shard (Faiss).
+"""The model in the service, as Ray Serve runs it: reasoner (vLLM) and embedder (transformers).
 
 Each blocking engine has one thread of its own, so the event loop stays free to collect the next batch. Knows
 nothing of HTTP.
@@ -11,18 +11,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from ray import serve
 
 from lrem.config import RolloutConfig
-from lrem.index import Hit, load
-from lrem.index.shard import take
 from lrem.model import ReasoningEmbedder, fingerprint
 from ray_apps.rollout import VllmEngine
 
-THREADS = 1  # of torch and of Faiss, in each replica: scale by replicas, never oversubscribe the cores
+THREADS = 1  # of torch in an embedder: scale by replicas, never oversubscribe the cores
 BATCH = 32  # requests that one call of an engine answers together
 BATCH_WAIT_S = 0.004  # how long the first of them waits for others
 
@@ -54,6 +51,7 @@ class Reasoner:
         _require(folder, model)
         self.thread = ThreadPoolExecutor(1)  # the engine is not thread-safe, and binds its cores to one thread
         self.engine = self.thread.submit(VllmEngine, folder, config).result()
+        self.thread.submit(self.engine.reason, ["warm up"]).result()  # seconds that no request should wait for
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
     async def reason(self, batch: list[list[str]]) -> list[list[str]]:
@@ -84,27 +82,15 @@ class Embedder:
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._count, texts, reasonings)
 
     def _queries(self, pairs: list[tuple[str, str | None]]) -> np.ndarray:
-        return self.embedder.encode_queries([query for query, _ in pairs], [reasoning for _, reasoning in pairs])
+        # not asked to think means an empty thought: the form that training taught on easy queries
+        return self.embedder.encode_queries([query for query, _ in pairs], [thought or "" for _, thought in pairs])
 
     def _count(self, texts: list[str], reasonings: list[str | None] | None) -> tuple[int, int]:
         renderer = self.embedder.renderer
         if reasonings is None:
             items = sum(len(renderer.item(text)) for text in texts)
             return items, items
-        prompts = sum(len(renderer.query(text, None)) for text in texts)
-        return prompts, sum(len(renderer.query(*pair)) for pair in zip(texts, reasonings, strict=True))
-
-
-class IndexShard:
-    """The rows of the snapshot that this shard owns."""
-
-    def __init__(self, folder: str, model: str, factory: str, shard: int, shards: int) -> None:
-        # OpenMP keeps its thread count for each calling thread: set it in the one that searches.
-        self.thread = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
-        self.index = take(load(Path(folder), model=model), shard, shards, factory)
-
-    async def search(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
-        """The k best rows of this shard for each vector. vectors: [Q, H] float32."""
-        if len(self.index) == 0:
-            return [[] for _ in vectors]
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self.index.search, vectors, k)
+        prompts = sum(len(renderer.query(text, "")) for text in texts)
+        return prompts, sum(
+            len(renderer.query(text, thought or "")) for text, thought in zip(texts, reasonings, strict=True)
+        )

@@ -112,15 +112,16 @@ def make_engine(model: ReasoningEmbedder, optim: OptimConfig, batch_size: int, s
 
 
 def full_state(engine: Any) -> dict[str, torch.Tensor]:
-    """The language model's whole weights on the CPU, on every rank, whatever the ZeRO stage."""
+    """The language model's whole weights on the CPU, on every rank, whatever the ZeRO stage.
+
+    A tied head is in it under its own name too: vLLM's CPU build keeps a packed copy of it, which goes
+    stale in silence when a weight sync leaves it out (tests/test_rollout.py).
+    """
     import deepspeed
 
     lm = engine.module.lm
     with deepspeed.zero.GatheredParameters(list(lm.parameters()), enabled=engine.zero_optimization_stage() == 3):
-        state = {name: tensor.detach().cpu().clone() for name, tensor in lm.state_dict().items()}
-    if lm.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    return state
+        return {name: tensor.detach().cpu().clone() for name, tensor in lm.state_dict().items()}
 
 
 class Log:

@@ -38,6 +38,23 @@ def save(index: VectorIndex, folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_manifest(folder: Path, model: str | None = None) -> dict[str, Any]:
+    """The manifest alone, without reading vectors: `model`, `dimension`, `count`, `sha256`.
+
+    Raises:
+        SnapshotError: no snapshot there, or it belongs to another model than `model`.
+    """
+    if not (folder / MANIFEST).exists():
+        raise SnapshotError(f"{folder} holds no index snapshot: run `lrem index` first")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if model is not None and manifest["model"] != model:
+        raise SnapshotError(
+            f"{folder} was built with model {manifest['model']}, queries use model {model}: "
+            "run `lrem embed` and `lrem index` with this model"
+        )
+    return dict(manifest)
+
+
 def load(folder: Path, model: str | None = None) -> VectorIndex:
     """Read a snapshot back.
 
@@ -48,14 +65,7 @@ def load(folder: Path, model: str | None = None) -> VectorIndex:
     Raises:
         SnapshotError: no snapshot there, a file was altered or cut, or it belongs to another model.
     """
-    if not (folder / MANIFEST).exists():
-        raise SnapshotError(f"{folder} holds no index snapshot: run `lrem index` first")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    if model is not None and manifest["model"] != model:
-        raise SnapshotError(
-            f"{folder} was built with model {manifest['model']}, queries use model {model}: "
-            "run `lrem embed` and `lrem index` with this model"
-        )
+    manifest = read_manifest(folder, model)
     for name, digest in manifest["sha256"].items():
         if not (folder / name).exists() or _sha256(folder / name) != digest:
             raise SnapshotError(f"{folder / name} is damaged (sha256 differs): run `lrem index` again")

@@ -42,7 +42,7 @@ class VectorIndex:
         norms = np.linalg.norm(vectors, axis=1)
         if not np.allclose(norms, 1, atol=1e-3):
             row = int(np.argmax(~np.isclose(norms, 1, atol=1e-3)))
-            raise ValueError(f"the vector of item '{items['item_id'][row]}' has length {norms[row]}, not 1")
+            raise ValueError(f"the vector of item '{items['item_id'][row]}' has length {norms[row]:.3f}, not 1")
         try:
             index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
             index.train(vectors)

@@ -1,0 +1,53 @@
+"""What many tests share: a tiny model made on the fly, and free ports."""
+
+import os
+import random
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from lrem.config import ModelConfig
+from lrem.model import ReasoningEmbedder
+from lrem.tokenizer import train_tokenizer
+
+TITLES = [
+    f"{colour} {material} {kind}"
+    for colour in ("red", "blue", "green", "black")
+    for material in ("wool", "linen", "silk")
+    for kind in ("coat", "shirt", "scarf", "hat")
+]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ReasoningEmbedder:
+    """A 0.1 M parameter model with random weights; head size 32, as vLLM on a CPU needs."""
+    tokenizer = train_tokenizer([f" {title}, winter" for title in TITLES], 400)
+    config = ModelConfig(hidden_size=64, intermediate_size=96, layers=2, heads=2, kv_heads=2)
+    return ReasoningEmbedder.from_config(config, tokenizer, seed=11)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny: ReasoningEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, saved."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny.save(folder)
+    return folder
+
+
+def _pick_port() -> int:
+    """Below the ports that the system hands out and above Ray's workers: nobody takes it before we do."""
+    for port in random.SystemRandom().sample(range(20000, 32000), 50):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise OSError("no free port between 20000 and 32000")
+
+
+@pytest.fixture(scope="session")
+def new_port() -> Callable[[], int]:
+    """Gives a port that nothing listens on, another one at each call."""
+    return _pick_port

@@ -1,0 +1,91 @@
+"""The command line as a person meets it: help, dry run, mistakes, Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lrem.world import make_world
+
+LREM = [sys.executable, "-m", "ray_apps.cli"]
+COMMANDS = ("world", "curate", "cold-start", "reinforce", "embed", "index", "search", "evaluate", "serve", "demo")
+
+
+def lrem(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*LREM, *words], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_lists_every_command() -> None:
+    done = lrem("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_dry_run_prints_the_resolved_tree(tmp_path: Path) -> None:
+    done = lrem("cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", "seed=7", "--dry-run")
+    assert done.returncode == 0
+    tree = yaml.safe_load(done.stdout)
+    assert (tree["seed"], tree["world"]["products"]) == (7, 600)
+    assert tree["paths"]["triplets"] == str(tmp_path / "curated/triplets.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["world", "seeed=7"], 2, "did you mean 'seed'"),
+        (["world", "--config", "none.yaml"], 2, "configs/"),
+        (["world", "--sed"], 2, "--sed"),
+        (["curate", "run_dir=/nonexistent/run"], 1, "queries.parquet does not exist"),
+        (["index", "run_dir=/nonexistent/run"], 1, "items.parquet does not exist"),
+        (["serve", "run_dir=/nonexistent/run"], 1, "train a model"),
+    ],
+)
+def test_mistakes_end_in_one_line(words: list[str], code: int, message: str) -> None:
+    done = lrem(*words)
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    assert message in " ".join(said.split())
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, number: signal.Signals) -> None:
+    """Stopped in the midst of training: exit 130, no model folder, no temporary folder."""
+    make_world(0, 600, 300, 50).write(tmp_path / "world")
+    write_triplets(tmp_path)
+    words = ["cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", "cold_start.epochs=400"]
+    with subprocess.Popen([*LREM, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        log = tmp_path / "logs/cold_start.jsonl"
+        deadline = time.monotonic() + 180
+        while process.poll() is None and time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
+            time.sleep(0.5)
+        assert log.exists(), "training did not begin within 180 s"
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, said[-3000:]
+    assert not (tmp_path / "cold_start").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith((".tmp", ".start"))]
+
+
+def write_triplets(run: Path) -> None:
+    import pyarrow as pa
+
+    from lrem.files import write_parquet
+    from lrem.schema import TRIPLETS
+
+    rows = [
+        {
+            "query_id": f"q{i}",
+            "query": f"hat {i % 7}",
+            "reasoning": "wool",
+            "item_id": f"p{i}",
+            "title": f"wool hat {i}",
+        }
+        for i in range(256)
+    ]
+    write_parquet(pa.Table.from_pylist(rows, TRIPLETS), run / "curated/triplets.parquet")

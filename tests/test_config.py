@@ -1,0 +1,60 @@
+"""One tree of settings: overrides, unknown keys, paths."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lrem.config import Config, ConfigError, known_keys, load_config, to_yaml
+
+SHIPPED = sorted(Path("configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_files_load_and_come_back(file: Path, tmp_path: Path) -> None:
+    config = load_config(file, [])
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(config))
+    assert load_config(copy, []) == config
+
+
+def test_overrides_win_and_are_typed() -> None:
+    config = load_config(Path("configs/demo.yaml"), ["seed=7", "cold_start.optim.lr=1e-3", "curate.banned=[knife]"])
+    assert (config.seed, config.cold_start.optim.lr, config.curate.banned) == (7, 1e-3, ["knife"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cold_start.temprature=1", "did you mean 'cold_start.temperature'"),
+        ("lr=1", "did you mean 'cold_start.optim.lr'"),
+        ("cold_start.epochs=none", "cold_start.epochs"),
+        ("cold_start.optim.zero_stage=4", "zero_stage"),
+        ("seed", "dotted.key=value"),
+        ("seed.deeper.still=1", "seed"),
+        ("a=[1", "not YAML"),
+    ],
+)
+def test_what_is_wrong_is_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(Path("configs/demo.yaml"), [override])
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="configs/"):
+        load_config(tmp_path / "none.yaml", [])
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="mapping"):
+        load_config(tmp_path / "list.yaml", [])
+
+
+def test_paths_lie_under_the_run_unless_given(tmp_path: Path) -> None:
+    config = load_config(None, [f"run_dir={tmp_path}", "paths.items=shop.parquet"])
+    assert config.path("model") == tmp_path / "model"
+    assert config.path("items") == Path.cwd() / "shop.parquet"
+    assert yaml.safe_load(to_yaml(config))["paths"]["model"] == str(tmp_path / "model")
+
+
+def test_every_key_is_known() -> None:
+    assert {"seed", "reinforce.optim.lr", "serve.port"} <= set(known_keys())
+    assert load_config(None, []) == Config.model_validate({})

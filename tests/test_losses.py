@@ -1,0 +1,151 @@
+"""Losses against numbers worked out by hand, and two ranks against one."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from lrem.config import ModelConfig
+from lrem.distributed import gather
+from lrem.losses import Clip, clip_fraction, group_advantage, info_nce, policy_gradient, ratio, sft
+from lrem.model import ReasoningEmbedder, pad
+from lrem.tokenizer import train_tokenizer
+
+KEYS = torch.arange(3)
+
+
+def test_sft_is_the_mean_over_scored_tokens() -> None:
+    log_probs = torch.log(torch.tensor([[0.5, 0.25, 0.9], [0.125, 1.0, 1.0]]))
+    scored = torch.tensor([[True, True, False], [True, False, False]])
+    expected = (math.log(2) + math.log(4) + math.log(8)) / 3
+    assert sft(log_probs, scored).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_info_nce_by_hand() -> None:
+    """Similarities [[.8, .6], [0, 1]] at τ = .5: the mean of log(1 + e^(-.4)) and log(1 + e^(-2))."""
+    queries = torch.tensor([[0.8, 0.6], [0.0, 1.0]])
+    items = torch.eye(2)
+    loss = info_nce(queries, items, torch.arange(2), torch.arange(2), torch.arange(2), 0.5)
+    expected = (math.log(1 + math.exp(-0.4)) + math.log(1 + math.exp(-2))) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_same_item_and_the_same_query_are_no_negatives() -> None:
+    """Rows 0 and 1 share their item, rows 0 and 2 their query: row 0 has no negative left, its loss is 0."""
+    vectors = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.manual_seed(1)), dim=1)
+    query_keys, item_keys = torch.tensor([7, 8, 7]), torch.tensor([1, 1, 2])
+    alone = info_nce(vectors[:1], vectors, torch.tensor([0]), query_keys, item_keys, 0.1)
+    assert alone.item() == 0.0
+    row_1 = info_nce(vectors[1:2], vectors, torch.tensor([1]), query_keys, item_keys, 0.1)
+    similarities = vectors[1] @ vectors.T / 0.1
+    expected = torch.logsumexp(similarities[1:], 0) - similarities[1]
+    assert row_1.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_many_queries_may_want_one_item() -> None:
+    """The RL stage: G reasonings of a query share its item, and both count."""
+    queries = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.0, 1.0]])
+    loss = info_nce(queries, torch.eye(2), torch.tensor([0, 0, 1, 1]), torch.arange(2), torch.arange(2), 1.0)
+    rows = [math.log(1 + math.exp(d)) for d in (-1.0, 0.2, -1.0, -1.0)]
+    assert loss.item() == pytest.approx(sum(rows) / 4, abs=1e-6)
+
+
+def test_group_advantage_by_hand() -> None:
+    advantages = group_advantage(torch.tensor([[1.0, 2.0, 3.0, 6.0], [0.3, 0.3, 0.3, 0.3]]))
+    deviation = math.sqrt((4 + 1 + 0 + 9) / 4)
+    assert advantages[0].tolist() == pytest.approx([-2 / deviation, -1 / deviation, 0, 3 / deviation], abs=1e-6)
+    assert advantages[1].tolist() == [0, 0, 0, 0]
+
+
+def test_ratio_of_tokens_and_of_the_sequence() -> None:
+    log_probs, old = torch.log(torch.tensor([[0.6, 0.2, 0.9]])), torch.log(torch.tensor([[0.3, 0.4, 0.1]]))
+    scored = torch.tensor([[True, True, False]])
+    assert ratio(log_probs, old, scored)[0].tolist() == pytest.approx([2.0, 0.5, 1.0])
+    assert ratio(log_probs, old, scored, "sequence")[0].tolist() == pytest.approx([1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("advantage", "expected"),
+    [(1.0, -(1.2 + 0.5) / 2), (-1.0, (2.0 + 0.8) / 2)],  # the clip bites where it would gain
+)
+def test_policy_gradient_clips_the_gain(advantage: float, expected: float) -> None:
+    log_probs, old = torch.log(torch.tensor([[0.6, 0.2]])), torch.log(torch.tensor([[0.3, 0.4]]))
+    scored = torch.ones(1, 2, dtype=torch.bool)
+    loss = policy_gradient(log_probs, old, torch.tensor([advantage]), scored)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert clip_fraction(log_probs, old, scored).item() == 1.0
+
+
+def test_on_policy_gradient_is_the_advantage_times_the_score() -> None:
+    log_probs = torch.log(torch.tensor([[0.5, 0.25], [0.1, 0.3]])).requires_grad_()
+    scored = torch.tensor([[True, True], [True, False]])
+    policy_gradient(log_probs, log_probs.detach(), torch.tensor([2.0, -1.0]), scored).backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == pytest.approx([pytest.approx([-2 / 3, -2 / 3]), pytest.approx([1 / 3, 0.0])])
+
+
+def test_sequence_level_counts_every_sequence_once() -> None:
+    log_probs = torch.log(torch.tensor([[0.5, 0.5], [0.5, 0.5]])).requires_grad_()
+    scored = torch.tensor([[True, True], [True, False]])
+    policy_gradient(log_probs, log_probs.detach(), torch.ones(2), scored, Clip("sequence")).backward()
+    assert log_probs.grad is not None
+    # d/dlog p of the sequence's ratio reaches each of its tokens whole
+    assert log_probs.grad.tolist() == [pytest.approx([-0.5, -0.5]), pytest.approx([-0.5, 0.0])]
+
+
+TITLES = ["red wool coat", "blue linen shirt", "green tea", "black coffee", "iron kettle", "oak chair", "silk scarf"]
+REASONINGS = ["coat, wool", "", "leaf", "bean, roast, dark", "boil", "seat", "neck, soft"]
+
+
+def joint_gradient(rows: list[int], model: ReasoningEmbedder) -> torch.Tensor:
+    """Gradient of all three losses together, averaged over ranks as data-parallel training does."""
+    renderer = model.renderer
+    prompts = [renderer.query_prompt(TITLES[-1 - i]) for i in rows]
+    ids = [renderer.query(TITLES[-1 - i], REASONINGS[i]) for i in rows]
+    queries = pad(ids, [(len(p), len(row)) for p, row in zip(prompts, ids, strict=True)])
+    encoded, items = model(queries, pad([renderer.item(TITLES[i]) for i in rows]))
+    item_keys = torch.tensor([i % 5 for i in rows])  # 0 and 5, 1 and 6 are the same product
+    old = encoded.log_probs.detach() + 0.1 * torch.tensor([[float(i % 3 - 1)] for i in rows])
+    advantages = torch.tensor([float(i - 3) for i in rows])
+    loss = (
+        info_nce(encoded.embeddings, items, torch.arange(len(rows)), torch.tensor(rows), item_keys, 0.05)
+        + 0.3 * sft(encoded.log_probs, queries.scored)
+        + 0.7 * policy_gradient(encoded.log_probs, old, advantages, queries.scored)
+    )
+    model.zero_grad()
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    if dist.is_initialized():
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
+    return gradient
+
+
+def tiny_model() -> ReasoningEmbedder:
+    tokenizer = train_tokenizer([f" {text}" for text in TITLES + REASONINGS], 400)
+    config = ModelConfig(hidden_size=32, intermediate_size=48, layers=2, heads=2, kv_heads=1)
+    return ReasoningEmbedder.from_config(config, tokenizer, seed=5)
+
+
+def _rank(rank: int, shares: list[list[int]], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    assert gather(torch.tensor(shares[rank])).tolist() == shares[0] + shares[1]
+    gradient = joint_gradient(shares[rank], tiny_model())
+    if rank == 0:
+        torch.save(gradient, f"{folder}/gradient.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shares", [[[0, 1, 2], [3, 4, 5]], [[0, 1, 2, 3, 4], [5, 6]]], ids=["even", "uneven"])
+def test_two_ranks_give_the_gradient_of_one(tmp_path: Path, shares: list[list[int]]) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    mp.spawn(_rank, args=(shares, str(tmp_path)), nprocs=2)
+    two = torch.load(tmp_path / "gradient.pt")
+    one = joint_gradient(shares[0] + shares[1], tiny_model())
+    assert ((two - one).norm() / one.norm()).item() < 1e-5
+    assert one.norm().item() > 0.1
