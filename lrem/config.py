@@ -151,6 +151,7 @@ class ServeConfig(Section):
     port: int = 8000
     shards: int = Field(1, ge=1)
     timeout_s: float = 60.0  # of one request
+    examples: list[str] = Field(default_factory=list)  # queries that the page offers
 
 
 class PathsConfig(Section):

@@ -113,13 +113,9 @@ def search(
 @app.command()
 def evaluate(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Score BM25, direct, cold start and LREM on the test queries, and the overrides."""
-    from lrem.evaluation.report import table
+    from lrem.evaluation.report import print_tables
 
-    settings = _load(config, overrides, dry_run)
-    report = run_stage("evaluate", settings)
-    console.print(table("systems", report["systems"], report["k"]))
-    if report["overrides"]:
-        console.print(table("override of the reasoning", report["overrides"], report["k"]))
+    print_tables(console, run_stage("evaluate", _load(config, overrides, dry_run)))
 
 
 @app.command()

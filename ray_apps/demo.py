@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from lrem.config import Config
-from lrem.evaluation.report import plot, table
+from lrem.evaluation.report import plot, print_tables
 from lrem.files import write_json
 from lrem.model import RECORD
 from ray_apps import serve
@@ -29,7 +29,7 @@ def run(config: Config) -> None:
         results = {name: run_stage(name, config) for name in ORDER}
         report = assemble(config, results)
         started = time.monotonic()
-        address = serve.start(config)
+        address = serve.start(_with_examples(config, results["evaluate"]["examples"]))
         report["seconds"]["serve"] = round(time.monotonic() - started, 1)
         try:
             _finish(config, report, results["evaluate"]["examples"], address)
@@ -38,6 +38,12 @@ def run(config: Config) -> None:
                 signal.pause()
         finally:
             serve.stop()
+
+
+def _with_examples(config: Config, examples: list[dict[str, Any]]) -> Config:
+    """The page offers the three questions."""
+    queries = [example["query"] for example in examples]
+    return config.model_copy(update={"serve": config.serve.model_copy(update={"examples": queries})})
 
 
 def assemble(config: Config, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -75,8 +81,7 @@ def _finish(config: Config, report: dict[str, Any], examples: list[dict[str, Any
     report["examples"] = [_ask(example, address) for example in examples]
     write_json(report, config.run_dir / "report.json")
     plot(report, config.run_dir / "report.png")
-    console.print(table("systems", report["systems"], report["k"]))
-    console.print(table("override of the reasoning", report["overrides"], report["k"]))
+    print_tables(console, report)
     total = sum(report["seconds"].values())
     console.print(f"{config.run_dir / 'report.json'}, report.png; {total:.0f} s in all", highlight=False)
 

@@ -5,6 +5,7 @@ Knows the contract (api.py) and Serve handles; does not know the engines behind 
 
 import asyncio
 import base64
+import html
 import time
 from collections.abc import Awaitable
 from pathlib import Path
@@ -57,6 +58,11 @@ def _encode(vector: np.ndarray, encoding: str) -> list[float] | str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
+def _page(examples: list[str]) -> str:
+    buttons = (f'<li><button type="button">{html.escape(query)}</button></li>' for query in examples)
+    return PAGE.read_text().replace("<!-- examples -->", "\n    ".join(buttons))
+
+
 app = FastAPI(title="LREM", description="A search that thinks before it embeds.")
 api.install_errors(app)
 
@@ -72,10 +78,11 @@ class Ingress:
         reasoner: DeploymentHandle,
         embedder: DeploymentHandle,
         shards: list[DeploymentHandle],
+        examples: list[str],
     ) -> None:
         self.model, self.timeout_s, self.created = model, timeout_s, int(time.time())
         self.reasoner, self.embedder, self.shards = reasoner, embedder, shards
-        self.page = PAGE.read_text()
+        self.page = _page(examples)
 
     @app.post("/v1/search", responses=api.ERRORS)
     async def search(self, request: api.SearchRequest) -> api.SearchAnswer:

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 POLL_S = 0.5
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 class Board:

@@ -57,6 +57,7 @@ def build(config: Config) -> serve.Application:
         reasoner.bind(folder, model, config.rollout),
         _deployment(Embedder, 1).bind(folder, model),
         shards,
+        config.serve.examples,
     )
 
 

@@ -58,5 +58,5 @@ def test_table_and_plot(tmp_path: Path) -> None:
     console.print(table("systems", report["systems"], report["k"]))
     text = console.export_text()
     assert "HitRate@30 / Precision@10" in text
-    assert "25.4 / 50.0" in text
+    assert "25.4/50.0" in text
     assert plot(report, tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -68,7 +68,11 @@ def build_world(folder: Path, port: int, seed: int = 0) -> Config:
     )
     save(VectorIndex.build(items, embedder.encode_items(TITLES), model), folder / "index")
     return Config.model_validate(
-        {"run_dir": folder, "serve": {"port": port, "shards": 2}, "ray": {"start_timeout_s": 240}}
+        {
+            "run_dir": folder,
+            "serve": {"port": port, "shards": 2, "examples": ["tea & <pot>"]},
+            "ray": {"start_timeout_s": 240},
+        }
     )
 
 
@@ -281,6 +285,7 @@ def test_models_health_page_and_docs(served: Served) -> None:
     page = served.http.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert '<form id="form" role="search">' in page.text
+    assert "tea &amp; &lt;pot&gt;" in page.text  # serve.examples, as text
     assert "innerHTML" not in page.text
     assert "http" not in page.text.replace("httpx", ""), "the page must not load anything from elsewhere"
     assert served.http.get("/docs").status_code == 200
@@ -291,7 +296,7 @@ def test_a_late_phase_is_named(served: Served) -> None:
     """The same replicas behind a second ingress that has no time."""
     names = ("Reasoner", "Embedder", "IndexShard0")
     reasoner, embedder, shard = (ray_serve.get_deployment_handle(name, serve.APP) for name in names)
-    hasty = ray_serve.deployment(Ingress).bind(served.index.model, 0.001, reasoner, embedder, [shard])
+    hasty = ray_serve.deployment(Ingress).bind(served.index.model, 0.001, reasoner, embedder, [shard], [])
     ray_serve.run(hasty, name="hasty", route_prefix="/hasty")
     try:
         for reason, phase in (("always", "reason"), ("never", "embed")):

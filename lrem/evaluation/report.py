@@ -3,17 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from lrem.files import atomic_file
 
 CATEGORIES = ("question", "alternative", "negative", "knowledge", "easy", "hard", "all")
-NAMES = {
-    "bm25": "BM25",
-    "direct": "direct embedding",
-    "cold_start": "LREM, cold start",
-    "lrem": "LREM, cold start + RL",
-}
+NAMES = {"bm25": "BM25", "direct": "direct", "cold_start": "LREM cold start", "lrem": "LREM + RL"}
 
 Scores = dict[str, dict[str, dict[str, float]]]  # system → category → metric → share
 
@@ -22,13 +18,36 @@ def table(title: str, scores: Scores, k: dict[str, int]) -> Table:
     """Rows are systems, columns categories; a cell is HitRate / Precision in percent."""
     columns = [c for c in CATEGORIES if any(c in row for row in scores.values())]
     grid = Table(title=f"{title}: HitRate@{k['hit_rate']} / Precision@{k['precision']}, %")
-    grid.add_column("")
+    grid.add_column("", no_wrap=True)
     for column in columns:
-        grid.add_column(column, justify="right")
+        grid.add_column(column, justify="right", no_wrap=True)
     for name, row in scores.items():
-        cells = (f"{100 * row[c]['hit_rate']:.1f} / {100 * row[c]['precision']:.1f}" for c in columns)
+        cells = (f"{100 * row[c]['hit_rate']:.1f}/{100 * row[c]['precision']:.1f}" for c in columns)
         grid.add_row(NAMES.get(name, name), *cells)
     return grid
+
+
+def saturation(scores: Scores, k: int) -> str | None:
+    """What to say where k cannot tell the systems apart: the best HitRate@k lies outside 40 to 90 %.
+
+    >>> saturation({"a": {"all": {"hit_rate": 0.95, "precision": 1.0}}}, 30)
+    'the best HitRate@30 is 95.0 %, outside 40 to 90 %: choose a smaller evaluate.k'
+    """
+    best = max(row["all"]["hit_rate"] for row in scores.values())
+    if 0.4 <= best <= 0.9:
+        return None
+    size = "smaller" if best > 0.9 else "larger"
+    return f"the best HitRate@{k} is {100 * best:.1f} %, outside 40 to 90 %: choose a {size} evaluate.k"
+
+
+def print_tables(console: Console, report: dict[str, Any]) -> None:
+    """The systems, the overrides, and the note on k."""
+    console.print(table("systems", report["systems"], report["k"]))
+    if report["overrides"]:
+        console.print(table("override of the reasoning", report["overrides"], report["k"]))
+    note = saturation(report["systems"], report["k"]["hit_rate"])
+    if note:
+        console.print(f"note: {note}", highlight=False)
 
 
 def plot(report: dict[str, Any], path: Path) -> Path:
