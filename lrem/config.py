@@ -27,6 +27,7 @@ class RayConfig(Section):
     address: str | None = None  # None: RAY_ADDRESS if set (as in a job), else a local Ray for this command
     num_cpus: int = Field(8, ge=4)  # a local Ray's logical CPUs: only a count, fewer and actors wait for ever
     object_store_mb: int = Field(512, ge=100)  # a local Ray's
+    gpus: int | None = Field(None, ge=0)  # None: those the cluster has now; else what it can scale to
     start_timeout_s: float = 180.0  # for actors and replicas to come up
 
 
@@ -39,10 +40,9 @@ class WorldConfig(Section):
 
 
 class ModelConfig(Section):
-    """`source` names a Hugging Face model or folder; without it a small Qwen2 of these sizes is made."""
+    """`source` names a Hugging Face model or folder; without it a small Qwen2 of the sizes below is made."""
 
     source: str | None = None
-    template: Literal["compact", "chat"] = "compact"
     vocab_size: int = Field(2048, ge=300)
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -74,7 +74,7 @@ class OptimConfig(Section):
 
 
 class ColdStartConfig(Section):
-    """Stage 1. `objective: direct` trains the baseline: no reasoning, InfoNCE alone."""
+    """Stage 1. `objective: direct` means no reasoning and InfoNCE alone."""
 
     objective: Literal["joint", "direct"] = "joint"
     workers: int = Field(2, ge=1)
@@ -84,6 +84,18 @@ class ColdStartConfig(Section):
     sft_weight: float = 0.1
     info_nce_weight: float = 1.0
     optim: OptimConfig = OptimConfig()
+
+
+class DirectConfig(ColdStartConfig):
+    """The baseline: the same trainer without reasoning."""
+
+    objective: Literal["joint", "direct"] = "direct"
+
+
+class ReinforceOptimConfig(OptimConfig):
+    """A tenth of stage 1's learning rate (paper)."""
+
+    lr: float = Field(1e-6, gt=0)
 
 
 class RewardWeights(Section):
@@ -109,7 +121,7 @@ class ReinforceConfig(Section):
     ratio: Literal["token", "sequence"] = "token"  # one long sample must not swing a step; paper: sequence
     clip_low: float = 0.2
     clip_high: float = 0.2
-    optim: OptimConfig = OptimConfig(lr=1e-6)
+    optim: ReinforceOptimConfig = ReinforceOptimConfig()
 
 
 class RolloutConfig(Section):
@@ -118,6 +130,7 @@ class RolloutConfig(Section):
     actors: int = Field(1, ge=1)
     temperature: float = Field(1.0, gt=0)  # of training rollouts; 1 samples the policy itself
     slack: int = Field(8, ge=3)  # tokens beyond the budget before a sample is cut: r_length must be reachable
+    dtype: Literal["float32", "bfloat16"] = "float32"  # as the trainer's, or the ratio is not 1 on-policy
     kv_cache_gib: int = Field(1, ge=1)
     max_model_len: int = 256
     timeout_s: float = 300.0  # for one call of an actor
@@ -188,7 +201,7 @@ DEFAULT_PATHS = {
 class Config(Section):
     """Everything a run is told."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     run_dir: Path = Path("runs/demo")
     paths: PathsConfig = PathsConfig()
     ray: RayConfig = RayConfig()
@@ -196,7 +209,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     curate: CurateConfig = CurateConfig()
     cold_start: ColdStartConfig = ColdStartConfig()
-    direct: ColdStartConfig = ColdStartConfig(objective="direct")
+    direct: DirectConfig = DirectConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
     rollout: RolloutConfig = RolloutConfig()
     embed: EmbedConfig = EmbedConfig()
@@ -208,7 +221,7 @@ class Config(Section):
     @classmethod
     def _resolve(cls, tree: dict[str, Any]) -> dict[str, Any]:
         """Absolute paths: a Ray worker's working directory is not the caller's."""
-        run_dir = Path(tree.get("run_dir", "runs/demo")).absolute()
+        run_dir = Path(tree.get("run_dir") or "runs/demo").absolute()
         given = {key: Path(value).absolute() for key, value in (tree.get("paths") or {}).items() if value}
         paths = {name: run_dir / path for name, path in DEFAULT_PATHS.items()} | given
         return tree | {"run_dir": run_dir, "paths": paths}
@@ -254,7 +267,7 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
 def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise ConfigError(f"no configuration file {file}: the ones that ship lie in configs/")
-    tree = _parse(file.read_text(), str(file)) or {}
+    tree = _parse(file.read_text(encoding="utf-8"), str(file)) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} must hold a mapping of settings, not a {type(tree).__name__}")
     return tree

@@ -1,6 +1,6 @@
 """Atomic writing: a reader sees the old artefact or the whole new one, never a part.
 
-Knows only local paths; object stores come through fsspec where a stage reads them.
+Knows local and mounted paths alone.
 """
 
 import json
@@ -36,15 +36,20 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; it takes the name `path` only if the block succeeds.
 
-    An older folder of that name is moved aside first and deleted last, so a kill leaves one of the two.
+    An older folder of that name is moved aside first, put back if the new one cannot take its place, and
+    deleted last.
     """
     part, old = _sibling(path), _sibling(path)
     part.mkdir()
     try:
         yield part
-        if path.exists():
-            os.rename(path, old)
-        os.rename(part, path)
+        try:
+            if path.exists():
+                os.rename(path, old)
+            os.rename(part, path)
+        finally:
+            if old.exists() and not path.exists():
+                os.rename(old, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -60,5 +65,5 @@ def write_parquet(table: pa.Table, path: Path) -> Path:
 def write_json(value: Any, path: Path) -> Path:
     """Write indented JSON atomically; returns `path`."""
     with atomic_file(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return path

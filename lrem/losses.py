@@ -74,6 +74,11 @@ def group_advantage(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:
     return torch.where(deviation > epsilon, centred / deviation.clamp(min=epsilon), torch.zeros_like(centred))
 
 
+def global_loss(share: Tensor) -> float:
+    """The loss over the global batch, from each rank's share: for the log."""
+    return (total(share) / world_size()).item()
+
+
 class Clip(NamedTuple):
     """How the ratio is taken (`token` or `sequence`) and clipped, to [1 − low, 1 + high]."""
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    AddedToken,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -25,7 +26,7 @@ from transformers import (
 
 from lrem.config import ModelConfig
 from lrem.files import atomic_folder
-from lrem.template import CHAT, CLOSE, EMB, FILE, TEMPLATES, THINK, Renderer, Template
+from lrem.template import CHAT, CLOSE, COMPACT, EMB, FILE, THINK, Renderer, Template
 
 RECORD = "lrem_training.json"
 
@@ -79,7 +80,7 @@ class ReasoningEmbedder(nn.Module):
 
     @classmethod
     def from_config(cls, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> "ReasoningEmbedder":
-        """A small Qwen2 with fresh weights, its template's compact form, and the given tokenizer."""
+        """A small Qwen2 with fresh weights, the compact template and the given tokenizer."""
         torch.manual_seed(seed)
         lm = Qwen2ForCausalLM(
             Qwen2Config(
@@ -96,7 +97,7 @@ class ReasoningEmbedder(nn.Module):
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        return cls(lm, tokenizer, TEMPLATES[config.template])
+        return cls(lm, tokenizer, COMPACT)
 
     @classmethod
     def load(cls, source: str | Path, dtype: torch.dtype = torch.float32) -> "ReasoningEmbedder":
@@ -128,7 +129,7 @@ class ReasoningEmbedder(nn.Module):
             self.lm.save_pretrained(part, state_dict=state)
             self.tokenizer.save_pretrained(part)
             self.template.save(part)
-            (part / RECORD).write_text(json.dumps(record or {}, indent=2) + "\n")
+            (part / RECORD).write_text(json.dumps(record or {}, indent=2) + "\n", encoding="utf-8")
         return fingerprint(folder)
 
     @property
@@ -187,31 +188,35 @@ def _pool(hidden: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _add_tokens(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    added = tokenizer.add_special_tokens({"extra_special_tokens": [THINK, CLOSE, EMB]})
+    known = tokenizer.get_vocab()
+    missing = [token for token in (THINK, CLOSE, EMB) if token not in known]
+    # add_tokens, not add_special_tokens: that one would demote the special tokens the model came with
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in missing], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    weights = lm.get_input_embeddings().weight
-    mean = weights.detach().mean(0)
-    if len(tokenizer) > weights.shape[0]:
+    mean = lm.get_input_embeddings().weight.detach().mean(0)
+    if len(tokenizer) > lm.get_input_embeddings().weight.shape[0]:
         lm.resize_token_embeddings(len(tokenizer))
-    if added:
-        ids = tokenizer.convert_tokens_to_ids([THINK, CLOSE, EMB])
-        with torch.no_grad():
-            lm.get_input_embeddings().weight[ids] = mean
+    ids = tokenizer.convert_tokens_to_ids(missing)
+    with torch.no_grad():
+        lm.get_input_embeddings().weight[ids] = mean
+        if not lm.config.tie_word_embeddings:
+            head = lm.get_output_embeddings().weight
+            head[ids] = head.mean(0)
 
 
 def fingerprint(folder: Path) -> str:
-    """A short hash of the weights, the tokenizer and the template: what an embedding depends on.
+    """A short hash of the weights, the configuration, the tokenizer and the template.
 
     Raises:
         FileNotFoundError: the folder holds no safetensors.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
         raise FileNotFoundError(f"{folder} holds no *.safetensors: train a model or pass its folder")
     digest = hashlib.sha256()
-    for file in [*files, folder / "tokenizer.json", folder / FILE]:
+    for file in [*weights, *(folder / name for name in ("config.json", "tokenizer.json", FILE))]:
         if file.exists():
             with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+                digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -56,7 +56,6 @@ CHAT = Template(
     item_prefix="<|im_start|>system\nYou understand the products of an online shop.<|im_end|>\n<|im_start|>user\nItem:",
     item_suffix="<|im_end|>\n<|im_start|>assistant\n",
 )
-TEMPLATES = {"compact": COMPACT, "chat": CHAT}
 
 
 class Parsed(NamedTuple):
@@ -80,9 +79,11 @@ class Renderer:
         if missing:
             raise ValueError(f"the tokenizer has no token {missing}: load the model with ReasoningEmbedder.load")
         self.think, self.close, self.emb = (vocabulary[token] for token in (THINK, CLOSE, EMB))
-        self.special = set(tokenizer.all_special_ids) | {self.think, self.close, self.emb}
-        control = sorted({*tokenizer.all_special_tokens, THINK, CLOSE, EMB}, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, control)))
+        self.special = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
+        self.special |= {self.think, self.close, self.emb}
+        control = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens, THINK, CLOSE, EMB}
+        longest_first = sorted(control, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)))
         self._query = self._encode(template.query_prefix), self._encode(template.query_suffix)
         self._item = self._encode(template.item_prefix), self._encode(template.item_suffix)
 

@@ -8,10 +8,11 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from lrem.config import Config, ConfigError, load_config, to_yaml
-from lrem.index import SnapshotError
+from lrem.index import BuildError, SnapshotError
 from lrem.schema import DataError
 from ray_apps.progress import console
 from ray_apps.stages import run_stage
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Large Reasoning Embedding Models: retrieval that thinks first.",
 )
 
+errors = Console(stderr=True, soft_wrap=True)
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value …")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
@@ -99,15 +101,19 @@ def index(
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(help="What a shopper would type.")],
-    url: Annotated[str, typer.Option(help="Address of a running `lrem serve`.")] = "http://127.0.0.1:8000",
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    url: Annotated[str | None, typer.Option(help="Address of a running `lrem serve` (serve.host, serve.port).")] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
     reason: Annotated[bool, typer.Option(help="Think first, or embed the query at once.")] = True,
 ) -> None:
     """Ask a running application."""
     from ray_apps.client import search as ask
     from ray_apps.client import show
+    from ray_apps.serve import base_url
 
-    show(ask(url, query, k, "always" if reason else "never"))
+    settings = load_config(config, overrides or [])
+    show(ask(url or base_url(settings), query, k, "always" if reason else "never"))
 
 
 @app.command()
@@ -158,10 +164,10 @@ def _guard(command: Callable[..., Any]) -> int:
         return command(standalone_mode=False) or 0
     except ConfigError as error:
         return _fail(error, 2)
-    except (DataError, SnapshotError, FileNotFoundError, TimeoutError, ConnectionError) as error:
+    except (DataError, SnapshotError, BuildError, FileNotFoundError, TimeoutError, ConnectionError) as error:
         return _fail(error, 1)
     except (KeyboardInterrupt, typer.Abort):
-        console.print("stopped; what was being written has been discarded")
+        errors.print("stopped; nothing is left half written")
         return 130
     except typer.Exit as end:
         return end.exit_code
@@ -173,7 +179,7 @@ def _guard(command: Callable[..., Any]) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+    errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, emoji=False)
     return code
 
 

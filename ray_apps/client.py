@@ -4,10 +4,11 @@ from typing import Any
 
 import httpx
 from rich.table import Table
+from rich.text import Text
 
 from ray_apps.progress import console
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 65.0  # longer than the server's own: its answer says which phase was late
 
 
 def search(url: str, query: str, k: int, reason: str) -> dict[str, Any]:
@@ -16,21 +17,25 @@ def search(url: str, query: str, k: int, reason: str) -> dict[str, Any]:
     Raises:
         ConnectionError: nobody answers at `url`, or the answer is an error; the message says which.
     """
+    body = {"query": query, "k": k, "reason": reason}
     try:
-        answer = httpx.post(f"{url}/v1/search", json={"query": query, "k": k, "reason": reason}, timeout=TIMEOUT_S)
-    except httpx.TransportError as error:
+        answer = httpx.post(f"{url.rstrip('/')}/v1/search", json=body, timeout=TIMEOUT_S)
+    except httpx.TimeoutException as error:
+        raise ConnectionError(f"{url} did not answer within {TIMEOUT_S:.0f} s: see the log of `lrem serve`") from error
+    except (httpx.TransportError, httpx.InvalidURL) as error:
         raise ConnectionError(f"no answer from {url} ({error}): start it with `lrem serve`, or pass --url") from error
-    if answer.status_code != 200:
-        raise ConnectionError(f"{url} answered {answer.status_code}: {answer.text}")
+    if answer.status_code != 200 or "results" not in answer.text:
+        raise ConnectionError(f"{url} answered {answer.status_code}: {answer.text[:500]}")
     return dict(answer.json())
 
 
 def show(answer: dict[str, Any]) -> None:
     """Print the reasoning and the items of an answer."""
     for result in answer["results"]:
-        console.print(f"[bold]{result['query']}[/bold]  thinks: {result['reasoning'] or '(nothing)'}", highlight=False)
+        console.print(f"{result['query']}  →  {result['reasoning'] or '(no thought)'}", markup=False, emoji=False)
         grid = Table("score", "item", "title")
         for item in result["items"]:
-            grid.add_row(f"{item['score']:.3f}", item["item_id"], item["payload"]["title"])
+            title = str(item["payload"].get("title", ""))
+            grid.add_row(f"{item['score']:.3f}", Text(item["item_id"]), Text(title))
         console.print(grid)
     console.print(", ".join(f"{phase} {ms:.0f} ms" for phase, ms in answer["timings_ms"].items()), highlight=False)

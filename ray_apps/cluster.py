@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-import torch
 import transformers
 from ray.data import DataContext
 
 from lrem.config import Config
+from lrem.schema import DataError
+from ray_apps.progress import console
 
 
 def worker_env() -> dict[str, str]:
-    """Environment of every worker: quiet, offline-safe engines, and the CPU paths where there is no GPU."""
-    env = {
+    """Environment of every worker: quiet engines, and vLLM within its actor."""
+    return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in the actor itself: loads in 2 s, not 26
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -25,7 +26,31 @@ def worker_env() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_TRAIN_ENABLE_V2": "1",
     }
-    return env | ({} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"})
+
+
+def gpu_count(config: Config) -> int:
+    """GPUs to plan with: `ray.gpus`, or those that the cluster has now."""
+    found = int(ray.cluster_resources().get("GPU", 0))
+    return found if config.ray.gpus is None else config.ray.gpus
+
+
+def gpu_plan(config: Config, workers: int, engines: int) -> tuple[int, float]:
+    """(training workers, GPUs of each actor); without a GPU all of them run on CPUs.
+
+    With fewer GPUs than actors a worker and a vLLM actor share one. There are never more workers than
+    GPUs: NCCL refuses two on one.
+
+    Raises:
+        DataError: not even that fits.
+    """
+    gpus = gpu_count(config)
+    if gpus == 0 or gpus >= workers + engines:
+        return workers, float(gpus > 0)
+    workers = min(workers, gpus)
+    if workers + engines > 2 * gpus:
+        raise DataError(f"{workers} workers and {engines} vLLM actors on {gpus} GPUs: lower rollout.actors")
+    console.print(f"{gpus} GPUs: {workers} training workers, each sharing its GPU with a vLLM actor", highlight=False)
+    return workers, 0.5
 
 
 @contextmanager
@@ -45,8 +70,8 @@ def cluster(config: Config) -> Iterator[None]:
     ray.init(
         address,
         runtime_env={"env_vars": worker_env()},
-        log_to_driver=bool(os.environ.get("LREM_DEBUG")),
-        logging_level="INFO",
+        log_to_driver=False,
+        logging_level="ERROR",
         configure_logging=False,
         **options,
     )

@@ -4,9 +4,9 @@ Reads triplets, writes a model folder. `objective: direct` trains the baseline o
 reasoning. Holds no formula: lrem.losses does.
 """
 
-import shutil
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -14,9 +14,10 @@ import ray.data
 import torch
 
 from lrem.config import ColdStartConfig, Config
-from lrem.losses import info_nce, sft
+from lrem.losses import global_loss, info_nce, sft
 from lrem.model import ReasoningEmbedder, Sequences, pad
-from lrem.schema import RL_PAIRS, TRIPLETS, read_items, read_table
+from lrem.schema import RL_PAIRS, TRIPLETS, DataError, read_items, read_table
+from lrem.template import Renderer
 from lrem.tokenizer import train_tokenizer
 from ray_apps.cluster import cluster
 from ray_apps.training import Log, Row, batches, fit, full_state, make_engine, shard_rows, steps_per_epoch
@@ -29,17 +30,15 @@ def run(config: Config, stage: ColdStartConfig, out: Path) -> dict[str, Any]:
         pairs = read_table(config.path("rl_pairs"), RL_PAIRS)
         table = pa.concat_tables([table.drop_columns("reasoning"), pairs.select(RL_PAIRS.names)])
     if table.num_rows < stage.workers * 2:
-        raise ValueError(f"{table.num_rows} rows for {stage.workers} workers: lower workers or add data")
-    start = out.parent / f".{out.name}.start"
-    initial_model(config).save(start)
+        raise DataError(f"{table.num_rows} rows for {stage.workers} workers: lower workers or add data")
+    model = initial_model(config)
     dataset = with_keys(table)
-    try:
-        with cluster(config):
-            settings = {"stage": stage.model_dump(mode="json"), "start": str(start), "out": str(out)}
-            rows = ray.data.from_arrow(dataset).random_shuffle(seed=config.seed)
-            fit(train, config, settings, rows, stage.workers, out.name)
-    finally:
-        shutil.rmtree(start, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".start", dir=out.parent) as start, cluster(config):
+        model.save(Path(start) / "model")
+        settings = {"stage": stage.model_dump(mode="json"), "start": f"{start}/model", "out": str(out)}
+        rows = ray.data.from_arrow(dataset).random_shuffle(seed=config.seed)
+        fit(train, config, settings, rows, stage.workers, out.name)
     return {"rows": table.num_rows}
 
 
@@ -67,9 +66,9 @@ def train(settings: dict[str, Any]) -> None:
     """One rank's training loop."""
     config = Config.model_validate(settings["config"])
     stage = ColdStartConfig.model_validate(settings["stage"])
-    rows = shard_rows()
-    steps = steps_per_epoch(len(rows), stage.batch_size) * stage.epochs
     model = ReasoningEmbedder.load(settings["start"])
+    rows = [render(model.renderer, row, stage.objective) for row in shard_rows()]
+    steps = steps_per_epoch(len(rows), stage.batch_size) * stage.epochs
     engine = make_engine(model, stage.optim, stage.batch_size, steps)
     out = Path(settings["out"])
     log = Log(config.run_dir / "logs" / f"{out.name}.jsonl", settings["board"], steps)
@@ -88,17 +87,17 @@ def train(settings: dict[str, Any]) -> None:
 
 
 def step(engine: Any, batch: list[Row], stage: ColdStartConfig) -> tuple[dict[str, float], str]:
-    """One update; returns the logged values and the note beside the progress bar."""
-    queries, items, query_keys, item_keys = collate(engine.module, batch, stage.objective)
+    """One update on rendered rows; returns the logged values and the note beside the progress bar."""
+    queries, items, query_keys, item_keys = collate(batch)
     encoded, item_embeddings = engine(queries.to(engine.device), items.to(engine.device))
     positives = torch.arange(len(batch), device=engine.device)
     query_keys, item_keys = query_keys.to(engine.device), item_keys.to(engine.device)
     contrast = info_nce(encoded.embeddings, item_embeddings, positives, query_keys, item_keys, stage.temperature)
-    values = {"info_nce": contrast.item()}
+    values = {"info_nce": global_loss(contrast)}
     loss = stage.info_nce_weight * contrast
     if stage.objective == "joint":
         imitation = sft(encoded.log_probs, queries.scored.to(engine.device))
-        values["sft"] = imitation.item()
+        values["sft"] = global_loss(imitation)
         loss = loss + stage.sft_weight * imitation
     engine.backward(loss)
     engine.step()
@@ -106,16 +105,15 @@ def step(engine: Any, batch: list[Row], stage: ColdStartConfig) -> tuple[dict[st
     return values, " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values)
 
 
-def collate(
-    model: ReasoningEmbedder, batch: list[Row], objective: str
-) -> tuple[Sequences, Sequences, torch.Tensor, torch.Tensor]:
-    """Rows → query sequences with the completion scored, item sequences, keys of queries and items [B]."""
-    renderer = model.renderer
-    rendered, spans = [], []
-    for row in batch:
-        prompt = renderer.query_prompt(row["query"])
-        ids = renderer.query(row["query"], row["reasoning"] if objective == "joint" else None)
-        rendered.append(ids)
-        spans.append((len(prompt), len(ids)) if objective == "joint" else (0, 0))
+def render(renderer: Renderer, row: Row, objective: str) -> Row:
+    """Add the row's token ids, once for all epochs: `query_ids`, `scored` [start, end) of it, `item_ids`."""
+    ids = renderer.query(row["query"], row["reasoning"] if objective == "joint" else None)
+    start = len(renderer.query_prompt(row["query"])) if objective == "joint" else len(ids)
+    return row | {"query_ids": ids, "scored": (start, len(ids)), "item_ids": renderer.item(row["title"])}
+
+
+def collate(batch: list[Row]) -> tuple[Sequences, Sequences, torch.Tensor, torch.Tensor]:
+    """Rendered rows → query sequences with the completion scored, item sequences, keys of queries and items [B]."""
+    queries = pad([row["query_ids"] for row in batch], [row["scored"] for row in batch])
     keys = [torch.tensor([row[name] for row in batch]) for name in ("query_key", "item_key")]
-    return pad(rendered, spans), pad([renderer.item(row["title"]) for row in batch]), keys[0], keys[1]
+    return queries, pad([row["item_ids"] for row in batch]), keys[0], keys[1]

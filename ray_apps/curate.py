@@ -66,6 +66,7 @@ class Curator:
         rows, top_k = batch.to_pylist(), self.config.top_k
         banned = frozenset(self.config.banned)
         for row in rows:
+            row["taught"] = row["reasoning"] is not None
             row["reasoning"] = clean(row["reasoning"] or "", row["query"], banned)
         first = self.bm25.search([row["query"] for row in rows], top_k)
         second = self.bm25.search([expand(row["query"], row["reasoning"]) for row in rows], top_k)
@@ -76,6 +77,8 @@ class Curator:
         return pa.table(columns | {"items": pa.array([row["items"] for row in rows], pa.list_(pa.string()))})
 
     def _judge(self, row: dict[str, Any], one: list[str], two: list[str]) -> tuple[str, list[str]]:
+        if not row["taught"]:
+            return "no teacher", []
         easy = not row["reasoning"]
         if easy and not self.config.keep_easy:
             return "no reasoning", []

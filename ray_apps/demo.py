@@ -7,6 +7,7 @@ import time
 from importlib import metadata
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from lrem.config import Config
@@ -24,15 +25,25 @@ PACKAGES = ("lrem", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-c
 
 
 def run(config: Config) -> None:
-    """Run all of it; leaves the application running when attached to a terminal."""
+    """Run all of it; leaves the application running when attached to a terminal.
+
+    The report is written as soon as the systems are scored, and again with the answers over HTTP.
+    """
+    serve.require_free(config.serve.host, config.serve.port)  # rather now than after the training
     with cluster(config):
         results = {name: run_stage(name, config) for name in ORDER}
         report = assemble(config, results)
+        write_json(report, config.run_dir / "report.json")
+        plot(report, config.run_dir / "report.png")
         started = time.monotonic()
         address = serve.start(_with_examples(config, results["evaluate"]["examples"]))
-        report["seconds"]["serve"] = round(time.monotonic() - started, 1)
         try:
-            _finish(config, report, results["evaluate"]["examples"], address)
+            report["seconds"]["serve"] = round(time.monotonic() - started, 1)
+            report["examples"] = [_ask(example, address) for example in results["evaluate"]["examples"]]
+            write_json(report, config.run_dir / "report.json")
+            print_tables(console, report)
+            total = sum(report["seconds"].values())
+            console.print(f"{config.run_dir / 'report.json'}, report.png; {total:.0f} s in all", highlight=False)
             if sys.stdin.isatty() and sys.stdout.isatty():
                 console.print(f"the search page is at {address} (Ctrl-C stops it)", highlight=False)
                 signal.pause()
@@ -47,7 +58,7 @@ def _with_examples(config: Config, examples: list[dict[str, Any]]) -> Config:
 
 
 def assemble(config: Config, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The report, as documented in the README."""
+    """The report: scores, times, versions and counts of a finished run."""
     evaluation = results["evaluate"]
     records = {name: json.loads((config.path(name) / RECORD).read_text()) for name in ("cold_start", "direct", "model")}
     counts = {name: results[name] | {} for name in ("world", "curate")}
@@ -77,23 +88,14 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def _finish(config: Config, report: dict[str, Any], examples: list[dict[str, Any]], address: str) -> None:
-    report["examples"] = [_ask(example, address) for example in examples]
-    write_json(report, config.run_dir / "report.json")
-    plot(report, config.run_dir / "report.png")
-    print_tables(console, report)
-    total = sum(report["seconds"].values())
-    console.print(f"{config.run_dir / 'report.json'}, report.png; {total:.0f} s in all", highlight=False)
-
-
 def _ask(example: dict[str, Any], address: str) -> dict[str, Any]:
     """One hard query over HTTP, its items next to the direct system's; ✓ marks a relevant item."""
     answer = search(address, example["query"], len(example["direct"]), "always")["results"][0]
     found = [{"item_id": item["item_id"], "title": item["payload"]["title"]} for item in answer["items"]]
-    grid = Table("direct embedding", "LREM", title=f"{example['query']}  →  {answer['reasoning']}")
+    grid = Table("direct embedding", "LREM", title=escape(f"{example['query']}  →  {answer['reasoning']}"))
     relevant = set(example["relevant"])
     for pair in zip(example["direct"], found, strict=True):
-        grid.add_row(*(f"{'✓' if item['item_id'] in relevant else ' '} {item['title']}" for item in pair))
+        grid.add_row(*(escape(f"{'✓' if item['item_id'] in relevant else ' '} {item['title']}") for item in pair))
     console.print(grid)
     return {
         "query": example["query"],

@@ -14,7 +14,7 @@ from lrem.files import atomic_folder
 from lrem.index import VectorIndex, save
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.schema import ITEMS, DataError, read_items, read_table
-from ray_apps.cluster import cluster
+from ray_apps.cluster import cluster, gpu_count
 from ray_apps.progress import progress
 
 VECTORS = pa.schema([("item_id", pa.string()), ("vector", pa.list_(pa.float32()))])
@@ -30,7 +30,7 @@ class ItemEncoder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """item_id, title → item_id, vector [H]."""
-        vectors = self.model.encode_items(batch["title"].to_pylist())
+        vectors = self.model.encode_items(batch["title"].to_pylist(), batch.num_rows)
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         return pa.table({"item_id": batch["item_id"], "vector": flat})
 
@@ -38,7 +38,9 @@ class ItemEncoder:
 def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
     """Embed paths.items with the model folder `model` into the folder `out`, tied to its fingerprint."""
     items = read_items(config.path("items")).select(ITEMS.names)
+    made_by = fingerprint(model)
     with cluster(config), progress("embed") as board, atomic_folder(out) as part:
+        gpus = 1 if gpu_count(config) else 0
         rows = ray.data.from_arrow(items).repartition(-(-items.num_rows // config.embed.batch_size))
         vectors = rows.map_batches(
             ItemEncoder,
@@ -46,7 +48,7 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
             batch_size=config.embed.batch_size,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=config.embed.actors),
-            num_gpus=1 if torch.cuda.is_available() else 0,
+            num_gpus=gpus,
         )
         done = 0
         with pa.parquet.ParquetWriter(part / "vectors.parquet", VECTORS) as writer:
@@ -54,8 +56,9 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
                 writer.write_table(table.cast(VECTORS))
                 done += table.num_rows
                 board.update.remote(done, items.num_rows)
-        manifest = {"model": fingerprint(model), "count": done}
-        (part / "manifest.json").write_text(json.dumps(manifest) + "\n")
+        if fingerprint(model) != made_by:
+            raise DataError(f"{model} was replaced while it embedded the catalogue: run `lrem embed` again")
+        (part / "manifest.json").write_text(json.dumps({"model": made_by, "count": done}) + "\n")
     return {"items": done}
 
 

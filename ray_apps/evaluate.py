@@ -14,6 +14,7 @@ from lrem.evaluation.metrics import HARD, Qrels, Run, per_query, summarise
 from lrem.evaluation.overrides import OVERRIDES, override
 from lrem.files import write_json
 from lrem.index import load
+from lrem.index.snapshot import read_manifest
 from lrem.lexical import Bm25
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.schema import QRELS, QUERIES, DataError, read_items, read_table
@@ -41,6 +42,9 @@ def run(config: Config) -> dict[str, Any]:
     """Score every system whose model folder exists; writes evaluation.json and returns it."""
     queries, qrels = test_set(config)
     items = read_items(config.path("items"))
+    found = systems(config)
+    if "lrem" in found:
+        read_manifest(config.path("index"), fingerprint(found["lrem"]))  # rather now than in an actor
     ids, texts = list(queries), [row["query"] for row in queries.values()]
     depth = max(config.evaluate.k, config.evaluate.precision_k)
     bm25 = Bm25(items["item_id"].to_pylist(), items["title"].to_pylist())
@@ -49,7 +53,7 @@ def run(config: Config) -> dict[str, Any]:
     overrides: dict[str, Run] = {}
     own: list[str] = []
     with cluster(config):
-        for name, folder in systems(config).items():
+        for name, folder in found.items():
             searcher = start_searcher(config, name, folder, depth)
             own = [] if name == "direct" else reason(config, folder, texts)
             runs[name] = ask(config, searcher, ids, texts, own or [None] * len(texts))
@@ -96,7 +100,7 @@ def systems(config: Config) -> dict[str, Path]:
 
 
 def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
-    """Embed and index the catalogue under one model where that has not been done; start its Searcher."""
+    """Start a Searcher; the baselines' catalogues are embedded and indexed first, LREM's index is the one served."""
     vectors, index = config.path("vectors"), config.path("index")
     if name != "lrem":
         vectors, index = (config.run_dir / "systems" / name / part for part in ("vectors", "index"))
@@ -107,11 +111,15 @@ def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
 
 def reason(config: Config, folder: Path, queries: list[str]) -> list[str]:
     """Greedy reasonings by vLLM."""
-    engine, *others = start_engines(folder, config)
-    [reasonings] = wait([engine.reason.remote(queries)], config.rollout.timeout_s, "the reasonings of the test queries")
-    for actor in [engine, *others]:
-        ray.kill(actor)
-    return list(reasonings)
+    engines = start_engines(folder, config)
+    try:
+        shares = [queries[i :: len(engines)] for i in range(len(engines))]
+        calls = [engine.reason.remote(share) for engine, share in zip(engines, shares, strict=True)]
+        parts = wait(calls, config.rollout.timeout_s, "the reasonings of the test queries")
+        return [parts[i % len(engines)][i // len(engines)] for i in range(len(queries))]
+    finally:
+        for engine in engines:
+            ray.kill(engine)
 
 
 def ask(config: Config, searcher: Any, ids: list[str], queries: list[str], reasonings: list[Any]) -> Run:
@@ -121,7 +129,7 @@ def ask(config: Config, searcher: Any, ids: list[str], queries: list[str], reaso
 
 
 def score(config: Config, run: Run, queries: Queries, qrels: Qrels) -> dict[str, dict[str, float]]:
-    """Metrics of a run by category; queries without one count as `all` alone."""
+    """Metrics of a run by category."""
     categories = {query_id: row.get("category") or "uncategorised" for query_id, row in queries.items()}
     return summarise(per_query(run, qrels, config.evaluate.k, config.evaluate.precision_k), categories)
 
@@ -139,7 +147,7 @@ def examples(
         {
             "query": queries[q]["query"],
             "category": queries[q]["category"],
-            "relevant": list(qrels[q]),
+            "relevant": [item for item, grade in qrels[q].items() if grade > 0],
             "direct": [{"item_id": item, "title": titles[item]} for item, _ in list(direct.get(q, ()))[:5]],
         }
         for q in chosen

@@ -19,10 +19,10 @@ THREADS = 1  # of Faiss in a shard: scale by shards, never oversubscribe the cor
 class IndexShard:
     """The rows of the snapshot that this shard owns."""
 
-    def __init__(self, folder: str, model: str, factory: str, shard: int, shards: int) -> None:
+    def __init__(self, folder: str, model: str, shard: int, shards: int) -> None:
         # OpenMP keeps its thread count for each calling thread: set it in the one that searches.
         self.thread = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
-        self.index = take(load(Path(folder), model=model), shard, shards, factory)
+        self.index = take(load(Path(folder), model=model), shard, shards)
 
     async def search(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
         """The k best rows of this shard for each vector. vectors: [Q, H] float32."""

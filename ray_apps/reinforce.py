@@ -1,8 +1,8 @@
 """Stage 2 on Ray Train, DeepSpeed and vLLM actors: GRPO on the reasoning and InfoNCE on the embedding.
 
 One step: sample G reasonings a query, run one forward that serves the ratio, the reward's ranks and the
-InfoNCE, update, push the weights to every vLLM actor. Departures from the paper, each a setting: ratio per
-token, random extra items beside the batch's in the rank, no retrieval reward for malformed output.
+InfoNCE, update, push the weights to every vLLM actor. Departures from the paper: the ratio is per token and the
+rank is taken among random items too (both settings); malformed output earns nothing.
 Holds no formula: lrem.losses and lrem.rewards do.
 """
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from lrem.config import Config
-from lrem.distributed import gather, rank, total
-from lrem.losses import Clip, clip_fraction, group_advantage, info_nce, policy_gradient
-from lrem.model import ReasoningEmbedder, Sequences, pad
-from lrem.rewards import accuracy_reward, combine, format_reward, length_reward
+from lrem.distributed import gather, rank, total, world_size
+from lrem.losses import Clip, clip_fraction, global_loss, group_advantage, info_nce, policy_gradient
+from lrem.model import ReasoningEmbedder, Sequences, fingerprint, pad
+from lrem.rewards import combine, reward_parts
 from lrem.rewards import rank as rank_of
-from lrem.schema import RL_PAIRS, read_items, read_table
+from lrem.schema import RL_PAIRS, DataError, read_items, read_table
 from lrem.template import Parsed
 from ray_apps.cluster import cluster
 from ray_apps.cold_start import with_keys
@@ -32,22 +32,19 @@ KEYS = ("query_key", "item_key")
 
 def run(config: Config) -> dict[str, Any]:
     """Train from paths.cold_start and write paths.model; returns counts for the report."""
-    pairs = with_keys(read_table(config.path("rl_pairs"), RL_PAIRS))
-    read_items(config.path("items"))
+    pairs = read_table(config.path("rl_pairs"), RL_PAIRS)
+    unknown = set(pairs["item_id"].to_pylist()) - set(read_items(config.path("items"))["item_id"].to_pylist())
+    if unknown:
+        raise DataError(f"{config.path('rl_pairs')}: item '{min(unknown)}' is not in {config.path('items')}")
     if pairs.num_rows < config.reinforce.workers:
-        raise ValueError(f"{pairs.num_rows} RL pairs for {config.reinforce.workers} workers: raise curate.rl_share")
+        raise DataError(f"{pairs.num_rows} RL pairs for {config.reinforce.workers} workers: raise curate.rl_share")
+    fingerprint(config.path("cold_start"))  # said here if there is no model, rather than by an actor
+    rl = config.reinforce
     with cluster(config):
-        engines = start_engines(config.path("cold_start"), config)
-        settings = {"engines": engines}
+        engines = start_engines(config.path("cold_start"), config, rl.workers)
+        rows = ray.data.from_arrow(with_keys(pairs)).random_shuffle(seed=config.seed)
         try:
-            fit(
-                train,
-                config,
-                settings,
-                ray.data.from_arrow(pairs).random_shuffle(seed=config.seed),
-                config.reinforce.workers,
-                "reinforce",
-            )
+            fit(train, config, {"engines": engines}, rows, rl.workers, "reinforce", len(engines))
         finally:
             for engine in engines:
                 ray.kill(engine)
@@ -87,7 +84,8 @@ class Trainer:
         self.engine = make_engine(model, config.reinforce.optim, config.reinforce.batch_size, steps)
         items = read_items(config.path("items"))
         self.catalogue = items.select(["item_id", "title"]).to_pylist()
-        self.random = torch.Generator().manual_seed(config.seed * 1000 + rank())
+        self.position = {item["item_id"]: i for i, item in enumerate(self.catalogue)}
+        self.random = torch.Generator().manual_seed(config.seed)  # one draw on all ranks: each embeds a share
 
     def step(self, batch: list[Row]) -> tuple[dict[str, float], str]:
         """One on-policy update; returns the logged values and the note beside the progress bar."""
@@ -129,8 +127,12 @@ class Trainer:
         items = pad([self.engine.module.renderer.item(row["title"]) for row in batch]).to(device)
         query_keys, item_keys = (torch.tensor([row[name] for row in batch], device=device) for name in KEYS)
         owner = torch.arange(len(batch), device=device).repeat_interleave(rl.group_size)  # [B] of each rollout
+        extra, extra_ids = self.extra_items()
         encoded, item_embeddings = self.engine(queries, items, self.config.rollout.temperature)
-        rewards, values = self.reward(batch, parsed, encoded.embeddings, item_embeddings, owner)
+        ids = torch.tensor([self.position[row["item_id"]] for row in batch], device=device)
+        candidates = gather(torch.cat([item_embeddings.detach(), extra])), gather(torch.cat([ids, extra_ids]))
+        ranks, count = rank_of(encoded.embeddings.detach(), ids[owner], *candidates)
+        rewards, values = self.reward(parsed, ranks, count)
         advantages = group_advantage(rewards.view(-1, rl.group_size)).flatten()
         clip = Clip(rl.ratio, rl.clip_low, rl.clip_high)
         policy = policy_gradient(encoded.log_probs, old, advantages, queries.scored, clip)
@@ -139,49 +141,38 @@ class Trainer:
         self.engine.step()
         log_probs = encoded.log_probs.detach()
         return values | {
-            "policy": policy.item(),
-            "info_nce": contrast.item(),
+            "policy": global_loss(policy),
+            "info_nce": global_loss(contrast),
             "entropy": -mean(log_probs[queries.scored]),  # unbiased: the policy's own samples
             "mismatch_kl": mean((old - log_probs)[queries.scored]),
             "clip_fraction": clip_fraction(log_probs, old, queries.scored, clip).item(),
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
         }
 
-    @torch.no_grad()
-    def reward(
-        self, batch: list[Row], parsed: list[Parsed], queries: Tensor, items: Tensor, owner: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Rewards [B] and the means of their parts; malformed output earns nothing."""
-        ranks, candidates = self.ranks(batch, queries, items, owner)
-        well_formed = torch.tensor([p.well_formed for p in parsed], device=items.device)
-        lengths = torch.tensor([len(p.reasoning) for p in parsed], device=items.device)
-        parts = {
-            "format": format_reward(well_formed),
-            "length": length_reward(lengths, self.engine.module.template.budget) * well_formed,
-            "accuracy": accuracy_reward(ranks, candidates) * well_formed,
-        }
+    def reward(self, parsed: list[Parsed], ranks: Tensor, candidates: int) -> tuple[Tensor, dict[str, float]]:
+        """Rewards [B], and the means of their parts for the log."""
+        well_formed = torch.tensor([p.well_formed for p in parsed], device=ranks.device)
+        lengths = torch.tensor([len(p.reasoning) for p in parsed], device=ranks.device)
+        parts = reward_parts(well_formed, lengths, self.engine.module.template.budget, ranks, candidates)
         rewards = combine(parts, self.config.reinforce.rewards.model_dump())
         shown = parts | {"reward": rewards, "rank": ranks.float(), "reasoning_length": lengths.float()}
         return rewards, {name: mean(values) for name, values in shown.items()}
 
     @torch.no_grad()
-    def ranks(self, batch: list[Row], queries: Tensor, items: Tensor, owner: Tensor) -> tuple[Tensor, int]:
-        """Rank of each rollout's wanted item [B] among the global batch's items and random others."""
-        model: ReasoningEmbedder = self.engine.module
+    def extra_items(self) -> tuple[Tensor, Tensor]:
+        """Embeddings [M, H] and ids [M] of this rank's share of the random items that widen the ranking.
+
+        Every rank embeds equally many, so that ZeRO-3 gathers weights alike; what overlaps counts once.
+        """
         count = min(self.config.reinforce.extra_candidates, len(self.catalogue))
-        drawn = torch.randperm(len(self.catalogue), generator=self.random)[:count].tolist()
-        share = drawn[rank() :: self.config.reinforce.workers]
-        extra = [self.catalogue[i] for i in share]
-        embeddings = [items]
-        if extra:
-            embeddings.append(model.embed(pad([model.renderer.item(item["title"]) for item in extra]).to(items.device)))
-        positions = {item["item_id"]: i for i, item in enumerate(self.catalogue)}
-        ids = torch.tensor([positions[row["item_id"]] for row in [*batch, *extra]], device=items.device)
-        candidates, keys = gather(torch.cat(embeddings)), gather(ids)  # [N, H], [N]
-        similarities = queries @ candidates.T  # [B, N]
-        own = ids[: len(batch)][owner]
-        column = (keys[None, :] == own[:, None]).float().argmax(1)  # the first copy of the wanted item
-        return rank_of(similarities, column, keys[None, :] == own[:, None]), len(candidates)
+        drawn = torch.randperm(len(self.catalogue), generator=self.random)[:count]
+        if count == 0:
+            model: ReasoningEmbedder = self.engine.module
+            return torch.empty(0, model.dimension, device=self.engine.device), drawn.to(self.engine.device)
+        share = -(-count // world_size())
+        mine = drawn[torch.arange(rank() * share, (rank() + 1) * share) % count]
+        rows = [self.engine.module.renderer.item(self.catalogue[i]["title"]) for i in mine.tolist()]
+        return self.engine.module.embed(pad(rows).to(self.engine.device)), mine.to(self.engine.device)
 
     def sync(self) -> None:
         """Push the whole state to every vLLM actor in memory, in one call each, under the next version."""

@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 
 from lrem.config import Config, RolloutConfig
 from lrem.template import Renderer, Template
+from ray_apps.cluster import gpu_plan
 
 
 class Rollout(NamedTuple):
@@ -26,7 +27,7 @@ class Rollout(NamedTuple):
 class VllmEngine:
     """One vLLM engine over a model folder, in this process."""
 
-    def __init__(self, folder: str, config: RolloutConfig, seed: int = 0) -> None:
+    def __init__(self, folder: str, config: RolloutConfig, seed: int = 0, gpu_memory: float = 0.9) -> None:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
         from transformers import AutoTokenizer
         from vllm import LLM
@@ -36,8 +37,9 @@ class VllmEngine:
         self.renderer = Renderer(Template.load(Path(folder)), AutoTokenizer.from_pretrained(folder))
         self.llm = LLM(
             folder,
-            dtype="auto" if torch.cuda.is_available() else "float32",
+            dtype=config.dtype,
             max_model_len=config.max_model_len,
+            gpu_memory_utilization=gpu_memory,
             enforce_eager=not torch.cuda.is_available(),
             logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature included
             enable_prefix_caching=True,
@@ -102,20 +104,19 @@ def _reload(worker: Any, weights: list[tuple[str, torch.Tensor]]) -> None:
     worker.reload_weights(weights_iterator=iter(weights))
 
 
-def start_engines(folder: Path, config: Config) -> list[ActorHandle]:
-    """Start the configured number of vLLM actors on one model folder and wait until they answer.
+def start_engines(folder: Path, config: Config, workers: int = 0) -> list[ActorHandle]:
+    """Start the configured number of vLLM actors on one model folder, beside `workers` training workers.
 
     Raises:
         TimeoutError: an actor was not up within ray.start_timeout_s.
     """
-    gpus = 1 if torch.cuda.is_available() else 0
+    count = config.rollout.actors
+    _, gpus = gpu_plan(config, workers, count)
     actor = ray.remote(num_cpus=1, num_gpus=gpus)(VllmEngine)
-    engines = [actor.remote(str(folder), config.rollout, config.seed + i) for i in range(config.rollout.actors)]
-    wait(
-        [engine.__ray_ready__.remote() for engine in engines],
-        config.ray.start_timeout_s,
-        "vLLM actors to start",
-    )
+    share = 0.4 if gpus == 0.5 else 0.9  # of the GPU's memory: half where a training worker has the other
+    engines = [actor.remote(str(folder), config.rollout, config.seed + i, share) for i in range(count)]
+    ready = [engine.__ray_ready__.remote() for engine in engines]
+    wait(ready, config.ray.start_timeout_s, f"{count} vLLM actors to start on {folder}")
     return engines
 
 

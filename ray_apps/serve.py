@@ -47,10 +47,7 @@ def build(config: Config) -> serve.Application:
     model, count = fingerprint(config.path("model")), config.serve.shards
     read_manifest(config.path("index"), model)  # replicas check everything, but only after a slow start
     reasoner = _deployment(Reasoner, 1, gpus=1 if torch.cuda.is_available() else 0)
-    shards = [
-        _deployment(IndexShard, 0.5, name=f"IndexShard{i}").bind(index, model, config.index.factory, i, count)
-        for i in range(count)
-    ]
+    shards = [_deployment(IndexShard, 0.5, name=f"IndexShard{i}").bind(index, model, i, count) for i in range(count)]
     return _deployment(Ingress, 0.1).bind(
         model,
         config.serve.timeout_s,
@@ -64,7 +61,7 @@ def build(config: Config) -> serve.Application:
 def start(config: Config) -> str:
     """Deploy the application in the current Ray, wait until it answers, return its base address.
 
-    An application that already runs is replaced in place, and stays as it was if the new one cannot start.
+    An application that already runs is replaced in place.
 
     Raises:
         FileNotFoundError, SnapshotError: as `build`.
@@ -76,8 +73,8 @@ def start(config: Config) -> str:
     host, port = config.serve.host, config.serve.port
     before = serve.status()
     if not before.proxies:  # a running Serve holds its port itself
-        _require_free(host, port)
-    address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        require_free(host, port)
+    address = base_url(config)
     try:
         serve.start(http_options={"host": host, "port": port})
         serve.run_many([serve.RunTarget(application, name=APP)], wait_for_applications_running=False)
@@ -89,6 +86,12 @@ def start(config: Config) -> str:
     return address
 
 
+def base_url(config: Config) -> str:
+    """Where this machine reaches the application."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.serve.host, config.serve.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.serve.port}"
+
+
 def stop() -> None:
     """Take the application down, and Serve with it unless other applications run there."""
     if APP in serve.status().applications:
@@ -97,7 +100,8 @@ def stop() -> None:
         serve.shutdown()
 
 
-def _require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int) -> None:
+    """Raises ConnectionError where something listens on the port already."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free

@@ -89,16 +89,20 @@ STAGES = {
 def run_stage(name: str, config: Config) -> dict[str, Any]:
     """Run one stage; say what it read, wrote and how long it took; keep that in run_dir/stages/NAME.json."""
     stage = STAGES[name]
-    console.print(f"[bold]{name}[/bold] reads {_names(stage.reads, config) or 'nothing'}", highlight=False)
+    _say(f"{name} reads {_names(stage.reads, config) or 'nothing'}")
     started = time.monotonic()
     result = stage.action(config)
     seconds = round(time.monotonic() - started, 1)
     counts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     said = ", ".join(f"{key} {value}" for key, value in counts.items())
     wrote = _names(stage.writes, config) or str(_short(config.run_dir / "evaluation.json"))
-    console.print(f"[bold]{name}[/bold] wrote {wrote} in {seconds} s{f' ({said})' if said else ''}", highlight=False)
+    _say(f"{name} wrote {wrote} in {seconds} s{f' ({said})' if said else ''}")
     write_json({"seconds": seconds, "counts": counts}, config.run_dir / "stages" / f"{name}.json")
     return result | {"seconds": seconds}
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, emoji=False)
 
 
 def _names(keys: tuple[str, ...], config: Config) -> str:

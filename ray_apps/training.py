@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 from lrem.config import Config, OptimConfig
 from lrem.distributed import rank
 from lrem.model import ReasoningEmbedder
+from ray_apps.cluster import gpu_plan
 from ray_apps.progress import progress
 
 Row = dict[str, Any]
@@ -44,22 +46,29 @@ def fit(
     dataset: ray.data.Dataset,
     workers: int,
     title: str,
+    engines: int = 0,
 ) -> None:
-    """Run `loop` on `workers` ranks under Ray Train; returns when all have finished.
+    """Run `loop` on `workers` ranks under Ray Train, beside `engines` vLLM actors; returns when all have finished.
 
     Raises:
         ray.train.TrainingFailedError: a worker failed; its traceback is the cause.
     """
-    gpu = torch.cuda.is_available()
+    workers, gpus = gpu_plan(config, workers, engines)
+    resources = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
+    interrupt = signal.getsignal(signal.SIGINT)  # Ray Train puts its own in place and leaves it there
     with progress(title) as board:
-        TorchTrainer(
+        trainer = TorchTrainer(
             loop,
             train_loop_config=settings | {"config": config.model_dump(mode="json"), "board": board},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
             run_config=RunConfig(name=title, storage_path=str(config.run_dir / "ray_train")),
             datasets={"train": dataset},
             dataset_config=RowShards(),
-        ).fit()
+        )
+        try:
+            trainer.fit()
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
 
 
 def shard_rows() -> list[Row]:
@@ -86,6 +95,8 @@ def steps_per_epoch(rows: int, size: int) -> int:
 def make_engine(model: ReasoningEmbedder, optim: OptimConfig, batch_size: int, steps: int) -> Any:
     """A DeepSpeed engine around the model: AdamW, cosine with warm-up, clipping, the ZeRO stage asked for."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
     settings = {
@@ -112,7 +123,7 @@ def make_engine(model: ReasoningEmbedder, optim: OptimConfig, batch_size: int, s
 
 
 def full_state(engine: Any) -> dict[str, torch.Tensor]:
-    """The language model's whole weights on the CPU, on every rank, whatever the ZeRO stage.
+    """The language model's whole weights on the CPU of rank 0, whatever the ZeRO stage; every rank must call.
 
     A tied head is in it under its own name too: vLLM's CPU build keeps a packed copy of it, which goes
     stale in silence when a weight sync leaves it out (tests/test_rollout.py).
@@ -121,7 +132,8 @@ def full_state(engine: Any) -> dict[str, torch.Tensor]:
 
     lm = engine.module.lm
     with deepspeed.zero.GatheredParameters(list(lm.parameters()), enabled=engine.zero_optimization_stage() == 3):
-        return {name: tensor.detach().cpu().clone() for name, tensor in lm.state_dict().items()}
+        state = lm.state_dict() if rank() == 0 else {}
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
 class Log:
@@ -132,7 +144,7 @@ class Log:
         self.stream = None
         if rank() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self.stream = file.open("w")
+            self.stream = file.open("w", encoding="utf-8")
 
     def __call__(self, values: dict[str, float], note: str) -> None:
         """Record one finished step. Raises FloatingPointError where a value is not finite."""

@@ -43,6 +43,7 @@ def test_dry_run_prints_the_resolved_tree(tmp_path: Path) -> None:
         (["curate", "run_dir=/nonexistent/run"], 1, "queries.parquet does not exist"),
         (["index", "run_dir=/nonexistent/run"], 1, "items.parquet does not exist"),
         (["serve", "run_dir=/nonexistent/run"], 1, "train a model"),
+        (["world", "seed=-1"], 2, "seed"),
     ],
 )
 def test_mistakes_end_in_one_line(words: list[str], code: int, message: str) -> None:

@@ -48,6 +48,12 @@ def test_bad_files(tmp_path: Path) -> None:
         load_config(tmp_path / "list.yaml", [])
 
 
+def test_a_partial_override_keeps_the_sections_defaults() -> None:
+    config = load_config(None, ["direct.batch_size=32", "reinforce.optim.clip=2"])
+    assert (config.direct.objective, config.direct.batch_size) == ("direct", 32)
+    assert (config.reinforce.optim.lr, config.reinforce.optim.clip) == (1e-6, 2.0)
+
+
 def test_paths_lie_under_the_run_unless_given(tmp_path: Path) -> None:
     config = load_config(None, [f"run_dir={tmp_path}", "paths.items=shop.parquet"])
     assert config.path("model") == tmp_path / "model"

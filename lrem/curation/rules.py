@@ -6,14 +6,14 @@ SEPARATOR = ","
 def clean(reasoning: str, query: str, banned: frozenset[str] = frozenset()) -> str:
     """Drop repeated phrases, phrases wholly made of the query's words, and banned phrases; keep the order.
 
-    >>> clean("Helmet, gloves, e-bike,helmet, knife", "ride an e-bike", frozenset({"knife"}))
+    >>> clean("Helmet, gloves, e-bike,helmet, knife", "ride an e-bike", frozenset({"Knife"}))
     'helmet, gloves'
     """
-    said = set(query.lower().split())
+    said, refused = set(query.lower().split()), {phrase.lower() for phrase in banned}
     kept: list[str] = []
     for phrase in reasoning.lower().split(SEPARATOR):
         phrase = " ".join(phrase.split())
-        if phrase and phrase not in kept and phrase not in banned and not set(phrase.split()) <= said:
+        if phrase and phrase not in kept and phrase not in refused and not set(phrase.split()) <= said:
             kept.append(phrase)
     return f"{SEPARATOR} ".join(kept)
 

@@ -21,13 +21,14 @@ def owner(item_id: str, shards: int) -> int:
     return zlib.crc32(item_id.encode()) % shards
 
 
-def take(index: VectorIndex, shard: int, shards: int, factory: str) -> VectorIndex:
+def take(index: VectorIndex, shard: int, shards: int) -> VectorIndex:
     """The part of `index` that `shard` of `shards` owns, as an index of its own; one shard owns it whole.
 
-    Vectors come back out of `index`, so a factory that compresses them compresses what it had kept.
+    It is built by the same factory. Vectors come back out of `index`, so a factory that compresses them
+    compresses what it had kept.
 
     Raises:
-        ValueError: Faiss cannot build `factory` on a part this small.
+        BuildError: Faiss cannot build the index's factory on a part this small.
     """
     if shards == 1:
         return index
@@ -35,7 +36,7 @@ def take(index: VectorIndex, shard: int, shards: int, factory: str) -> VectorInd
     rows = np.array([row for row, item_id in enumerate(ids) if owner(item_id, shards) == shard], dtype=np.int64)
     vectors = index.index.reconstruct_n(0, len(index))[rows]  # [n, H]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # compressed vectors are not quite of unit length
-    return VectorIndex.build(index.items.take(rows), vectors, index.model, factory)
+    return VectorIndex.build(index.items.take(rows), vectors, index.model, index.factory)
 
 
 def merge(parts: Iterable[list[Hit]], k: int) -> list[Hit]:

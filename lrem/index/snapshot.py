@@ -30,6 +30,7 @@ def save(index: VectorIndex, folder: Path) -> dict[str, Any]:
         faiss.write_index(index.index, str(part / VECTORS))
         manifest = {
             "model": index.model,
+            "factory": index.factory,
             "dimension": index.dimension,
             "count": len(index),
             "sha256": {name: _sha256(part / name) for name in (ITEMS, VECTORS)},
@@ -69,7 +70,8 @@ def load(folder: Path, model: str | None = None) -> VectorIndex:
     for name, digest in manifest["sha256"].items():
         if not (folder / name).exists() or _sha256(folder / name) != digest:
             raise SnapshotError(f"{folder / name} is damaged (sha256 differs): run `lrem index` again")
-    return VectorIndex(pq.read_table(folder / ITEMS), faiss.read_index(str(folder / VECTORS)), manifest["model"])
+    vectors = faiss.read_index(str(folder / VECTORS))
+    return VectorIndex(pq.read_table(folder / ITEMS), vectors, manifest["model"], manifest["factory"])
 
 
 def _sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 Knows Faiss and numpy; does not know files, models or who asks.
 """
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import faiss
@@ -18,6 +19,10 @@ class Hit(NamedTuple):
     payload: dict[str, Any]
 
 
+class BuildError(ValueError):
+    """Vectors or a factory string that no index can be built from; the message says what to change."""
+
+
 class VectorIndex:
     """An immutable index over one catalogue.
 
@@ -25,33 +30,34 @@ class VectorIndex:
         items: the catalogue, a row an item: `item_id`, `title` and payload columns.
         index: a trained Faiss index whose i-th vector is row i of `items`.
         model: fingerprint of the model that made the vectors.
+        factory: the Faiss factory string that `index` was made with.
     """
 
-    def __init__(self, items: pa.Table, index: faiss.Index, model: str) -> None:
+    def __init__(self, items: pa.Table, index: faiss.Index, model: str, factory: str = "Flat") -> None:
         if index.ntotal != items.num_rows:
             raise ValueError(f"{index.ntotal} vectors for {items.num_rows} items: embed the catalogue again")
-        self.items, self.index, self.model = items, index, model
+        self.items, self.index, self.model, self.factory = items, index, model, factory
 
     @classmethod
     def build(cls, items: pa.Table, vectors: np.ndarray, model: str, factory: str = "Flat") -> "VectorIndex":
         """Train and fill a Faiss index. vectors: [N, H] float32, unit length, in the order of `items`.
 
         Raises:
-            ValueError: vectors are not finite and of unit length, or Faiss does not take `factory`.
+            BuildError: vectors are not finite and of unit length, or Faiss does not take `factory`.
         """
         norms = np.linalg.norm(vectors, axis=1)
         if not np.allclose(norms, 1, atol=1e-3):
             row = int(np.argmax(~np.isclose(norms, 1, atol=1e-3)))
-            raise ValueError(f"the vector of item '{items['item_id'][row]}' has length {norms[row]:.3f}, not 1")
+            raise BuildError(f"the vector of item '{items['item_id'][row]}' has length {norms[row]:.3f}, not 1")
         try:
             index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
             index.train(vectors)
         except RuntimeError as error:
-            raise ValueError(
+            raise BuildError(
                 f"Faiss cannot build '{factory}' on {len(vectors)} vectors ({error}): use index.factory=Flat"
             ) from error
         index.add(vectors)
-        return cls(items, index, model)
+        return cls(items, index, model, factory)
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
@@ -63,21 +69,28 @@ class VectorIndex:
 
     def search_ids(self, queries: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
         """The k best (item_id, cosine) of each query, best first. queries: [Q, H] float32."""
-        scores, rows = self.index.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
-        ids = self.items["item_id"]
-        return [
-            [(ids[int(r)].as_py(), float(s)) for r, s in zip(row, score, strict=True) if r >= 0]
-            for row, score in zip(rows, scores, strict=True)
-        ]
+        ids = self.ids
+        return [[(ids[row], score) for row, score in hits] for hits in self._rows(queries, k)]
 
     def search(self, queries: np.ndarray, k: int) -> list[list[Hit]]:
         """The k best items of each query with their payload, best first. queries: [Q, H] float32."""
+        found = self._rows(queries, k)
+        rows = pa.array([row for hits in found for row, _ in hits], pa.int64())
+        payloads = iter(self.items.take(rows).to_pylist())
+        return [[_hit(next(payloads), score) for _, score in hits] for hits in found]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Item ids in vector order."""
+        return list(self.items["item_id"].to_pylist())
+
+    def _rows(self, queries: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
         scores, rows = self.index.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
         return [
-            [self._hit(int(r), float(s)) for r, s in zip(row, score, strict=True) if r >= 0]
+            [(int(r), float(s)) for r, s in zip(row, score, strict=True) if r >= 0]  # -1: fewer were found
             for row, score in zip(rows, scores, strict=True)
         ]
 
-    def _hit(self, row: int, score: float) -> Hit:
-        payload = self.items.slice(row, 1).to_pylist()[0]
-        return Hit(payload.pop("item_id"), score, payload)
+
+def _hit(row: dict[str, Any], score: float) -> Hit:
+    return Hit(row.pop("item_id"), score, row)
