@@ -55,7 +55,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory, port: int) -> Demo:
     """`lrem demo` from nothing, in a pseudo-terminal, so that it stays up until Ctrl-C."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([*LREM, "demo", *settings(folder, port)], stdin=theirs, stdout=theirs, stderr=theirs)
+    wide = os.environ | {"COLUMNS": "220"}  # no title is broken over two lines
+    words = [*LREM, "demo", *settings(folder, port)]
+    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=wide)
     os.close(theirs)
     chunks: list[bytes] = []
     reader = threading.Thread(target=drain, args=(ours, chunks), daemon=True)
