@@ -133,6 +133,12 @@ def test_too_much_asked_says_what_to_lower() -> None:
         make_world(0, products=600, train_queries=300, test_queries=5000)
 
 
+@pytest.mark.parametrize("seed", [1, 7, 42, 1234])
+def test_any_seed_makes_a_whole_world(seed: int) -> None:
+    world = make_world(seed)
+    assert (world.items.num_rows, world.queries.num_rows) == (6000, 7600)
+
+
 def test_default_catalogue() -> None:
     titles = default().items["title"].to_pylist()
     assert len(titles) == 6000 == len(set(titles))

@@ -14,7 +14,7 @@ from typing import TypeVar
 from lrem.world.combinations import CATEGORIES, HARD, Combination
 from lrem.world.facts import Facts
 
-HELD_OUT_CONSTRAINTS = 0.2  # of a fact's constraints, at least one
+HELD_OUT_CONSTRAINTS = 0.25  # of a fact's constraints, at least one
 HELD_OUT_WORDINGS = 0.25  # of the wordings of its kind, at least one
 EASY_SHARE = 0.18  # of the training queries; the hard categories share the rest equally
 
