@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,6 +69,7 @@ def cluster(config: Config) -> Iterator[None]:
             "object_store_memory": config.ray.object_store_mb * 2**20,
             "include_dashboard": False,
         }
+    terminate = signal.getsignal(signal.SIGTERM)
     ray.init(
         address,
         runtime_env={"env_vars": worker_env()},
@@ -75,6 +78,8 @@ def cluster(config: Config) -> Iterator[None]:
         configure_logging=False,
         **options,
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # Ray has put an aborting handler in its place
     transformers.utils.logging.disable_progress_bar()
     DataContext.get_current().enable_progress_bars = False  # each stage draws its own
     logging.getLogger("ray.data").setLevel(logging.ERROR)

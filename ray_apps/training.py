@@ -3,8 +3,9 @@
 import json
 import logging
 import os
-import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,6 @@ def fit(
     """
     workers, gpus = gpu_plan(config, workers, engines)
     resources = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
-    interrupt = signal.getsignal(signal.SIGINT)  # Ray Train puts its own in place and leaves it there
     with progress(title) as board:
         trainer = TorchTrainer(
             loop,
@@ -65,10 +65,26 @@ def fit(
             datasets={"train": dataset},
             dataset_config=RowShards(),
         )
+        _in_thread(trainer.fit)
+
+
+def _in_thread(work: Callable[[], Any]) -> None:
+    """Run `work` beside the main thread, which then keeps its own Ctrl-C.
+
+    In the main thread Ray Train puts a SIGINT handler of its own in place, ends with exit code 0, and leaves
+    the handler there for whatever follows.
+    """
+    outcome: Future[None] = Future()
+
+    def body() -> None:
         try:
-            trainer.fit()
-        finally:
-            signal.signal(signal.SIGINT, interrupt)
+            work()
+            outcome.set_result(None)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=body, daemon=True).start()
+    outcome.result()
 
 
 def shard_rows() -> list[Row]:
