@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Large Reasoning Embedding Models: retrieval that thinks first.",
 )
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 errors = Console(stderr=True, soft_wrap=True)
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value …")]
@@ -161,16 +162,14 @@ def main() -> None:
 
 def _guard(command: Callable[..., Any]) -> int:
     try:
-        return command(standalone_mode=False) or 0
+        code = command(standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            errors.print("stopped; nothing is left half written")
+        return code
     except ConfigError as error:
         return _fail(error, 2)
     except (DataError, SnapshotError, BuildError, FileNotFoundError, TimeoutError, ConnectionError) as error:
         return _fail(error, 1)
-    except (KeyboardInterrupt, typer.Abort):
-        errors.print("stopped; nothing is left half written")
-        return 130
-    except typer.Exit as end:
-        return end.exit_code
     except Exception as error:
         if hasattr(error, "show"):  # a usage error of the command line itself
             error.show()

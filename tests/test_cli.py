@@ -69,6 +69,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, number: signal.Signa
         process.send_signal(number)
         said, _ = process.communicate(timeout=90)
     assert process.returncode == 130, said[-3000:]
+    assert "stopped; nothing is left half written" in said
     assert not (tmp_path / "cold_start").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.endswith((".tmp", ".start"))]
 
