@@ -185,13 +185,13 @@ def test_qrels_are_exactly_the_items_of_the_meaning() -> None:
 
 
 def test_negative_by_hand() -> None:
-    row = next(r for r in rows() if r["fact"] == "not:upholstery:velvet" and r["constraint"] == "sofa")
+    row = next(r for r in rows() if r["fact"] == "not:upholstery:velvet" and r["constraint"] == "armchair")
     assert "velvet" in row["query"]
     by_hand = {
-        i for i, item in parsed_items().items() if item["title"].endswith(" sofa") and "velvet" not in item["title"]
+        i for i, item in parsed_items().items() if item["title"].endswith(" armchair") and "velvet" not in item["title"]
     }
     assert relevant()[row["query_id"]] == by_hand
-    assert row["gold"] == "corduroy sofa, tweed sofa, vinyl sofa"
+    assert row["gold"] == "corduroy armchair, tweed armchair, vinyl armchair"
 
 
 def test_alternative_by_hand() -> None:
@@ -216,8 +216,8 @@ def test_alternative_by_hand() -> None:
         ("occasion:ride an e-bike", "red", "helmet, gloves, vest"),
         ("fruit_season:october", "organic", "pears, grapes, persimmons"),
         ("birthstone:january", "ring", "garnet ring"),
-        ("flag:italy", "hat", "green hat, white hat, red hat"),
-        ("anniversary:7th", "kettle", "copper kettle"),
+        ("flag:italy", "scarf", "green scarf, white scarf, red scarf"),
+        ("anniversary:7th", "teapot", "copper teapot"),
     ],
 )
 def test_question_and_knowledge_by_hand(fact: str, constraint: str, gold: str) -> None:
