@@ -60,7 +60,13 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, number: signal.Signa
     make_world(0, 600, 300, 50).write(tmp_path / "world")
     write_triplets(tmp_path)
     words = ["cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", "cold_start.epochs=400"]
-    with subprocess.Popen([*LREM, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        [*LREM, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_heed_interrupts,
+    ) as process:
         log = tmp_path / "logs/cold_start.jsonl"
         deadline = time.monotonic() + 180
         while process.poll() is None and time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
@@ -72,6 +78,11 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, number: signal.Signa
     assert "stopped; nothing is left half written" in said
     assert not (tmp_path / "cold_start").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.endswith((".tmp", ".start"))]
+
+
+def _heed_interrupts() -> None:
+    """A suite that was started in a shell's background passes on that Ctrl-C is to be ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_triplets(run: Path) -> None:
