@@ -2,7 +2,7 @@ SEED ?= 0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format clean
+.PHONY: help setup demo test test-slow bench-cold-start check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -18,6 +18,9 @@ test: setup check ## ruff, mypy and every test that is not slow
 
 test-slow: setup ## the slow tests alone
 	$(BIN)/pytest -m slow
+
+bench-cold-start: setup ## stage 1 beside sentence-transformers and an SFT trainer
+	$(BIN)/python benchmarks/cold_start.py --out benchmarks/results/cold_start.json
 
 check: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The two collectives that the losses need, exact in value and gradient; identities without a process group."""
+"""The collectives that losses and batches need, exact in value and gradient; identities without a process group."""
 
 from typing import Any
 
@@ -72,3 +72,12 @@ def total(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(summed)
     return summed
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of the ranks' values; `device` is one that the process group can use."""
+    if world_size() == 1:
+        return value
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)

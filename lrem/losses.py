@@ -8,57 +8,77 @@ number of ranks. Source: paper, "Stage 1" and "Stage 2".
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lrem.distributed import gather, rank, row_counts, total, world_size
 
 
-def sft(log_probs: Tensor, scored: Tensor) -> Tensor:
-    """L_SFT: mean negative log-likelihood over the scored tokens of the global batch.
+def sft(log_probs: Tensor, scored: Tensor, count: Tensor | None = None) -> Tensor:
+    """L_SFT: negative log-likelihood of the scored tokens over `count`.
 
     Args:
         log_probs: [B, L], nats. scored: [B, L] bool.
+        count: what the global sum is divided by; by default the scored tokens of the global batch. A part of
+            a batch passes the whole batch's, and then the parts add up to the whole's loss.
 
     >>> sft(torch.log(torch.tensor([[.5, .25]])), torch.tensor([[True, True]])).item()
     1.03972...
     """
-    count = total(scored.sum()).clamp(min=1)
-    return -(log_probs * scored).sum() * world_size() / count
+    if count is None:
+        count = total(scored.sum())
+    return -(log_probs * scored).sum() * world_size() / count.clamp(min=1)
 
 
 def info_nce(
     queries: Tensor,
     items: Tensor,
     positives: Tensor,
-    query_keys: Tensor,
     item_keys: Tensor,
+    known: Tensor,
     temperature: float,
 ) -> Tensor:
     """L_InfoNCE: query → item, every item of the global batch as a negative, false negatives masked.
 
-    An item is left out of a row's denominator where it is the same product as the row's positive, or the
-    positive of the same query.
+    A column is left out of a row's denominator where it is the same product as the row's positive, or
+    another product that is known to be relevant to the row's query.
 
     Args:
-        queries: [B, H] unit. items: [M, H] unit, this rank's. positives: [B] row of `items` each query wants.
-        query_keys, item_keys: [M] int64, identity of the query and of the product behind each item.
+        queries: [B, H] unit. items: [M, H] unit, this rank's: positives, and hard negatives if there are any.
+        positives: [B] row of `items` each query wants. item_keys: [M] int64, identity of each row's product.
+        known: [B, P] int64, identities of the products relevant to each query, filled up with -1.
         temperature: τ.
 
-    >>> e = torch.eye(2)
-    >>> i = torch.arange(2)
-    >>> round(info_nce(e, e, i, i, i, 1.0).item(), 6)  # -log(e / (e + 1))
+    >>> e, i = torch.eye(2), torch.arange(2)
+    >>> round(info_nce(e, e, i, i, i[:, None], 1.0).item(), 6)  # -log(e / (e + 1))
     0.313262
     """
-    candidates, all_query_keys, all_item_keys = gather(items), gather(query_keys), gather(item_keys)  # [N, …]
+    candidates, keys = gather(items), gather(item_keys)  # [N, H], [N]
     rows = torch.arange(queries.shape[0], device=queries.device)
     own = sum(row_counts(items)[: rank()]) + positives  # [B] column of each row's positive
-    same_query = query_keys[positives][:, None] == all_query_keys
-    same_item = item_keys[positives][:, None] == all_item_keys
-    false_negative = same_query | same_item  # [B, N]
+    false_negative = _is_known(torch.cat([known, item_keys[positives][:, None]], 1), keys)  # [B, N]
     false_negative[rows, own] = False
     logits = (queries @ candidates.T / temperature).masked_fill(false_negative, float("-inf"))
     row_losses = torch.logsumexp(logits, dim=1) - logits[rows, own]  # [B]
     return row_losses.sum() * world_size() / sum(row_counts(queries))
+
+
+def _is_known(known: Tensor, keys: Tensor) -> Tensor:
+    """Which of `keys` [N] stand in each row of `known` [B, P]; → [B, N] bool, without a [B, P, N] between."""
+    unique, column = keys.unique(return_inverse=True)  # [U] sorted, [N]
+    place = torch.searchsorted(unique, known).clamp(max=len(unique) - 1)  # [B, P]
+    found = torch.zeros(known.shape[0], len(unique), dtype=torch.int32, device=keys.device)
+    found.scatter_add_(1, place, (unique[place] == known).int())
+    return (found > 0)[:, column]
+
+
+def truncate(embeddings: Tensor, dimensions: int) -> Tensor:
+    """The first `dimensions` of each embedding, unit length again. [B, H] → [B, d].
+
+    >>> truncate(torch.tensor([[.6, .8, 0.]]), 1).tolist()
+    [[1.0]]
+    """
+    return F.normalize(embeddings[:, :dimensions], dim=-1)
 
 
 def group_advantage(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:

@@ -7,6 +7,7 @@ transformers and the template; does not know how it is trained or where it runs.
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from lrem.config import ModelConfig
+from lrem import sentence
 from lrem.files import atomic_folder
+from lrem.settings import ModelConfig
 from lrem.template import CHAT, CLOSE, COMPACT, EMB, FILE, THINK, Renderer, Template
 
 RECORD = "lrem_training.json"
@@ -34,24 +36,26 @@ RECORD = "lrem_training.json"
 class Sequences(NamedTuple):
     """Right-padded token ids. Causal attention makes an attention mask needless: padding comes last.
 
-    ids [B, L] int64; lengths [B] int64; scored [B, L] bool, True on tokens whose log-probability counts.
+    ids [B, L] int64; lengths [B] int64; scored [B, L] bool, True on tokens whose log-probability counts, or
+    None where none is asked for: then the language-model head does not run.
     """
 
     ids: Tensor
     lengths: Tensor
-    scored: Tensor
+    scored: Tensor | None = None
 
     def to(self, device: torch.device) -> "Sequences":
         """The same on another device."""
-        return Sequences(*(tensor.to(device) for tensor in self))
+        scored = None if self.scored is None else self.scored.to(device)
+        return Sequences(self.ids.to(device), self.lengths.to(device), scored)
 
 
 class Encoded(NamedTuple):
-    """What one forward over queries gives: embeddings [B, H], and log-probabilities [B, L] in nats, zero
-    where `scored` is False."""
+    """What one forward gives: embeddings [B, H], and log-probabilities [B, L] in nats, zero where `scored` is
+    False (None without `scored`)."""
 
     embeddings: Tensor
-    log_probs: Tensor
+    log_probs: Tensor | None = None
 
 
 def pad(rows: Sequence[list[int]], scored: Sequence[tuple[int, int]] | None = None) -> Sequences:
@@ -62,10 +66,10 @@ def pad(rows: Sequence[list[int]], scored: Sequence[tuple[int, int]] | None = No
     """
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
+    mask = None if scored is None else torch.zeros_like(ids, dtype=torch.bool)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
-        if scored is not None:
+        if mask is not None and scored is not None:
             mask[i, scored[i][0] : scored[i][1]] = True
     return Sequences(ids, lengths, mask)
 
@@ -77,33 +81,25 @@ class ReasoningEmbedder(nn.Module):
         super().__init__()
         self.lm, self.tokenizer, self.template = lm, tokenizer, template
         self.renderer = Renderer(template, tokenizer)
+        # squared gradients at the last layer's states, by the loss that reads them; whoever reads them clears them
+        self.state_gradients: dict[str, Tensor] = {}
 
     @classmethod
     def from_config(cls, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> "ReasoningEmbedder":
         """A small Qwen2 with fresh weights, the compact template and the given tokenizer."""
         torch.manual_seed(seed)
-        lm = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.kv_heads,
-                max_position_embeddings=config.max_positions,
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-        return cls(lm, tokenizer, COMPACT)
+        special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        lm = Qwen2ForCausalLM(small_config(config, len(tokenizer), **special))
+        return cls(lm, tokenizer, _with_limits(COMPACT, config))
 
     @classmethod
-    def load(cls, source: str | Path, dtype: torch.dtype = torch.float32) -> "ReasoningEmbedder":
+    def load(
+        cls, source: str | Path, dtype: torch.dtype = torch.float32, limits: ModelConfig | None = None
+    ) -> "ReasoningEmbedder":
         """Load a folder that `save` wrote, or any Hugging Face causal LM by name or folder.
 
-        A model without our tokens gets them, their embeddings set to the mean of the others.
+        A model without our tokens gets them, their embeddings set to the mean of the others. `limits` overrides
+        the template's token limits where it sets them.
 
         Raises:
             OSError: no such folder, and no such model on the hub.
@@ -112,12 +108,18 @@ class ReasoningEmbedder(nn.Module):
         lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         folder = Path(source)
         if (folder / FILE).exists():
-            return cls(lm, tokenizer, Template.load(folder))
+            return cls(lm, tokenizer, _with_limits(Template.load(folder), limits))
         _add_tokens(lm, tokenizer)
-        return cls(lm, tokenizer, CHAT)
+        return cls(lm, tokenizer, _with_limits(CHAT, limits))
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None, record: dict[str, Any] | None = None) -> str:
-        """Write a plain Hugging Face folder atomically; returns its fingerprint.
+        """Write a plain Hugging Face folder atomically; returns its fingerprint. See `write`."""
+        with atomic_folder(folder) as part:
+            self.write(part, state, record)
+        return fingerprint(folder)
+
+    def write(self, folder: Path, state: dict[str, Tensor] | None = None, record: dict[str, Any] | None = None) -> None:
+        """Write the files of a Hugging Face folder into an existing folder.
 
         Args:
             state: weights to write in place of the module's own.
@@ -125,12 +127,23 @@ class ReasoningEmbedder(nn.Module):
         """
         if state and self.lm.config.tie_word_embeddings:
             state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
-        with atomic_folder(folder) as part:
-            self.lm.save_pretrained(part, state_dict=state)
-            self.tokenizer.save_pretrained(part)
-            self.template.save(part)
-            (part / RECORD).write_text(json.dumps(record or {}, indent=2) + "\n", encoding="utf-8")
-        return fingerprint(folder)
+        if self.template.matryoshka:  # where vLLM looks for it
+            self.lm.config.matryoshka_dimensions = [*self.template.matryoshka, self.dimension]
+        self.lm.save_pretrained(folder, state_dict=state)
+        self.tokenizer.save_pretrained(folder)
+        self.template.save(folder)
+        sentence.write(folder, self.renderer, self.dimension)
+        (folder / RECORD).write_text(json.dumps(record or {}, indent=2) + "\n", encoding="utf-8")
+
+    def with_matryoshka(self, dimensions: Sequence[int]) -> "ReasoningEmbedder":
+        """The same weights, to be trained and saved with these shorter embedding lengths.
+
+        Raises:
+            ValueError: one of them is not between 1 and H-1.
+        """
+        if any(not 0 < d < self.dimension for d in dimensions):
+            raise ValueError(f"matryoshka={list(dimensions)}: each has to be below the embedding's {self.dimension}")
+        return ReasoningEmbedder(self.lm, self.tokenizer, replace(self.template, matryoshka=tuple(dimensions)))
 
     @property
     def dimension(self) -> int:
@@ -139,23 +152,11 @@ class ReasoningEmbedder(nn.Module):
 
     def embed(self, batch: Sequences) -> Tensor:
         """Unit embeddings [B, H] at the last token of each row, in float32."""
-        return _pool(self._hidden(batch), batch.lengths)
+        return self.forward(batch._replace(scored=None)).embeddings
 
-    def encode(self, batch: Sequences, temperature: float = 1.0) -> Encoded:
-        """One forward for embeddings and for the log-probabilities of the scored tokens.
-
-        The language-model head runs on the scored positions only; `temperature` divides the logits.
-        """
-        hidden = self._hidden(batch)  # [B, L, H]
-        row, column = batch.scored.nonzero(as_tuple=True)  # [S]
-        logits = self.lm.get_output_embeddings()(hidden[row, column - 1]).float() / temperature  # [S, V]
-        chosen = -F.cross_entropy(logits, batch.ids[row, column], reduction="none")  # [S]
-        log_probs = torch.zeros(batch.ids.shape, dtype=chosen.dtype, device=chosen.device)
-        return Encoded(_pool(hidden, batch.lengths), log_probs.index_put((row, column), chosen))
-
-    def forward(self, queries: Sequences, items: Sequences, temperature: float = 1.0) -> tuple[Encoded, Tensor]:
-        """Both sides in one call, as a wrapped engine needs it: (queries encoded, items [M, H])."""
-        return self.encode(queries, temperature), self.embed(items)
+    def forward(self, batch: Sequences, temperature: float = 1.0) -> Encoded:
+        """One pass over `batch`, see `encode`."""
+        return encode(self.lm, batch, temperature, self.state_gradients)
 
     def encode_items(self, titles: Sequence[str], batch_size: int = 256) -> np.ndarray:
         """Unit embeddings [N, H] float32 of item titles."""
@@ -178,13 +179,66 @@ class ReasoningEmbedder(nn.Module):
             out[chosen] = self.embed(pad([rows[i] for i in chosen]).to(device)).cpu().numpy()
         return out
 
-    def _hidden(self, batch: Sequences) -> Tensor:
-        return self.lm.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+
+def encode(
+    lm: PreTrainedModel, batch: Sequences, temperature: float = 1.0, watched: dict[str, Tensor] | None = None
+) -> Encoded:
+    """One pass for embeddings and, where `batch.scored` is given, for the scored tokens' log-probabilities.
+
+    The language-model head runs on the scored positions only: 151k logits for every token are what runs a small
+    GPU out of memory.
+
+    Args:
+        temperature: divides the logits.
+        watched: takes the squared gradients that reach the states each loss reads, `info_nce` and `sft`.
+    """
+    hidden = lm.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state  # [B, L, H]
+    rows = torch.arange(len(batch.lengths), device=hidden.device)
+    pooled = hidden[rows, batch.lengths - 1]  # [B, H]
+    _watch(pooled, "info_nce", watched)
+    embeddings = F.normalize(pooled.float(), dim=-1)
+    if batch.scored is None:
+        return Encoded(embeddings)
+    row, column = batch.scored.nonzero(as_tuple=True)  # [S]
+    states = hidden[row, column - 1]  # [S, H]
+    _watch(states, "sft", watched)
+    logits = lm.get_output_embeddings()(states).float() / temperature  # [S, V]
+    chosen = -F.cross_entropy(logits, batch.ids[row, column], reduction="none")  # [S]
+    log_probs = torch.zeros(batch.ids.shape, dtype=chosen.dtype, device=chosen.device)
+    return Encoded(embeddings, log_probs.index_put((row, column), chosen))
 
 
-def _pool(hidden: Tensor, lengths: Tensor) -> Tensor:
-    rows = torch.arange(len(lengths), device=hidden.device)
-    return F.normalize(hidden[rows, lengths - 1].float(), dim=-1)
+def _watch(states: Tensor, reader: str, watched: dict[str, Tensor] | None) -> None:
+    if watched is None or not states.requires_grad:
+        return
+
+    def add(gradient: Tensor) -> None:
+        watched[reader] = watched.get(reader, 0) + gradient.float().square().sum()
+
+    states.register_hook(add)
+
+
+def small_config(config: ModelConfig, vocab_size: int | None = None, **special: int) -> Qwen2Config:
+    """The transformers configuration of a small Qwen2 with a tied head. special: ids of the special tokens."""
+    return Qwen2Config(
+        vocab_size=vocab_size or config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        **special,
+    )
+
+
+def _with_limits(template: Template, config: ModelConfig | None) -> Template:
+    """The template with the limits that a configuration sets."""
+    names = ("budget", "max_query_tokens", "max_item_tokens")
+    given = {name: getattr(config, name, None) for name in names}
+    return replace(template, **{name: value for name, value in given.items() if value is not None})
 
 
 def _add_tokens(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

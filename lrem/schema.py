@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pyarrow.dataset
 
 TEXT = pa.string()
 ITEMS = pa.schema([("item_id", TEXT), ("title", TEXT)])  # every other column is payload
@@ -16,6 +16,7 @@ QUERIES = pa.schema([("query_id", TEXT), ("query", TEXT)])
 QRELS = pa.schema([("query_id", TEXT), ("item_id", TEXT), ("grade", pa.int64())])
 REASONINGS = pa.schema([("query_id", TEXT), ("reasoning", TEXT)])
 TRIPLETS = pa.schema([("query_id", TEXT), ("query", TEXT), ("reasoning", TEXT), ("item_id", TEXT), ("title", TEXT)])
+NEGATIVES = pa.schema([("negative_ids", pa.list_(TEXT)), ("negative_titles", pa.list_(TEXT))])  # of a triplet; may lack
 RL_PAIRS = pa.schema([("query_id", TEXT), ("query", TEXT), ("item_id", TEXT), ("title", TEXT)])
 
 
@@ -23,21 +24,36 @@ class DataError(ValueError):
     """Input that cannot be used; the message names the file, the row and the remedy."""
 
 
-def read_table(path: Path, schema: pa.Schema, keep_extra: bool = False) -> pa.Table:
+def open_table(path: Path | str, schema: pa.Schema) -> pa.dataset.Dataset:
+    """Open parquet without reading its rows: a file, a folder of files, or any URI that pyarrow knows.
+
+    Raises:
+        DataError: nothing is there, a file is no parquet, or a column of `schema` is missing.
+    """
+    if "://" not in str(path) and not Path(path).exists():
+        raise DataError(f"{path} does not exist: run the stage that writes it, or pass another path")
+    try:
+        found = pa.dataset.dataset(str(path), format="parquet")
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise DataError(f"{path} is not readable as parquet ({error}): convert it to parquet") from error
+    for name in schema.names:
+        _require(name, found.schema.names, path)
+    return found
+
+
+def read_table(path: Path | str, schema: pa.Schema, keep_extra: bool = False) -> pa.Table:
     """Read parquet and check it: every column of `schema`, castable, no nulls, at least one row.
 
     Args:
-        path: a parquet file, or a folder of parquet files.
+        path: a parquet file, a folder of parquet files, or a URI.
         schema: the required columns; with `keep_extra` other columns follow them unchanged.
 
     Raises:
         DataError: a file is missing or no parquet, a column is missing or of another type, a required
             value is null, or the table is empty.
     """
-    if not path.exists():
-        raise DataError(f"{path} does not exist: run the stage that writes it, or pass another path")
     try:
-        table = pq.read_table(path)
+        table = open_table(path, schema).to_table()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not readable as parquet ({error}): convert it to parquet") from error
     columns = [_column(table, field, path) for field in schema]
@@ -50,11 +66,14 @@ def read_table(path: Path, schema: pa.Schema, keep_extra: bool = False) -> pa.Ta
     return pa.table(dict(zip(names, columns, strict=True)))
 
 
-def _column(table: pa.Table, field: pa.Field, path: Path) -> pa.ChunkedArray:
-    if field.name not in table.column_names:
-        near = difflib.get_close_matches(field.name, table.column_names, n=1)
+def _require(name: str, names: list[str], path: Path | str) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f"rename '{near[0]}'" if near else "add it"
-        raise DataError(f"{path} has no column '{field.name}' (it has {table.column_names}): {hint}")
+        raise DataError(f"{path} has no column '{name}' (it has {names}): {hint}")
+
+
+def _column(table: pa.Table, field: pa.Field, path: Path | str) -> pa.ChunkedArray:
     column = table.column(field.name)
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py()

@@ -24,7 +24,8 @@ FILE = "lrem_template.json"
 class Template:
     """What stands around the user's text, and the token limits.
 
-    `budget` is the paper's l, counted between `<think>` and `</think>`.
+    `budget` is the paper's l, counted between `<think>` and `</think>`. `matryoshka` lists the shorter
+    lengths that embeddings were trained to be cut to.
     """
 
     query_prefix: str
@@ -34,6 +35,7 @@ class Template:
     budget: int = 16
     max_query_tokens: int = 64
     max_item_tokens: int = 96
+    matryoshka: tuple[int, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write the template into a model folder."""
@@ -42,7 +44,8 @@ class Template:
     @classmethod
     def load(cls, folder: Path) -> "Template":
         """Read the template of a model folder; FileNotFoundError where it has none."""
-        return cls(**json.loads((folder / FILE).read_text()))
+        fields = json.loads((folder / FILE).read_text())
+        return cls(**fields | {"matryoshka": tuple(fields.get("matryoshka", ()))})
 
 
 # Two markers in place of the prose: a small model trained from nothing learns roles from one token each.
@@ -82,19 +85,19 @@ class Renderer:
         self.special = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
         self.special |= {self.think, self.close, self.emb}
         control = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens, THINK, CLOSE, EMB}
-        longest_first = sorted(control, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)))
+        self.control = sorted(control, key=lambda token: (-len(token), token))  # longest first
+        self._control = re.compile("|".join(map(re.escape, self.control)))
         self._query = self._encode(template.query_prefix), self._encode(template.query_suffix)
         self._item = self._encode(template.item_prefix), self._encode(template.item_suffix)
 
     def query_prompt(self, query: str) -> list[int]:
         """Ids up to where the model starts to write. Text beyond `max_query_tokens` is cut."""
         prefix, suffix = self._query
-        return prefix + self._text(query)[: self.template.max_query_tokens] + suffix
+        return prefix + self.text_ids(query)[: self.template.max_query_tokens] + suffix
 
     def reasoning_ids(self, reasoning: str) -> list[int]:
         """Ids of a keyword list, cut to the budget."""
-        return self._text(reasoning)[: self.template.budget] if reasoning.strip() else []
+        return self.text_ids(reasoning)[: self.template.budget] if reasoning.strip() else []
 
     def reasoning_text(self, ids: list[int]) -> str:
         """The keyword list that `ids` spell."""
@@ -113,7 +116,7 @@ class Renderer:
     def item(self, title: str) -> list[int]:
         """A whole item sequence. Text beyond `max_item_tokens` is cut."""
         prefix, suffix = self._item
-        return [*prefix, *self._text(title)[: self.template.max_item_tokens], *suffix, self.emb]
+        return [*prefix, *self.text_ids(title)[: self.template.max_item_tokens], *suffix, self.emb]
 
     def parse(self, sampled: list[int]) -> Parsed:
         """Read a sampled completion (paper: r_format is 1 for `<think> … </think><emb>`, else 0).
@@ -132,7 +135,7 @@ class Renderer:
         ordinary = [token for token in sampled if token not in self.special]
         return Parsed(ordinary[: self.template.budget], False)
 
-    def _text(self, text: str) -> list[int]:
+    def text_ids(self, text: str) -> list[int]:
         """A user's text may spell control tokens; they are data here, so they are taken out.
 
         It begins with a space: a word has the same token at the start of a text as within it.

@@ -34,8 +34,7 @@ Catalogue = Annotated[Path | None, typer.Option("--catalogue", help="Items parqu
 
 
 def _stage(name: str, config: Path | None, overrides: list[str] | None, dry_run: bool) -> None:
-    settings = _load(config, overrides, dry_run)
-    run_stage(name, settings)
+    run_stage(name, _load(config, overrides, dry_run))
 
 
 def _load(config: Path | None, overrides: list[str] | None, dry_run: bool, **paths: Path | None) -> Config:
@@ -64,10 +63,31 @@ def cold_start(
     config: ConfigFile = None,
     overrides: Overrides = None,
     direct: Annotated[bool, typer.Option("--direct", help="Train the direct baseline instead.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint of a stopped run.")
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Stage 1: SFT on the reasoning and InfoNCE on the embedding."""
-    _stage("direct" if direct else "cold-start", config, overrides, dry_run)
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        from ray_apps.plan import plan
+
+        typer.echo(to_yaml(settings))
+        typer.echo(plan(settings, settings.direct if direct else settings.cold_start))
+        raise typer.Exit
+    run_stage("direct" if direct else "cold-start", settings, resume=resume)
+
+
+@app.command()
+def mine_negatives(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    model: Model = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Add hard negatives to the triplets, found with a model and its index."""
+    run_stage("mine-negatives", _load(config, overrides, dry_run, model=model))
 
 
 @app.command()
@@ -174,6 +194,8 @@ def _guard(command: Callable[..., Any]) -> int:
         if hasattr(error, "show"):  # a usage error of the command line itself
             error.show()
             return 2
+        if type(error).__name__ == "TrainingError":  # its module brings Ray and torch, which help does not need
+            return _fail(error, 1)
         raise
 
 

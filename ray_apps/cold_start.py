@@ -1,7 +1,7 @@
 """Stage 1 on Ray Train and DeepSpeed: SFT on the reasoning and InfoNCE on the embedding, jointly.
 
 Reads triplets, writes a model folder. `objective: direct` trains the baseline on the same pairs, with no
-reasoning. Holds no formula: lrem.losses does.
+reasoning. Holds no formula: lrem.joint does.
 """
 
 import time
@@ -9,111 +9,184 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow as pa
-import ray.data
+import numpy as np
+import ray
 import torch
 
-from lrem.config import ColdStartConfig, Config
-from lrem.losses import global_loss, info_nce, sft
-from lrem.model import ReasoningEmbedder, Sequences, pad
-from lrem.schema import RL_PAIRS, TRIPLETS, DataError, read_items, read_table
-from lrem.template import Renderer
+from lrem.adapters import add_lora, split_state
+from lrem.config import Config
+from lrem.distributed import rank, total, world_size
+from lrem.files import atomic_folder
+from lrem.joint import Batch, accumulate_gradients, collate, state_gradient_norms
+from lrem.model import ReasoningEmbedder, fingerprint
+from lrem.schema import TRIPLETS, read_items, read_table
+from lrem.settings import ColdStartConfig
+from lrem.sizing import Shape, peak_tflops, step_flops
 from lrem.tokenizer import train_tokenizer
+from ray_apps import corpus, dev_set
+from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
-from ray_apps.training import Log, Row, batches, fit, full_state, make_engine, shard_rows, steps_per_epoch
+from ray_apps.tracking import JsonLines, Log, check_finite, require
+from ray_apps.training import Shard, engine_backward, fit, make_engine
 
 
-def run(config: Config, stage: ColdStartConfig, out: Path) -> dict[str, Any]:
-    """Train and write the model folder `out`; returns counts for the report."""
-    table = read_table(config.path("triplets"), TRIPLETS)
-    if stage.objective == "direct":  # the pairs of both stages, so that neither side knows more
-        pairs = read_table(config.path("rl_pairs"), RL_PAIRS)
-        table = pa.concat_tables([table.drop_columns("reasoning"), pairs.select(RL_PAIRS.names)])
-    if table.num_rows < stage.workers * 2:
-        raise DataError(f"{table.num_rows} rows for {stage.workers} workers: lower workers or add data")
-    model = initial_model(config)
-    dataset = with_keys(table)
+def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False) -> dict[str, Any]:
+    """Train and write the model folder `out`; returns counts for the report.
+
+    Args:
+        resume: go on from the newest checkpoint of a run that was stopped.
+    """
+    require(stage.trackers)
+    dev = dev_set.load(config, stage)
+    model = initial_model(config, stage)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", suffix=".start", dir=out.parent) as start, cluster(config):
-        model.save(Path(start) / "model")
-        settings = {"stage": stage.model_dump(mode="json"), "start": f"{start}/model", "out": str(out)}
-        rows = ray.data.from_arrow(dataset).random_shuffle(seed=config.seed)
-        fit(train, config, settings, rows, stage.workers, out.name)
-    return {"rows": table.num_rows}
+        start_model = Path(start) / "model"
+        made_of = model.save(start_model)
+        rows = corpus.load(config, stage, start_model)
+        settings = {
+            "stage": stage.model_dump(mode="json"),
+            "start": str(start_model),
+            "out": str(out),
+            "rows": rows.rows,
+            "known": ray.put(rows.known),
+            "dev": ray.put(dev),
+            "run": _must_stay(config, stage, rows, made_of),
+        }
+        _checkpoints(config, stage, settings).begin(resume)
+        fit(train, config, settings, rows.dataset, stage.workers, out.name, restarts=stage.restarts)
+    return {"rows": rows.rows}
 
 
-def initial_model(config: Config) -> ReasoningEmbedder:
-    """The named model, or a fresh one whose tokenizer is trained on catalogue and triplets."""
+def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
+    """The named model, or a fresh one whose tokenizer is trained on catalogue and triplets.
+
+    Raises:
+        ValueError: a Matryoshka dimension is not below the model's.
+    """
     if config.model.source:
-        return ReasoningEmbedder.load(config.model.source)
-    items, triplets = read_items(config.path("items")), read_table(config.path("triplets"), TRIPLETS)
-    texts = [*items["title"].to_pylist()]
-    texts += [*triplets["query"].to_pylist(), *triplets["reasoning"].to_pylist()]
-    # every text begins with a space, as the renderer writes it
-    tokenizer = train_tokenizer((f" {text}" for text in texts), config.model.vocab_size)
-    return ReasoningEmbedder.from_config(config.model, tokenizer, config.seed)
+        model = ReasoningEmbedder.load(config.model.source, limits=config.model)
+    else:
+        items, triplets = read_items(config.path("items")), read_table(config.uri("triplets"), TRIPLETS)
+        texts = [*items["title"].to_pylist()]
+        texts += [*triplets["query"].to_pylist(), *triplets["reasoning"].to_pylist()]
+        # every text begins with a space, as the renderer writes it
+        tokenizer = train_tokenizer((f" {text}" for text in texts), config.model.vocab_size)
+        model = ReasoningEmbedder.from_config(config.model, tokenizer, config.seed)
+    return model.with_matryoshka(stage.matryoshka)
 
 
-def with_keys(table: pa.Table) -> pa.Table:
-    """Add integer identities of query and item: what the losses compare across ranks."""
-    for name in ("query", "item"):
-        codes = table[f"{name}_id"].combine_chunks().dictionary_encode().indices.cast(pa.int64())
-        table = table.append_column(f"{name}_key", codes)
-    return table
+def _must_stay(config: Config, stage: ColdStartConfig, rows: corpus.Corpus, model: str) -> dict[str, Any]:
+    """What a resumed run has to share with the one it goes on from."""
+    fixed = stage.model_dump(
+        mode="json",
+        exclude={"checkpoint", "restarts", "trackers", "peak_tflops", "log_rows", "chunk_tokens", "graph_tokens"},
+    )
+    return {"model": model, "data": f"{rows.rows} rows, {rows.fingerprint:016x}", "seed": config.seed, **fixed}
+
+
+def _checkpoints(config: Config, stage: ColdStartConfig, settings: dict[str, Any]) -> Checkpoints:
+    name = Path(settings["out"]).name
+    return Checkpoints(config.run_dir / "checkpoints" / name, settings["run"], stage.checkpoint.keep)
 
 
 def train(settings: dict[str, Any]) -> None:
-    """One rank's training loop."""
-    config = Config.model_validate(settings["config"])
-    stage = ColdStartConfig.model_validate(settings["stage"])
-    model = ReasoningEmbedder.load(settings["start"])
-    rows = [render(model.renderer, row, stage.objective) for row in shard_rows()]
-    steps = steps_per_epoch(len(rows), stage.batch_size) * stage.epochs
-    engine = make_engine(model, stage.optim, stage.batch_size, steps)
-    out = Path(settings["out"])
-    log = Log(config.run_dir / "logs" / f"{out.name}.jsonl", settings["board"], steps)
-    started = time.monotonic()
-    for batch in batches(rows, stage.batch_size, config.seed, stage.epochs):
-        log(*step(engine, batch, stage))
-    record = {
-        "objective": stage.objective,
-        "steps": engine.global_steps,
-        "seconds": time.monotonic() - started,
-        "zero_stage": engine.zero_optimization_stage(),
-    }
-    state = full_state(engine)
-    if log.stream:
-        model.save(out, state, record)
+    """One rank's run: from the newest checkpoint, or from the start, to the model folder."""
+    trainer = Trainer(settings)
+    first = trainer.checkpoints.restore(trainer.engine)
+    name, stage = trainer.out.name, trainer.stage
+    log = Log(trainer.config, name, settings["board"], trainer.steps, first, stage.trackers)
+    rows_file = trainer.config.run_dir / "logs" / f"{name}.rows-{rank()}.jsonl"
+    consumed = JsonLines(rows_file, first) if stage.log_rows else None
+    for place in trainer.shard.places(first, trainer.steps):
+        done = place.step + 1
+        values = trainer.step(place)
+        if consumed:
+            consumed.write(done, {"epoch": place.epoch, "rows": trainer.shard.ids(place)})
+        log(done, values, " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values))
+        if done % stage.checkpoint.every == 0 or done == trainer.steps:
+            log.add(done, trainer.save(done, place.epoch))
+    log.close()
+    trainer.finish()
 
 
-def step(engine: Any, batch: list[Row], stage: ColdStartConfig) -> tuple[dict[str, float], str]:
-    """One update on rendered rows; returns the logged values and the note beside the progress bar."""
-    queries, items, query_keys, item_keys = collate(batch)
-    encoded, item_embeddings = engine(queries.to(engine.device), items.to(engine.device))
-    positives = torch.arange(len(batch), device=engine.device)
-    query_keys, item_keys = query_keys.to(engine.device), item_keys.to(engine.device)
-    contrast = info_nce(encoded.embeddings, item_embeddings, positives, query_keys, item_keys, stage.temperature)
-    values = {"info_nce": global_loss(contrast)}
-    loss = stage.info_nce_weight * contrast
-    if stage.objective == "joint":
-        imitation = sft(encoded.log_probs, queries.scored.to(engine.device))
-        values["sft"] = global_loss(imitation)
-        loss = loss + stage.sft_weight * imitation
-    engine.backward(loss)
-    engine.step()
-    values |= {"lr": engine.get_lr()[0], "grad_norm": float(engine.get_global_grad_norm() or 0.0)}
-    return values, " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values)
+class Trainer:
+    """One rank's state: its rows, the DeepSpeed engine, the checkpoints."""
 
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.config = Config.model_validate(settings["config"])
+        self.stage = stage = ColdStartConfig.model_validate(settings["stage"])
+        self.start, self.out = Path(settings["start"]), Path(settings["out"])
+        self.known, self.dev = ray.get([settings["known"], settings["dev"]], timeout=300)
+        self.shard = Shard(settings["rows"], stage.batch_size, self.config.seed)
+        self.steps = self.shard.per_epoch * stage.epochs
+        self.checkpoints = _checkpoints(self.config, stage, settings)
+        model = ReasoningEmbedder.load(self.start)
+        self.shape = Shape.of(model.lm)
+        if stage.lora.rank:
+            add_lora(model, stage.lora)
+        if stage.gradient_checkpointing:
+            model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.engine = make_engine(model, stage.optim, stage.batch_size, self.steps)
+        self.engine.train()
+        cuda = self.engine.device.type == "cuda"
+        self.peak = stage.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if cuda else None)
+        self.started = time.monotonic()
 
-def render(renderer: Renderer, row: Row, objective: str) -> Row:
-    """Add the row's token ids, once for all epochs: `query_ids`, `scored` [start, end) of it, `item_ids`."""
-    ids = renderer.query(row["query"], row["reasoning"] if objective == "joint" else None)
-    start = len(renderer.query_prompt(row["query"])) if objective == "joint" else len(ids)
-    return row | {"query_ids": ids, "scored": (start, len(ids)), "item_ids": renderer.item(row["title"])}
+    def step(self, place: Any) -> dict[str, float]:
+        """One update; returns the logged values, those of the global batch."""
+        clock = [time.monotonic()]
+        random = np.random.default_rng([self.config.seed, place.step, rank()])
+        rows = self.shard.take(place)
+        batch = collate(rows, self.known, self.stage.objective == "joint", self.stage.thought_dropout, random)
+        clock.append(time.monotonic())
+        engine = self.engine
+        values = accumulate_gradients(batch, self.stage, engine, engine_backward(engine), engine.device)
+        check_finite(place.step + 1, values)  # before the weights take it
+        values |= state_gradient_norms(engine.module.state_gradients, engine.device)
+        clock.append(time.monotonic())
+        values["lr"] = engine.get_lr()[0]
+        engine.step()
+        values["grad_norm"] = float(engine.get_global_grad_norm() or 0.0)
+        clock.append(time.monotonic())
+        names = ("data_s", "gradient_s", "optimizer_s")
+        phases = {name: end - begin for name, begin, end in zip(names, clock, clock[1:], strict=False)}
+        return values | {"epoch": place.epoch} | phases | self._speed(batch, clock[-1] - clock[0])
 
+    def _speed(self, batch: Batch, seconds: float) -> dict[str, float]:
+        """tokens/s of all workers together, and MFU where the device's peak is known."""
+        work = total(torch.tensor(batch.work, dtype=torch.float64, device=self.engine.device)).tolist()
+        speed = {"tokens_per_s": work[0] / seconds}
+        if self.peak:
+            flops = step_flops(self.shape, *(int(part) for part in work))
+            speed["mfu"] = flops / (seconds * self.peak * 1e12 * world_size())
+        return speed
 
-def collate(batch: list[Row]) -> tuple[Sequences, Sequences, torch.Tensor, torch.Tensor]:
-    """Rendered rows → query sequences with the completion scored, item sequences, keys of queries and items [B]."""
-    queries = pad([row["query_ids"] for row in batch], [row["scored"] for row in batch])
-    keys = [torch.tensor([row[name] for row in batch]) for name in ("query_key", "item_key")]
-    return queries, pad([row["item_ids"] for row in batch]), keys[0], keys[1]
+    def save(self, done: int, epoch: int) -> dict[str, float]:
+        """Measure the dev set, write a checkpoint; returns what to log of it."""
+        started = time.monotonic()
+        record: dict[str, Any] = {
+            "objective": self.stage.objective,
+            "steps": done,
+            "epochs": epoch + 1,
+            "seconds": started - self.started,
+            "zero_stage": self.engine.zero_optimization_stage(),
+        }
+        if self.dev is not None:
+            record["dev"] = dev_set.measure(self.engine, self.dev, self.stage.checkpoint.k, self.stage.chunk_tokens)
+        self.checkpoints.save(self.engine, done, record, self._export)
+        values = {f"dev_{name}": value for name, value in record.get("dev", {}).items()}
+        return values | {"checkpoint_s": time.monotonic() - started}
+
+    def _export(self, state: dict[str, torch.Tensor], folder: Path) -> None:
+        if self.stage.lora.rank:
+            state = split_state(self.start, self.stage.lora, state, folder)
+        ReasoningEmbedder.load(self.start).write(folder, state)
+
+    def finish(self) -> None:
+        """The best checkpoint becomes the model folder."""
+        if rank() == 0:
+            with atomic_folder(self.out) as part:
+                self.checkpoints.export(part)
+            fingerprint(self.out)
+            self.checkpoints.finish()

@@ -28,6 +28,7 @@ class Board:
 
     def __init__(self) -> None:
         self.done, self.total, self.note = 0, 0, ""
+        self.reason: str | None = None
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """Set the position; `note` is shown beside the bar."""
@@ -36,6 +37,14 @@ class Board:
     def read(self) -> tuple[int, int, str]:
         """(done, total, note)."""
         return self.done, self.total, self.note
+
+    def fail(self, reason: str) -> None:
+        """A worker gave up; the first reason is kept."""
+        self.reason = self.reason or reason
+
+    def failure(self) -> str | None:
+        """Why a worker gave up, or None."""
+        return self.reason
 
 
 @contextmanager

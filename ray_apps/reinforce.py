@@ -9,6 +9,8 @@ Holds no formula: lrem.losses and lrem.rewards do.
 import time
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import torch
@@ -18,16 +20,15 @@ from lrem.config import Config
 from lrem.distributed import gather, rank, total, world_size
 from lrem.losses import Clip, clip_fraction, global_loss, group_advantage, info_nce, policy_gradient
 from lrem.model import ReasoningEmbedder, Sequences, fingerprint, pad
+from lrem.positives import KnownPositives, identity, query_identity
 from lrem.rewards import combine, reward_parts
 from lrem.rewards import rank as rank_of
 from lrem.schema import RL_PAIRS, DataError, read_items, read_table
 from lrem.template import Parsed
 from ray_apps.cluster import cluster
-from ray_apps.cold_start import with_keys
 from ray_apps.rollout import Rollout, start_engines, wait
-from ray_apps.training import Log, Row, batches, fit, full_state, make_engine, shard_rows, steps_per_epoch
-
-KEYS = ("query_key", "item_key")
+from ray_apps.tracking import Log
+from ray_apps.training import Row, Shard, engine_backward, fit, full_state, make_engine
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -40,11 +41,13 @@ def run(config: Config) -> dict[str, Any]:
         raise DataError(f"{pairs.num_rows} RL pairs for {config.reinforce.workers} workers: raise curate.rl_share")
     fingerprint(config.path("cold_start"))  # said here if there is no model, rather than by an actor
     rl = config.reinforce
+    keyed = with_keys(pairs.take(np.random.default_rng(config.seed).permutation(pairs.num_rows)))
     with cluster(config):
         engines = start_engines(config.path("cold_start"), config, rl.workers)
-        rows = ray.data.from_arrow(with_keys(pairs)).random_shuffle(seed=config.seed)
+        known = KnownPositives(keyed["query_key"].to_numpy(), keyed["item_key"].to_numpy())
+        settings = {"engines": engines, "rows": keyed.num_rows, "known": ray.put(known)}
         try:
-            fit(train, config, {"engines": engines}, rows, rl.workers, "reinforce", len(engines))
+            fit(train, config, settings, ray.data.from_arrow(keyed), rl.workers, "reinforce", len(engines))
         finally:
             for engine in engines:
                 ray.kill(engine)
@@ -55,15 +58,15 @@ def train(settings: dict[str, Any]) -> None:
     """One rank's training loop."""
     config = Config.model_validate(settings["config"])
     rl = config.reinforce
-    rows = shard_rows()
-    per_epoch = steps_per_epoch(len(rows), rl.batch_size)
-    steps = rl.steps or per_epoch
+    shard = Shard(settings["rows"], rl.batch_size, config.seed)
+    steps = rl.steps or shard.per_epoch
     model = ReasoningEmbedder.load(config.path("cold_start"))
-    trainer = Trainer(config, model, settings["engines"], steps)
-    log = Log(config.run_dir / "logs" / "reinforce.jsonl", settings["board"], steps)
+    trainer = Trainer(config, model, settings["engines"], ray.get(settings["known"], timeout=300), steps)
+    log = Log(config, "reinforce", settings["board"], steps)
     started = time.monotonic()
-    for batch, _ in zip(batches(rows, rl.batch_size, config.seed, -(-steps // per_epoch)), range(steps), strict=False):
-        log(*trainer.step(batch))
+    for place in shard.places(0, steps):
+        log(place.step + 1, *trainer.step(shard.take(place)))
+    log.close()
     record = {
         "objective": "reinforce",
         "steps": trainer.engine.global_steps,
@@ -72,15 +75,28 @@ def train(settings: dict[str, Any]) -> None:
         "weight_syncs": trainer.version,
     }
     state = full_state(trainer.engine)
-    if log.stream:
+    if rank() == 0:
         model.save(config.path("model"), state, record)
+
+
+def with_keys(pairs: pa.Table) -> pa.Table:
+    """Add `query_key` and `item_key`, the identities that the losses compare."""
+    keys = {
+        "query_key": map(query_identity, pairs["query"].to_pylist()),
+        "item_key": map(identity, pairs["item_id"].to_pylist()),
+    }
+    for name, values in keys.items():
+        pairs = pairs.append_column(name, pa.array(values, pa.int64()))
+    return pairs
 
 
 class Trainer:
     """One rank's state: the DeepSpeed engine, the vLLM actors, and the policy version both agree on."""
 
-    def __init__(self, config: Config, model: ReasoningEmbedder, engines: list[Any], steps: int) -> None:
-        self.config, self.rollout_engines, self.version = config, engines, 0
+    def __init__(
+        self, config: Config, model: ReasoningEmbedder, engines: list[Any], known: KnownPositives, steps: int
+    ) -> None:
+        self.config, self.rollout_engines, self.known, self.version = config, engines, known, 0
         self.engine = make_engine(model, config.reinforce.optim, config.reinforce.batch_size, steps)
         items = read_items(config.path("items"))
         self.catalogue = items.select(["item_id", "title"]).to_pylist()
@@ -125,27 +141,32 @@ class Trainer:
         queries, old, parsed = render(self.engine.module, batch, groups)
         queries, old = queries.to(device), old.to(device)
         items = pad([self.engine.module.renderer.item(row["title"]) for row in batch]).to(device)
-        query_keys, item_keys = (torch.tensor([row[name] for row in batch], device=device) for name in KEYS)
+        item_keys = torch.tensor([row["item_key"] for row in batch], device=device)
+        known = torch.from_numpy(self.known.table([row["query_key"] for row in batch])).to(device)
         owner = torch.arange(len(batch), device=device).repeat_interleave(rl.group_size)  # [B] of each rollout
         extra, extra_ids = self.extra_items()
-        encoded, item_embeddings = self.engine(queries, items, self.config.rollout.temperature)
+        encoded = self.engine(queries, self.config.rollout.temperature)
+        item_embeddings = self.engine(items).embeddings
+        sampled, log_probs = queries.scored, encoded.log_probs
+        assert sampled is not None  # `render` scores what was sampled
+        assert log_probs is not None
         ids = torch.tensor([self.position[row["item_id"]] for row in batch], device=device)
         candidates = gather(torch.cat([item_embeddings.detach(), extra])), gather(torch.cat([ids, extra_ids]))
         ranks, count = rank_of(encoded.embeddings.detach(), ids[owner], *candidates)
         rewards, values = self.reward(parsed, ranks, count)
         advantages = group_advantage(rewards.view(-1, rl.group_size)).flatten()
         clip = Clip(rl.ratio, rl.clip_low, rl.clip_high)
-        policy = policy_gradient(encoded.log_probs, old, advantages, queries.scored, clip)
-        contrast = info_nce(encoded.embeddings, item_embeddings, owner, query_keys, item_keys, rl.temperature)
-        self.engine.backward(rl.grpo_weight * policy + rl.info_nce_weight * contrast)
+        policy = policy_gradient(log_probs, old, advantages, sampled, clip)
+        contrast = info_nce(encoded.embeddings, item_embeddings, owner, item_keys, known[owner], rl.temperature)
+        engine_backward(self.engine)(rl.grpo_weight * policy + rl.info_nce_weight * contrast, True)
         self.engine.step()
-        log_probs = encoded.log_probs.detach()
+        log_probs = log_probs.detach()
         return values | {
             "policy": global_loss(policy),
             "info_nce": global_loss(contrast),
-            "entropy": -mean(log_probs[queries.scored]),  # unbiased: the policy's own samples
-            "mismatch_kl": mean((old - log_probs)[queries.scored]),
-            "clip_fraction": clip_fraction(log_probs, old, queries.scored, clip).item(),
+            "entropy": -mean(log_probs[sampled]),  # unbiased: the policy's own samples
+            "mismatch_kl": mean((old - log_probs)[sampled]),
+            "clip_fraction": clip_fraction(log_probs, old, sampled, clip).item(),
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
         }
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from ray import serve
 
-from lrem.config import RolloutConfig
 from lrem.model import ReasoningEmbedder, fingerprint
+from lrem.settings import RolloutConfig
 from ray_apps.rollout import VllmEngine
 
 THREADS = 1  # of torch in an embedder: scale by replicas, never oversubscribe the cores

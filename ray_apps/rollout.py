@@ -11,7 +11,8 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from lrem.config import Config, RolloutConfig
+from lrem.config import Config
+from lrem.settings import RolloutConfig
 from lrem.template import Renderer, Template
 from ray_apps.cluster import gpu_plan
 

@@ -15,7 +15,7 @@ class Stage(NamedTuple):
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    action: Callable[[Config], dict[str, Any]]
+    action: Callable[..., dict[str, Any]]
 
 
 def _world(config: Config) -> dict[str, Any]:
@@ -37,16 +37,22 @@ def _curate(config: Config) -> dict[str, Any]:
     return curate.run(config)
 
 
-def _cold_start(config: Config) -> dict[str, Any]:
+def _cold_start(config: Config, resume: bool = False) -> dict[str, Any]:
     from ray_apps import cold_start
 
-    return cold_start.run(config, config.cold_start, config.path("cold_start"))
+    return cold_start.run(config, config.cold_start, config.path("cold_start"), resume)
 
 
-def _direct(config: Config) -> dict[str, Any]:
+def _direct(config: Config, resume: bool = False) -> dict[str, Any]:
     from ray_apps import cold_start
 
-    return cold_start.run(config, config.direct, config.path("direct"))
+    return cold_start.run(config, config.direct, config.path("direct"), resume)
+
+
+def _mine_negatives(config: Config) -> dict[str, Any]:
+    from ray_apps import mine_negatives
+
+    return mine_negatives.run(config)
 
 
 def _reinforce(config: Config) -> dict[str, Any]:
@@ -82,20 +88,25 @@ STAGES = {
     "reinforce": Stage(("cold_start", "rl_pairs", "items"), ("model",), _reinforce),
     "embed": Stage(("items", "model"), ("vectors",), _embed),
     "index": Stage(("items", "vectors"), ("index",), _index),
+    "mine-negatives": Stage(("triplets", "model", "index"), ("mined",), _mine_negatives),
     "evaluate": Stage(("queries", "qrels", "items", "model", "index"), (), _evaluate),
 }
 
 
-def run_stage(name: str, config: Config) -> dict[str, Any]:
-    """Run one stage; say what it read, wrote and how long it took; keep that in run_dir/stages/NAME.json."""
+def run_stage(name: str, config: Config, **options: Any) -> dict[str, Any]:
+    """Run one stage; say what it read, wrote and how long it took; keep that in run_dir/stages/NAME.json.
+
+    Args:
+        options: go to the stage, as `resume` of the training stages.
+    """
     stage = STAGES[name]
     _say(f"{name} reads {_names(stage.reads, config) or 'nothing'}")
     started = time.monotonic()
-    result = stage.action(config)
+    result = stage.action(config, **options)
     seconds = round(time.monotonic() - started, 1)
     counts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     said = ", ".join(f"{key} {value}" for key, value in counts.items())
-    wrote = _names(stage.writes, config) or str(_short(config.run_dir / "evaluation.json"))
+    wrote = _names(stage.writes, config) or _short(config.run_dir / "evaluation.json")
     _say(f"{name} wrote {wrote} in {seconds} s{f' ({said})' if said else ''}")
     write_json({"seconds": seconds, "counts": counts}, config.run_dir / "stages" / f"{name}.json")
     return result | {"seconds": seconds}
@@ -106,8 +117,8 @@ def _say(text: str) -> None:
 
 
 def _names(keys: tuple[str, ...], config: Config) -> str:
-    return ", ".join(str(_short(config.path(key))) for key in keys)
+    return ", ".join(_short(config.uri(key)) for key in keys)
 
 
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _short(path: str | Path) -> str:
+    return str(path).removeprefix(f"{Path.cwd()}/")

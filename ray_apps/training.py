@@ -1,33 +1,37 @@
 """What both training stages share: Ray Train around a DeepSpeed engine, row shards, weights out of ZeRO."""
 
-import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 import torch
-from ray.actor import ActorHandle
-from ray.train import DataConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import get_cosine_schedule_with_warmup
 
-from lrem.config import Config, OptimConfig
-from lrem.distributed import rank
+from lrem.batches import epoch_order, step_rows, steps_per_epoch
+from lrem.config import Config
+from lrem.distributed import rank, world_size
 from lrem.model import ReasoningEmbedder
+from lrem.settings import OptimConfig
 from ray_apps.cluster import gpu_plan
 from ray_apps.progress import progress
 
 Row = dict[str, Any]
 
 
+class TrainingError(RuntimeError):
+    """A run that cannot go on, and would not if it was tried again; the message says what to change."""
+
+
 class RowShards(DataConfig):
-    """Equal, repeatable shards: the same rows reach the same rank in every run.
+    """Repeatable shards: the same rows reach the same rank in every run, every row one rank.
 
     Ray's default streams blocks to whichever rank asks first, so a run could not be repeated.
     """
@@ -35,9 +39,14 @@ class RowShards(DataConfig):
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
     ) -> list[dict[str, Any]]:
-        """One materialised split a rank; at most world_size − 1 rows are left over."""
-        shards = {name: dataset.split(world_size, equal=True) for name, dataset in datasets.items()}
+        """One materialised split a rank, of sizes that differ by at most one."""
+        shards = {name: _split(dataset, world_size) for name, dataset in datasets.items()}
         return [{name: parts[i].iterator() for name, parts in shards.items()} for i in range(world_size)]
+
+
+def _split(dataset: ray.data.Dataset, parts: int) -> list[ray.data.Dataset]:
+    count = dataset.count()
+    return dataset.split_at_indices([count * i // parts for i in range(1, parts)]) if parts > 1 else [dataset]
 
 
 def fit(
@@ -48,24 +57,47 @@ def fit(
     workers: int,
     title: str,
     engines: int = 0,
+    restarts: int = 0,
 ) -> None:
     """Run `loop` on `workers` ranks under Ray Train, beside `engines` vLLM actors; returns when all have finished.
 
+    A worker that is lost, `restarts` times at most, is replaced and the loop runs again on all.
+
     Raises:
+        TrainingError: the loop gave up for a reason that a restart would not cure.
         ray.train.TrainingFailedError: a worker failed; its traceback is the cause.
     """
     workers, gpus = gpu_plan(config, workers, engines)
     resources = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
     with progress(title) as board:
         trainer = TorchTrainer(
-            loop,
+            _guarded(loop),
             train_loop_config=settings | {"config": config.model_dump(mode="json"), "board": board},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
-            run_config=RunConfig(name=title, storage_path=str(config.run_dir / "ray_train")),
+            run_config=RunConfig(
+                name=title,
+                storage_path=str(config.run_dir / "ray_train"),
+                failure_config=FailureConfig(max_failures=restarts),
+            ),
             datasets={"train": dataset},
             dataset_config=RowShards(),
         )
         _in_thread(trainer.fit)
+        failure = ray.get(board.failure.remote(), timeout=30)
+    if failure:
+        raise TrainingError(failure)
+
+
+def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Report a TrainingError to the driver instead of raising it: Ray Train would try the same again."""
+
+    def guarded(settings: dict[str, Any]) -> None:
+        try:
+            loop(settings)
+        except TrainingError as error:
+            ray.get(settings["board"].fail.remote(str(error)), timeout=30)
+
+    return guarded
 
 
 def _in_thread(work: Callable[[], Any]) -> None:
@@ -87,25 +119,45 @@ def _in_thread(work: Callable[[], Any]) -> None:
     outcome.result()
 
 
-def shard_rows() -> list[Row]:
-    """This rank's rows, in memory: ids and short texts, a rank's share of a corpus."""
-    rows: list[Row] = []
-    for batch in ray.train.get_dataset_shard("train").iter_batches(batch_size=4096, batch_format="pyarrow"):
-        rows += batch.to_pylist()
-    return rows
+class Place(NamedTuple):
+    """One step of a run: `step` from 0 over all epochs, and the rows of this rank's shard it takes."""
+
+    step: int
+    epoch: int
+    rows: np.ndarray
 
 
-def batches(rows: list[Row], size: int, seed: int, epochs: int) -> Iterator[list[Row]]:
-    """Every row once an epoch, in an order that seed, epoch and rank decide, in like-sized batches ≤ `size`."""
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch, rank()]).permutation(len(rows))
-        for part in np.array_split(order, steps_per_epoch(len(rows), size)):
-            yield [rows[i] for i in part]
+class Shard:
+    """This rank's rows as an Arrow table in memory, and the steps over them.
 
+    Args:
+        total: rows of the whole corpus. batch_size: rows of a rank and step.
+    """
 
-def steps_per_epoch(rows: int, size: int) -> int:
-    """How many batches `batches` yields an epoch."""
-    return -(-rows // size)
+    def __init__(self, total: int, batch_size: int, seed: int) -> None:
+        parts = ray.train.get_dataset_shard("train").iter_batches(batch_size=None, batch_format="pyarrow")
+        self.table = pa.concat_tables(list(parts)).combine_chunks()
+        self.seed = seed
+        self.per_epoch = steps_per_epoch(total, world_size(), batch_size)
+
+    def places(self, first: int, steps: int) -> Iterator[Place]:
+        """Steps `first` … steps-1: every row once an epoch, in an order that seed, epoch and rank decide."""
+        order, drawn = np.empty(0, dtype=np.int64), -1
+        for step in range(first, steps):
+            epoch, within = divmod(step, self.per_epoch)
+            if epoch != drawn:
+                order, drawn = epoch_order(self.table.num_rows, self.seed, epoch, rank()), epoch
+            yield Place(step, epoch, step_rows(order, self.per_epoch, within))
+
+    def take(self, place: Place) -> list[Row]:
+        """The rows of one step."""
+        rows: list[Row] = self.table.take(pa.array(place.rows)).to_pylist()
+        return rows
+
+    def ids(self, place: Place) -> list[int]:
+        """Their `row` ids."""
+        found: list[int] = self.table["row"].take(pa.array(place.rows)).to_pylist()
+        return found
 
 
 def make_engine(model: ReasoningEmbedder, optim: OptimConfig, batch_size: int, steps: int) -> Any:
@@ -117,7 +169,7 @@ def make_engine(model: ReasoningEmbedder, optim: OptimConfig, batch_size: int, s
 
     settings = {
         "train_micro_batch_size_per_gpu": batch_size,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": 1,  # `backward` below sets the boundary
         "gradient_clipping": optim.clip,
         "bf16": {"enabled": optim.bf16},
         "zero_optimization": {"stage": optim.zero_stage},
@@ -138,6 +190,24 @@ def make_engine(model: ReasoningEmbedder, optim: OptimConfig, batch_size: int, s
     return engine
 
 
+def engine_backward(engine: Any) -> Callable[[torch.Tensor, bool], None]:
+    """One chunk's backward: gradients add up, and are final with the step's last chunk.
+
+    With an accumulation of 1 and no boundary of our own, ZeRO-2 keeps the last backward alone
+    (open-instruct#1498). ZeRO-3 begins to add up at the next *forward* after a backward: where the graphs of
+    several forwards wait for their backwards, each would overwrite the one before (tests/test_deepspeed.py).
+    """
+    begin = getattr(engine.optimizer, "clear_backward_seen_flag", None)  # what its forward calls; not in ZeRO-0
+
+    def backward(loss: torch.Tensor, last: bool) -> None:
+        if begin:
+            begin()
+        engine.set_gradient_accumulation_boundary(last)
+        engine.backward(loss)
+
+    return backward
+
+
 def full_state(engine: Any) -> dict[str, torch.Tensor]:
     """The language model's whole weights on the CPU of rank 0, whatever the ZeRO stage; every rank must call.
 
@@ -150,25 +220,3 @@ def full_state(engine: Any) -> dict[str, torch.Tensor]:
     with deepspeed.zero.GatheredParameters(list(lm.parameters()), enabled=engine.zero_optimization_stage() == 3):
         state = lm.state_dict() if rank() == 0 else {}
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-
-
-class Log:
-    """Rank 0's record of a run: a JSON line a step, and the driver's progress bar."""
-
-    def __init__(self, file: Path, board: ActorHandle, total: int) -> None:
-        self.board, self.total, self.step = board, total, 0
-        self.stream = None
-        if rank() == 0:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self.stream = file.open("w", encoding="utf-8")
-
-    def __call__(self, values: dict[str, float], note: str) -> None:
-        """Record one finished step. Raises FloatingPointError where a value is not finite."""
-        self.step += 1
-        bad = [name for name, value in values.items() if not np.isfinite(value)]
-        if bad:
-            raise FloatingPointError(f"{bad} is not finite at step {self.step}: lower optim.lr or raise optim.clip")
-        if self.stream:
-            self.stream.write(json.dumps({"step": self.step, **values}) + os.linesep)
-            self.stream.flush()
-            self.board.update.remote(self.step, self.total, note)

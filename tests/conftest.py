@@ -10,8 +10,8 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from lrem.config import ModelConfig
 from lrem.model import ReasoningEmbedder
+from lrem.settings import ModelConfig
 from lrem.tokenizer import train_tokenizer
 
 TITLES = [

@@ -1,89 +1,114 @@
-"""DeepSpeed under Ray Train against plain PyTorch: two ranks take the steps that one process takes."""
+"""DeepSpeed on two gloo ranks against plain PyTorch in one process: the same gradients, the same steps, any ZeRO."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pytest
-import ray.data
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
-from lrem.config import ColdStartConfig, Config, load_config
-from lrem.losses import info_nce, sft
+from lrem.joint import accumulate_gradients, collate
 from lrem.model import ReasoningEmbedder
-from ray_apps.cluster import cluster
-from ray_apps.cold_start import collate, render, step
-from ray_apps.training import fit, full_state, make_engine, shard_rows
+from lrem.positives import KnownPositives
+from lrem.settings import ColdStartConfig
+from tests.test_gradcache import gradient_of, make_rows, plain_gradient
 
-ROWS = [
-    {
-        "query": f"{colour} {kind}",
-        "reasoning": f"{material}, {kind}",
-        "title": f"{colour} {material} {kind}",
-        "query_key": i,
-        "item_key": i % 13,
-    }
-    for i, (colour, material, kind) in enumerate(
-        (c, m, k) for c in ("red", "blue") for m in ("wool", "linen", "silk") for k in ("coat", "shirt", "hat")
+KNOWN = KnownPositives(np.array([0, 1, 2, 3, 4, 5, 6, 6]), np.array([0, 1, 2, 3, 4, 0, 1, 3]))
+SHARES = [[0, 1, 2, 3], [4, 5, 6]]
+TERMS = {"info_nce": (1.0, 0.0), "sft": (0.0, 1.0), "both": (1.0, 0.3)}
+CHUNKS: dict[str, tuple[int, int | None]] = {
+    "whole": (10**6, None),
+    "bucketed": (40, None),
+    "cached": (40, 1),
+    "row-by-row": (1, 1),  # seven forwards on one rank, ten on the other: stand-ins keep them alike
+}
+STEPS = 3
+
+
+def stage(zero_stage: int, terms: str, chunks: str) -> ColdStartConfig:
+    return ColdStartConfig.model_validate(
+        {
+            "info_nce_weight": TERMS[terms][0],
+            "sft_weight": TERMS[terms][1],
+            "temperature": 0.05,
+            "chunk_tokens": CHUNKS[chunks][0],
+            "graph_tokens": CHUNKS[chunks][1],
+            "optim": {"zero_stage": zero_stage, "lr": 1e-3, "warmup": 0.0, "weight_decay": 0.01},
+        }
     )
-]
-STAGE = ColdStartConfig.model_validate(
-    {"batch_size": 9, "sft_weight": 0.5, "optim": {"lr": 1e-3, "warmup": 0.0, "weight_decay": 0.01}}
-)
-STEPS = 4
 
 
-def loop(settings: dict[str, Any]) -> None:
-    """STEPS updates on the rank's whole shard."""
-    stage = ColdStartConfig.model_validate(settings["stage"])
-    model = ReasoningEmbedder.load(settings["start"])
-    rows = [render(model.renderer, row, "joint") for row in shard_rows()]
-    engine = make_engine(model, stage.optim, len(rows), STEPS + 1)
-    losses = [step(engine, rows, stage)[0] for _ in range(STEPS)]
+def full_gradient(engine: Any) -> torch.Tensor:
+    """The gradient that the optimiser is about to use, whole, on every rank."""
+    from deepspeed.utils import safe_get_full_grad
+
+    return torch.cat([safe_get_full_grad(p).flatten().float().cpu() for p in engine.module.parameters()])
+
+
+def run_rank(rank: int, zero_stage: int, start: str, folder: str) -> None:
+    """Every combination of terms and chunks from the same weights, then STEPS updates."""
+    from ray_apps.training import engine_backward, full_state, make_engine
+
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    rows = [make_rows(ReasoningEmbedder.load(start))[i] for i in SHARES[rank]]
+    found: dict[str, Any] = {}
+    for terms in TERMS:
+        for chunks in CHUNKS:
+            settings = stage(zero_stage, terms, chunks)
+            engine = make_engine(ReasoningEmbedder.load(start), settings.optim, 4, STEPS + 1)
+            engine.train()
+            values = accumulate_gradients(
+                collate(rows, KNOWN), settings, engine, engine_backward(engine), engine.device
+            )
+            found[f"{terms} {chunks}"] = values, full_gradient(engine)
+            engine.step()
+            engine.destroy()
+    settings = stage(zero_stage, "both", "cached")
+    engine = make_engine(ReasoningEmbedder.load(start), settings.optim, 4, STEPS + 1)
+    for _ in range(STEPS):
+        accumulate_gradients(collate(rows, KNOWN), settings, engine, engine_backward(engine), engine.device)
+        engine.step()
     state = full_state(engine)
-    if torch.distributed.get_rank() == 0:
-        torch.save((losses, state), settings["out"])
+    if rank == 0:
+        torch.save((found, state), f"{folder}/found.pt")
+    dist.destroy_process_group()
 
 
-def alone(folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+def alone(folder: Path, settings: ColdStartConfig) -> dict[str, torch.Tensor]:
     """The same updates by torch.optim.AdamW on the union batch, in this process."""
     from transformers import get_cosine_schedule_with_warmup
 
     model = ReasoningEmbedder.load(folder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=STAGE.optim.lr, weight_decay=STAGE.optim.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.optim.lr, weight_decay=settings.optim.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, 1, STEPS + 1)
-    queries, items, query_keys, item_keys = collate([render(model.renderer, row, "joint") for row in ROWS])
-    losses = []
+    batch = collate(make_rows(model), KNOWN)
     for _ in range(STEPS):
-        encoded, embeddings = model(queries, items)
-        rows = torch.arange(len(ROWS))
-        contrast = info_nce(encoded.embeddings, embeddings, rows, query_keys, item_keys, STAGE.temperature)
-        imitation = sft(encoded.log_probs, queries.scored)
-        losses.append({"info_nce": contrast.item(), "sft": imitation.item()})
-        optimizer.zero_grad()
-        (contrast + STAGE.sft_weight * imitation).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), STAGE.optim.clip)
+        plain_gradient(model, batch, settings)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.clip)
         optimizer.step()
         schedule.step()
-    return losses, model.lm.state_dict()
+    return {name: tensor.clone() for name, tensor in model.lm.state_dict().items()}
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
-def test_two_ranks_step_like_one_process(tiny_folder: Path, tmp_path: Path, zero_stage: int) -> None:
-    config: Config = load_config(None, ["ray.num_cpus=6", f"run_dir={tmp_path}"])
-    optim = STAGE.optim.model_copy(update={"zero_stage": zero_stage})
-    stage = STAGE.model_copy(update={"optim": optim})
-    out = tmp_path / "state.pt"
-    settings = {"stage": stage.model_dump(mode="json"), "start": str(tiny_folder), "out": str(out)}
-    with cluster(config):
-        fit(loop, config, settings, ray.data.from_arrow(pa.Table.from_pylist(ROWS)), 2, "parity")
-    losses, state = torch.load(out)
-    expected_losses, expected = alone(tiny_folder)
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_two_ranks_are_one_process(tiny_folder: Path, tmp_path: Path, zero_stage: int) -> None:
+    """Gradients of each loss and of both, with every way of chunking, to 1e-5; then weights after three updates."""
+    mp.spawn(run_rank, args=(zero_stage, str(tiny_folder), str(tmp_path)), nprocs=2)
+    found, state = torch.load(tmp_path / "found.pt")
+    for name, (values, gradient) in found.items():
+        terms, chunks = name.split()
+        model = ReasoningEmbedder.load(tiny_folder)
+        expected = plain_gradient(model, collate(make_rows(model), KNOWN), stage(zero_stage, terms, chunks))
+        assert gradient_of(model).shape == gradient.shape
+        assert ((gradient - expected).norm() / expected.norm()).item() < 1e-5, name
+        assert values.keys() == {"info_nce", "sft"}
     start = ReasoningEmbedder.load(tiny_folder).lm.state_dict()
-    for name, tensor in expected.items():
+    for name, tensor in alone(tiny_folder, stage(zero_stage, "both", "whole")).items():
         moved = (tensor - start[name]).norm()
         assert moved > 0, name
         assert ((state[name] - tensor).norm() / moved).item() < 1e-2, name
-    for logged, wanted in zip(losses, expected_losses, strict=True):
-        assert logged["info_nce"] == pytest.approx(wanted["info_nce"], rel=1e-3)
-        assert logged["sft"] == pytest.approx(wanted["sft"], rel=1e-3)

@@ -3,19 +3,22 @@
 import math
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lrem.config import ModelConfig
 from lrem.distributed import gather
 from lrem.losses import Clip, clip_fraction, group_advantage, info_nce, policy_gradient, ratio, sft
 from lrem.model import ReasoningEmbedder, pad
+from lrem.settings import ModelConfig
 from lrem.tokenizer import train_tokenizer
 
-KEYS = torch.arange(3)
+NOTHING_KNOWN = torch.full((4, 1), -1)
 
 
 def test_sft_is_the_mean_over_scored_tokens() -> None:
@@ -29,29 +32,70 @@ def test_info_nce_by_hand() -> None:
     """Similarities [[.8, .6], [0, 1]] at τ = .5: the mean of log(1 + e^(-.4)) and log(1 + e^(-2))."""
     queries = torch.tensor([[0.8, 0.6], [0.0, 1.0]])
     items = torch.eye(2)
-    loss = info_nce(queries, items, torch.arange(2), torch.arange(2), torch.arange(2), 0.5)
+    loss = info_nce(queries, items, torch.arange(2), torch.arange(2), NOTHING_KNOWN[:2], 0.5)
     expected = (math.log(1 + math.exp(-0.4)) + math.log(1 + math.exp(-2))) / 2
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_same_item_and_the_same_query_are_no_negatives() -> None:
-    """Rows 0 and 1 share their item, rows 0 and 2 their query: row 0 has no negative left, its loss is 0."""
+def test_masked_duplicates_contribute_nothing() -> None:
+    """Row 0's item is also column 1, and column 2 is known to be relevant to its query: it has no negative left."""
     vectors = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.manual_seed(1)), dim=1)
-    query_keys, item_keys = torch.tensor([7, 8, 7]), torch.tensor([1, 1, 2])
-    alone = info_nce(vectors[:1], vectors, torch.tensor([0]), query_keys, item_keys, 0.1)
+    item_keys, known = torch.tensor([1, 1, 2]), torch.tensor([[2, -1]])
+    alone = info_nce(vectors[:1], vectors, torch.tensor([0]), item_keys, known, 0.1)
     assert alone.item() == 0.0
-    row_1 = info_nce(vectors[1:2], vectors, torch.tensor([1]), query_keys, item_keys, 0.1)
+    row_1 = info_nce(vectors[1:2], vectors, torch.tensor([1]), item_keys, NOTHING_KNOWN[:1], 0.1)
     similarities = vectors[1] @ vectors.T / 0.1
     expected = torch.logsumexp(similarities[1:], 0) - similarities[1]
     assert row_1.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_a_masked_item_gets_no_gradient() -> None:
+    items = torch.nn.functional.normalize(torch.randn(5, 4, generator=torch.manual_seed(2)), dim=1).requires_grad_()
+    queries = torch.nn.functional.normalize(torch.randn(1, 4, generator=torch.manual_seed(3)), dim=1)
+    keys, known = torch.tensor([1, 1, 2, 3, 4]), torch.tensor([[3, 9]])
+    info_nce(queries, items, torch.tensor([0]), keys, known, 0.1).backward()
+    assert items.grad is not None
+    assert (items.grad.norm(dim=1) > 0).tolist() == [True, False, True, False, True]
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=9), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_the_mask_is_membership(keys: list[int], width: int, random: Random) -> None:
+    """Against the plain definition, row by row; -1 fills up."""
+    items = torch.eye(len(keys))
+    known = torch.tensor([[random.choice([-1, 0, 2, 4, 6, 99]) for _ in range(width)] for _ in keys])
+    got = info_nce(items, items, torch.arange(len(keys)), torch.tensor(keys), known, 1.0)
+    rows = []
+    for i, key in enumerate(keys):
+        refused = {key, *known[i].tolist()}
+        rows.append(math.log(math.e + sum(other not in refused for other in keys)) - 1)
+    assert got.item() == pytest.approx(sum(rows) / len(rows), abs=1e-5)
+
+
+def test_explicit_negatives_stand_behind_the_positives() -> None:
+    """Two queries, two positives, one hard negative: it is a column for both."""
+    items = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    loss = info_nce(items[:2], items, torch.arange(2), torch.arange(3), NOTHING_KNOWN[:2], 1.0)
+    expected = (math.log(1 + math.exp(-1) + math.exp(-0.4)) + math.log(1 + math.exp(-1) + math.exp(-0.2))) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_many_queries_may_want_one_item() -> None:
     """The RL stage: G reasonings of a query share its item, and both count."""
     queries = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.0, 1.0]])
-    loss = info_nce(queries, torch.eye(2), torch.tensor([0, 0, 1, 1]), torch.arange(2), torch.arange(2), 1.0)
+    loss = info_nce(queries, torch.eye(2), torch.tensor([0, 0, 1, 1]), torch.arange(2), NOTHING_KNOWN, 1.0)
     rows = [math.log(1 + math.exp(d)) for d in (-1.0, 0.2, -1.0, -1.0)]
     assert loss.item() == pytest.approx(sum(rows) / 4, abs=1e-6)
+
+
+def test_parts_of_a_batch_add_up_to_its_sft() -> None:
+    log_probs = torch.log(torch.rand(4, 6, generator=torch.manual_seed(0)))
+    scored = torch.rand(4, 6, generator=torch.manual_seed(1)) < 0.5
+    whole = sft(log_probs, scored)
+    count = scored.sum()
+    parts = sum(sft(log_probs[rows], scored[rows], count).item() for rows in ([0], [1, 3], [2]))
+    assert parts == pytest.approx(whole.item(), abs=1e-6)
+    per_sequence = sft(log_probs, scored, torch.tensor(4))  # the paper's: a sum over tokens, a mean over sequences
+    assert per_sequence.item() == pytest.approx(-(log_probs * scored).sum(1).mean().item(), abs=1e-6)
 
 
 def test_group_advantage_by_hand() -> None:
@@ -107,12 +151,14 @@ def joint_gradient(rows: list[int], model: ReasoningEmbedder) -> torch.Tensor:
     prompts = [renderer.query_prompt(TITLES[-1 - i]) for i in rows]
     ids = [renderer.query(TITLES[-1 - i], REASONINGS[i]) for i in rows]
     queries = pad(ids, [(len(p), len(row)) for p, row in zip(prompts, ids, strict=True)])
-    encoded, items = model(queries, pad([renderer.item(TITLES[i]) for i in rows]))
+    encoded, items = model(queries), model.embed(pad([renderer.item(TITLES[i]) for i in rows]))
     item_keys = torch.tensor([i % 5 for i in rows])  # 0 and 5, 1 and 6 are the same product
+    known = torch.tensor([[(i + 1) % 5] for i in rows])
+    assert encoded.log_probs is not None
     old = encoded.log_probs.detach() + 0.1 * torch.tensor([[float(i % 3 - 1)] for i in rows])
     advantages = torch.tensor([float(i - 3) for i in rows])
     loss = (
-        info_nce(encoded.embeddings, items, torch.arange(len(rows)), torch.tensor(rows), item_keys, 0.05)
+        info_nce(encoded.embeddings, items, torch.arange(len(rows)), item_keys, known, 0.05)
         + 0.3 * sft(encoded.log_probs, queries.scored)
         + 0.7 * policy_gradient(encoded.log_probs, old, advantages, queries.scored)
     )

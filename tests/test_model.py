@@ -47,7 +47,7 @@ def test_log_probs_are_those_of_transformers(tiny: ReasoningEmbedder, temperatur
     rows = [renderer.query(q, r) for q, r in zip(QUERIES, REASONINGS, strict=True)]
     batch = pad(rows, [(len(p), len(row)) for p, row in zip(prompts, rows, strict=True)])
     with torch.no_grad():
-        got = tiny.encode(batch, temperature).log_probs
+        got = tiny(batch, temperature).log_probs
         for i, row in enumerate(rows):
             logits = tiny.lm(torch.tensor([row])).logits[0] / temperature
             expected = torch.log_softmax(logits[:-1], -1).gather(1, torch.tensor(row[1:])[:, None])[:, 0]

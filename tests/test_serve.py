@@ -19,10 +19,11 @@ import pytest
 import torch
 from ray import serve as ray_serve
 
-from lrem.config import Config, ModelConfig
+from lrem.config import Config
 from lrem.index import SnapshotError, VectorIndex, load, save
 from lrem.index.shard import merge, owner, take
 from lrem.model import ReasoningEmbedder, fingerprint
+from lrem.settings import ModelConfig
 from lrem.tokenizer import train_tokenizer
 from ray_apps import api, serve
 from ray_apps.cluster import cluster

@@ -1,0 +1,367 @@
+"""Stage 1 against the peer: our step beside sentence-transformers' cached contrastive step plus an SFT step.
+
+The peer is SentenceTransformerTrainer with CachedMultipleNegativesRankingLoss, and a transformers Trainer for the
+SFT pass over the same query tokens; two trainers, because neither does both. Every side is a process of its own with
+the same weights, token ids, batch, threads, AdamW, clipping and precision; the parent lets one at a time make one
+step, in turn, so that noise of the machine meets all alike. The peer's seconds are the sum of its two steps, its
+memory the larger of its two processes'.
+
+    python benchmarks/cold_start.py --out benchmarks/results/cold_start.json
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+THREADS, TAU, CHUNK_ROWS, WARM_UP = 2, 0.03, 32, 2
+SIDES = ("ours", "bare", "contrast", "sft")
+GRAPH_TOKENS = 4096
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024])
+    arguments.add_argument("--pairs", type=int, default=7)
+    arguments.add_argument(
+        "--graph-tokens", type=int, default=GRAPH_TOKENS, help="of ours; see cold_start.graph_tokens"
+    )
+    arguments.add_argument("--out", type=Path, required=True)
+    arguments.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = arguments.parse_args()
+    if given.side:
+        run_side(given.side, given.folder, given.batches[0], given.graph_tokens)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), max(given.batches))
+        results = [compare(Path(folder), size, given) for size in given.batches]
+    report = {"setting": setting(given), "results": results}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(report, indent=2) + "\n")
+    for row in results:
+        print(json.dumps(row))
+
+
+def setting(given: argparse.Namespace) -> dict[str, Any]:
+    """What was run, for the reader of the JSON."""
+    import importlib.metadata
+    import platform
+
+    packages = ("torch", "transformers", "sentence-transformers", "deepspeed")
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "threads": THREADS,
+        "model": "Qwen2, 4 layers, hidden 128, vocabulary 8192, fp32",
+        "pairs": given.pairs,
+        "graph_tokens": given.graph_tokens,
+        "peer_mini_batch": CHUNK_ROWS,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def prepare(folder: Path, rows: int) -> None:
+    """Weights, and the token ids of `rows` triplets of the demo world."""
+    from lrem.model import ReasoningEmbedder
+    from lrem.settings import ModelConfig
+    from lrem.tokenizer import train_tokenizer
+    from lrem.world import make_world
+
+    world = make_world(0, 3000, 3000, 50)
+    title = dict(zip(world.items["item_id"].to_pylist(), world.items["title"].to_pylist(), strict=True))
+    reasoning = {row["query_id"]: row["reasoning"] for row in world.teacher.to_pylist()}
+    query = {row["query_id"]: row["query"] for row in world.queries.to_pylist()}
+    first: dict[str, str] = {}
+    for row in world.qrels.to_pylist():
+        if row["grade"] > 0 and row["query_id"] in reasoning:
+            first.setdefault(row["query_id"], row["item_id"])
+    texts = [f" {text}" for text in [*title.values(), *query.values(), *reasoning.values()]]
+    sizes = ModelConfig(hidden_size=128, intermediate_size=384, layers=4, heads=4, kv_heads=4)
+    tokenizer = train_tokenizer(texts, 2048)
+    model = ReasoningEmbedder.from_config(sizes, tokenizer, 0)
+    model.lm.resize_token_embeddings(8192)
+    model.save(folder / "model")
+    renderer, made = model.renderer, []
+    for number, (query_id, item_id) in enumerate(list(first.items())[:rows]):
+        made.append(
+            {
+                "query_ids": renderer.query(query[query_id], reasoning[query_id]),
+                "start": len(renderer.query_prompt(query[query_id])),
+                "item_ids": renderer.item(title[item_id]),
+                "query_key": number,
+                "item_key": number,  # the peer masks nothing: so that both see the same negatives
+                "negative_ids": [],
+                "negative_keys": [],
+            }
+        )
+    if len(made) < rows:
+        raise SystemExit(f"the world gave {len(made)} triplets, {rows} are needed: lower --batches")
+    (folder / "rows.json").write_text(json.dumps(made))
+
+
+def compare(folder: Path, size: int, given: argparse.Namespace) -> dict[str, Any]:
+    """One batch size: every side makes a step in turn, `pairs` times."""
+    command = [sys.executable, __file__, "--out", "-", "--folder", str(folder), "--batches", str(size)]
+    command += ["--graph-tokens", str(given.graph_tokens)]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(THREADS),
+        "DS_ACCELERATOR": "cpu",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    sides = {side: start([*command, "--side", side], environment) for side in SIDES}
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    for turn in range(WARM_UP + given.pairs):
+        for side, process in sides.items():
+            taken = ask(process, "step")
+            if turn >= WARM_UP:
+                seconds[side].append(taken)
+    memory = {side: ask(process, "memory") for side, process in sides.items()}
+    for process in sides.values():
+        process.kill()
+        process.wait()
+    return summary(size, seconds, memory)
+
+
+def summary(size: int, seconds: dict[str, list[float]], memory: dict[str, float]) -> dict[str, Any]:
+    """Medians, and the medians of the paired ratios."""
+    peer = [contrast + sft for contrast, sft in zip(seconds["contrast"], seconds["sft"], strict=True)]
+    median = statistics.median
+    return {
+        "batch": size,
+        "ours_steps_per_s": round(1 / median(seconds["ours"]), 3),
+        "peer_steps_per_s": round(1 / median(peer), 3),
+        "speed_ratio": round(median(p / o for p, o in zip(peer, seconds["ours"], strict=True)), 2),
+        "speed_ratio_range": [
+            round(choose(p / o for p, o in zip(peer, seconds["ours"], strict=True)), 2) for choose in (min, max)
+        ],
+        "contrast_only_ratio": round(
+            median(c / o for c, o in zip(seconds["contrast"], seconds["ours"], strict=True)), 2
+        ),
+        "share_of_bare_forward_backward": round(
+            median(b / o for b, o in zip(seconds["bare"], seconds["ours"], strict=True)), 3
+        ),
+        "ours_peak_mib": round(memory["ours"]),
+        "peer_peak_mib": round(max(memory["contrast"], memory["sft"])),
+    }
+
+
+def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+    )
+
+
+def ask(process: subprocess.Popen[str], what: str) -> float:
+    """Send one command; the number it answers. Other output of the libraries is passed over."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(what + "\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        if line.startswith("answer "):
+            return float(line.split()[1])
+    raise SystemExit(f"a side ended with exit code {process.wait()}: run it alone with --side to see why")
+
+
+def answer(value: float) -> None:
+    sys.__stdout__.write(f"answer {value}\n")  # type: ignore[union-attr]
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def wait_for_step() -> None:
+    """Block until the parent wants a step; answers what else it asks."""
+    for line in sys.stdin:
+        if line.strip() == "step":
+            return
+        answer(peak_mib())
+    raise SystemExit(0)
+
+
+def run_side(side: str, folder: Path, size: int, graph_tokens: int) -> None:
+    import torch
+
+    torch.set_num_threads(THREADS)
+    rows = json.loads((folder / "rows.json").read_text())[:size]
+    if side in ("ours", "bare"):
+        step = our_step(folder, rows, graph_tokens) if side == "ours" else bare_step(folder, rows)
+        while True:
+            wait_for_step()
+            started = time.perf_counter()
+            step()
+            answer(time.perf_counter() - started)
+    elif side == "contrast":
+        peer_contrast(folder, rows)
+    else:
+        peer_sft(folder, rows)
+
+
+def settings(graph_tokens: int | None) -> Any:
+    from lrem.settings import ColdStartConfig
+
+    optim = {"lr": 1e-4, "zero_stage": 0}
+    given = {"temperature": TAU, "sft_weight": 1.0, "chunk_tokens": GRAPH_TOKENS, "graph_tokens": graph_tokens}
+    return ColdStartConfig.model_validate(given | {"optim": optim})
+
+
+def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Callable[[], None]:
+    """The trainer's own step: collate, gradients in chunks, DeepSpeed's update."""
+    import numpy as np
+    import torch.distributed as dist
+
+    from lrem.joint import accumulate_gradients, collate, state_gradient_norms
+    from lrem.model import ReasoningEmbedder
+    from lrem.positives import KnownPositives
+    from ray_apps.training import engine_backward, make_engine
+
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
+    given = settings(graph_tokens)
+    engine = make_engine(ReasoningEmbedder.load(folder / "model"), given.optim, len(rows), 1000)
+    engine.train()
+    known = KnownPositives(np.arange(len(rows)), np.arange(len(rows)))
+
+    def step() -> None:
+        accumulate_gradients(collate(rows, known), given, engine, engine_backward(engine), engine.device)
+        state_gradient_norms(engine.module.state_gradients, engine.device)
+        engine.step()
+
+    return step
+
+
+def bare_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], None]:
+    """Each of our chunks forward and backward once, nothing else: what no trainer can go below."""
+    import torch
+
+    from lrem.gradcache import cut
+    from lrem.model import ReasoningEmbedder
+
+    model = ReasoningEmbedder.load(folder / "model").train()
+    scored = [(row["start"], len(row["query_ids"])) for row in rows]
+
+    def step() -> None:
+        model.zero_grad()
+        cpu = torch.device("cpu")
+        parts = cut([row["query_ids"] for row in rows], scored, 0, GRAPH_TOKENS, cpu)
+        parts += cut([row["item_ids"] for row in rows], None, len(rows), GRAPH_TOKENS, cpu)
+        for part in parts:
+            encoded = model(part.sequences)
+            loss = encoded.embeddings.sum()
+            (loss if encoded.log_probs is None else loss + encoded.log_probs.sum()).backward()
+
+    return step
+
+
+def in_turn() -> Any:
+    """A callback that makes a transformers Trainer wait for the parent before each step, and answer after it."""
+    from transformers import TrainerCallback
+
+    class InTurn(TrainerCallback):
+        def on_step_begin(self, *arguments: Any, **named: Any) -> None:
+            wait_for_step()
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *arguments: Any, **named: Any) -> None:
+            answer(time.perf_counter() - self.started)
+
+    return InTurn()
+
+
+def arguments_of(kind: Any, size: int, **more: Any) -> Any:
+    """The same for both of the peer's trainers: one batch an epoch, nothing saved, nothing logged."""
+    return kind(
+        output_dir=tempfile.mkdtemp(),
+        num_train_epochs=1000,
+        learning_rate=1e-4,
+        lr_scheduler_type="cosine",
+        warmup_steps=1,
+        max_grad_norm=1.0,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+        **more,
+    )
+
+
+def peer_contrast(folder: Path, rows: list[dict[str, Any]]) -> None:
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    model = SentenceTransformer(str(folder / "model"), device="cpu")
+    loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TAU, mini_batch_size=CHUNK_ROWS)
+
+    def collator(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        made = {}
+        for column, name in (("query_ids", "anchor"), ("item_ids", "positive")):
+            ids, mask = padded([row[column] for row in batch])
+            made |= {f"{name}_input_ids": ids, f"{name}_attention_mask": mask}
+        return made
+
+    collator.valid_label_columns = []  # type: ignore[attr-defined]
+    data = Dataset.from_list([{name: row[name] for name in ("query_ids", "item_ids")} for row in rows])
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments_of(SentenceTransformerTrainingArguments, len(rows), per_device_train_batch_size=len(rows)),
+        train_dataset=data,
+        loss=loss,
+        data_collator=collator,
+        callbacks=[in_turn()],
+    )
+    trainer.train()
+
+
+def peer_sft(folder: Path, rows: list[dict[str, Any]]) -> None:
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    def collator(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids, mask = padded([row["query_ids"] for row in batch])
+        labels = ids.clone()
+        for i, row in enumerate(batch):
+            labels[i, : row["start"]] = -100
+            labels[i, len(row["query_ids"]) :] = -100
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    more = {"per_device_train_batch_size": CHUNK_ROWS, "gradient_accumulation_steps": max(1, len(rows) // CHUNK_ROWS)}
+    trainer = Trainer(
+        model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
+        args=arguments_of(TrainingArguments, len(rows), **more),
+        train_dataset=Dataset.from_list([{name: row[name] for name in ("query_ids", "start")} for row in rows]),
+        data_collator=collator,
+        callbacks=[in_turn()],
+    )
+    trainer.train()
+
+
+def padded(rows: list[list[int]]) -> tuple[Any, Any]:
+    """Right-padded ids and attention mask, [B, L]."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+
+
+if __name__ == "__main__":
+    main()

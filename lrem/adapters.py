@@ -1,0 +1,49 @@
+"""Low-rank adapters through peft: put into a model in place, written apart and merged.
+
+Knows peft and a ReasoningEmbedder; does not know how it is trained.
+"""
+
+from pathlib import Path
+
+import peft
+from torch import Tensor
+
+from lrem.model import ReasoningEmbedder
+from lrem.settings import LoraConfig
+from lrem.template import CLOSE, EMB, THINK
+
+FOLDER = "adapter"
+
+
+def add_lora(model: ReasoningEmbedder, lora: LoraConfig) -> peft.PeftModel:
+    """Freeze the model and give it trainable adapters; its own three tokens stay trainable too.
+
+    The model is changed in place; what is returned shares its weights and can write or merge the adapters.
+
+    Raises:
+        ValueError: `lora.targets` names no module of this model.
+    """
+    tokens = model.tokenizer.convert_tokens_to_ids([THINK, CLOSE, EMB])
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        trainable_token_indices=tokens,
+    )
+    return peft.get_peft_model(model.lm, settings)
+
+
+def split_state(start: Path, lora: LoraConfig, state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Write the adapters of a trained `state` into folder/adapter; returns the merged weights.
+
+    Args:
+        start: the model folder that training began with. state: the trained `lm`'s, adapters in it.
+    """
+    model = ReasoningEmbedder.load(start)
+    wrapped = add_lora(model, lora)
+    model.lm.load_state_dict(state)
+    wrapped.save_pretrained(str(folder / FOLDER))
+    merged: dict[str, Tensor] = wrapped.merge_and_unload().state_dict()
+    return merged

@@ -1,0 +1,132 @@
+"""Contrastive batches far beyond memory: embed in chunks, take the loss once, go back through each chunk.
+
+The loss needs every embedding of the batch but not their activations. So embeddings are computed chunk by
+chunk, the loss gives the gradient of each embedding, and each chunk is then back-propagated with that
+gradient as its target. The graphs of as many chunks as memory allows are kept; the others are forwarded a
+second time, under the random state of the first. Source: GradCache (Gao et al., arXiv 2101.06983); keeping
+graphs is ours: with all of them kept nothing is computed twice.
+
+Knows tensors and callables; does not know DeepSpeed: the caller says what forward and backward are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrem.batches import chunks
+from lrem.distributed import largest
+from lrem.model import Encoded, Sequences, pad
+
+Backward = Callable[[Tensor, bool], None]  # (loss, is it the step's last)
+
+
+class Chunk(NamedTuple):
+    """One forward: `rows` of the step [b], and their sequences. No rows: a stand-in that only keeps ranks alike."""
+
+    rows: Tensor
+    sequences: Sequences
+
+    @property
+    def tokens(self) -> int:
+        """Padded size, b × L."""
+        return self.sequences.ids.numel()
+
+    def to(self, device: torch.device) -> "Chunk":
+        """The same on another device."""
+        return Chunk(self.rows.to(device), self.sequences.to(device))
+
+
+def cut(
+    rows: Sequence[list[int]],
+    scored: Sequence[tuple[int, int]] | None,
+    first: int,
+    tokens: int,
+    device: torch.device,
+) -> list[Chunk]:
+    """Cut one side of a step into chunks of at most `tokens` padded tokens, as many on every rank.
+
+    Equal counts are what ZeRO-3 needs: each forward gathers weights from all ranks.
+
+    Args:
+        rows: token ids of each sequence. scored: see `pad`; None for items.
+        first: number of the first row among the step's rows.
+    """
+    count = largest(len(chunks([len(row) for row in rows], tokens)), device)
+    groups = chunks([len(row) for row in rows], tokens, at_least=count)
+    parts = []
+    for group in groups + [[]] * (count - len(groups)):
+        chosen = group or [0]
+        spans = [scored[i] for i in group] or [(0, 0)] if scored is not None else None
+        sequences = pad([rows[i] for i in chosen], spans)
+        parts.append(Chunk(torch.tensor([first + i for i in group], dtype=torch.long), sequences).to(device))
+    return parts
+
+
+def backward(
+    parts: Sequence[Chunk],
+    forward: Callable[[Sequences], Encoded],
+    contrast: Callable[[Tensor], Tensor],
+    extra: Callable[[Encoded, Sequences], Tensor | None],
+    step_backward: Backward,
+    graph_tokens: int | None = None,
+) -> Tensor:
+    """Accumulate the gradient of contrast(all embeddings) + Σ extra(chunk); returns the value of `contrast`.
+
+    Args:
+        parts: the step's chunks; their rows are 0 … R-1, each once.
+        forward: the model, or an engine around it; called with and without gradient.
+        contrast: embeddings [R, H] → this rank's share of the loss.
+        extra: a loss that needs one chunk alone; None where the chunk has none.
+        step_backward: back-propagates one chunk's loss; its flag is True on the last chunk alone.
+        graph_tokens: padded tokens whose graphs may be alive at once; None: all.
+    """
+    kept_from = _kept_from([part.tokens for part in parts], graph_tokens)
+    states: list[_RandomState | None] = []
+    first: list[Encoded] = []
+    for i, part in enumerate(parts):
+        states.append(_RandomState() if i < kept_from else None)
+        with torch.set_grad_enabled(i >= kept_from):
+            first.append(forward(part.sequences))
+    rows = torch.cat([part.rows for part in parts])
+    found = torch.cat([encoded.embeddings[: len(part.rows)] for encoded, part in zip(first, parts, strict=True)])
+    embeddings = torch.empty_like(found).index_copy_(0, rows, found.detach()).requires_grad_()  # [R, H]
+    value = contrast(embeddings)
+    (gradient,) = torch.autograd.grad(value, embeddings)
+    pending = [*range(kept_from, len(parts)), *range(kept_from)]  # kept graphs first: they fill the memory
+    for i in pending:
+        state, part = states[i], parts[i]
+        encoded = first[i] if state is None else state.replay(forward, part.sequences)
+        loss = (encoded.embeddings[: len(part.rows)] * gradient[part.rows]).sum()
+        alone = extra(encoded, part.sequences)
+        step_backward(loss if alone is None else loss + alone, i == pending[-1])
+    return value.detach()
+
+
+def _kept_from(tokens: list[int], limit: int | None) -> int:
+    """First of the trailing chunks whose graphs are kept; at least the last one's always is."""
+    if limit is None:
+        return 0
+    start, used = len(tokens) - 1, tokens[-1]
+    while start > 0 and used + tokens[start - 1] <= limit:
+        start -= 1
+        used += tokens[start]
+    return start
+
+
+class _RandomState:
+    """The random generators before a forward, to run it again alike."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def replay(self, forward: Callable[[Sequences], Encoded], sequences: Sequences) -> Encoded:
+        """Run `forward` from this state; the present one goes on afterwards."""
+        devices = [] if self.cuda is None else [torch.cuda.current_device()]
+        with torch.random.fork_rng(devices=devices):
+            torch.set_rng_state(self.cpu)
+            if self.cuda is not None:
+                torch.cuda.set_rng_state(self.cuda)
+            return forward(sequences)

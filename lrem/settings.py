@@ -1,0 +1,209 @@
+"""The settings of each stage: names, types, defaults and their reasons.
+
+Does not know where they come from, nor what the stages do with them.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the tree: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RayConfig(Section):
+    """How to reach or start Ray."""
+
+    address: str | None = None  # None: RAY_ADDRESS if set (as in a job), else a local Ray for this command
+    num_cpus: int = Field(8, ge=4)  # a local Ray's logical CPUs: only a count, fewer and actors wait for ever
+    object_store_mb: int = Field(512, ge=100)  # a local Ray's
+    gpus: int | None = Field(None, ge=0)  # None: those the cluster has now; else what it can scale to
+    start_timeout_s: float = 180.0  # for actors and replicas to come up
+
+
+class WorldConfig(Section):
+    """The demo world."""
+
+    products: int = Field(6000, ge=200)
+    train_queries: int = Field(7000, ge=50)
+    test_queries: int = Field(600, ge=25)
+
+
+class ModelConfig(Section):
+    """`source` names a Hugging Face model or folder; without it a small Qwen2 of the sizes below is made."""
+
+    source: str | None = None
+    budget: int | None = Field(None, ge=1)  # tokens of reasoning; None: the source's own, 16 for another (paper)
+    max_query_tokens: int | None = Field(None, ge=1)  # None: the source's own, 64 for another
+    max_item_tokens: int | None = Field(None, ge=1)  # None: the source's own, 96 for another; longer titles are cut
+    vocab_size: int = Field(2048, ge=300)
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 3
+    heads: int = 4  # head size 32 is the smallest that vLLM's CPU attention supports
+    kv_heads: int = 4
+    max_positions: int = 256
+
+
+class CurateConfig(Section):
+    """From queries to triplets."""
+
+    top_k: int = Field(30, ge=1)  # of both retrievals: a first page; the paper does not state it
+    items_per_query: int = Field(4, ge=1)  # triplets kept of one query: breadth of queries teaches more
+    rl_share: float = Field(0.25, gt=0, lt=1)  # of the queries; the paper gives 4 of 75 M triplets
+    keep_easy: bool = True  # queries served without thinking teach an empty reasoning
+    banned: list[str] = Field(default_factory=list)  # phrases that no reasoning may hold
+
+
+class OptimConfig(Section):
+    """AdamW with cosine decay and warm-up."""
+
+    lr: float = Field(1e-5, gt=0)
+    warmup: float = Field(0.03, ge=0, lt=1)  # share of the steps (paper)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    bf16: bool = False
+
+
+class LoraConfig(Section):
+    """Low-rank adapters in place of full training; rank 0 trains all parameters (paper)."""
+
+    rank: int = Field(0, ge=0)
+    alpha: float = 32.0
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | list[str] = "all-linear"  # module names, as peft takes them
+
+
+class CheckpointConfig(Section):
+    """What is kept while a run goes on, and how a dev set (paths.dev) is measured."""
+
+    every: int = Field(500, ge=1)  # steps; the last step is always kept
+    keep: int = Field(1, ge=1)  # how many of the best stay, by HitRate@k of the dev set (without one: the newest)
+    k: int = Field(10, ge=1)
+    candidates: int = Field(2000, ge=1)  # catalogue items ranked with the dev set's own
+
+
+class ColdStartConfig(Section):
+    """Stage 1. `objective: direct` means no reasoning and InfoNCE alone."""
+
+    objective: Literal["joint", "direct"] = "joint"
+    workers: int = Field(2, ge=1)
+    batch_size: int = Field(128, ge=2)  # per worker (paper)
+    epochs: int = Field(1, ge=1)
+    temperature: float = Field(0.03, gt=0)  # τ; not stated in the paper, 0.02 to 0.05 is usual
+    sft_weight: float = 0.1
+    sft_mean: Literal["token", "sequence"] = "token"  # over tokens: no weight to length; paper: over sequences
+    info_nce_weight: float = 1.0
+    max_negatives: int = Field(7, ge=0)  # hard negatives taken of each triplet that has some
+    thought_dropout: float = Field(0.0, ge=0, lt=1)  # share of rows embedded with an empty reasoning; O1 Embedder: 0.1
+    matryoshka: list[int] = Field(default_factory=list)  # shorter embeddings trained along, e.g. [64, 32]
+    too_long: Literal["error", "cut"] = "error"  # a query beyond its limit, a reasoning beyond the budget
+    chunk_tokens: int = Field(16384, ge=1)  # padded tokens of one forward
+    graph_tokens: int | None = Field(None, ge=1)  # of which activations are kept at once; None: the whole step's
+    gradient_checkpointing: bool = False
+    lora: LoraConfig = LoraConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    restarts: int = Field(3, ge=0)  # how often lost workers are replaced
+    trackers: list[Literal["mlflow", "wandb"]] = Field(default_factory=list)  # besides JSON lines and TensorBoard
+    log_rows: bool = False  # each rank also writes the row ids of every step, to account for what was consumed
+    peak_tflops: float | None = Field(None, gt=0)  # of a worker's device, for MFU; None: known GPUs by their name
+    optim: OptimConfig = OptimConfig()
+
+
+class MineConfig(Section):
+    """Hard negatives for triplets."""
+
+    window: tuple[int, int] = (1, 100)  # first and last rank, from 1, that is looked at
+    margin: float = Field(0.05, ge=0)  # cosine below the positive's; nearer ones are often unknown positives
+    count: int = Field(7, ge=1)  # negatives of a triplet
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MineConfig":
+        if not 1 <= self.window[0] <= self.window[1]:
+            raise ValueError(f"window {list(self.window)} has to be [first, last] with 1 ≤ first ≤ last")
+        return self
+
+
+class DirectConfig(ColdStartConfig):
+    """The baseline: the same trainer without reasoning."""
+
+    objective: Literal["joint", "direct"] = "direct"
+
+
+class ReinforceOptimConfig(OptimConfig):
+    """A tenth of stage 1's learning rate (paper)."""
+
+    lr: float = Field(1e-6, gt=0)
+
+
+class RewardWeights(Section):
+    """Weights of the reward's parts (paper)."""
+
+    format: float = 0.5
+    length: float = 0.2
+    accuracy: float = 1.0
+
+
+class ReinforceConfig(Section):
+    """Stage 2."""
+
+    workers: int = Field(2, ge=1)
+    batch_size: int = Field(256, ge=1)  # queries per worker and step (paper)
+    steps: int | None = Field(None, ge=1)  # None: one epoch over the pairs (paper)
+    group_size: int = Field(8, ge=2)  # G
+    temperature: float = Field(0.03, gt=0)  # τ of the joint InfoNCE, as in stage 1
+    grpo_weight: float = 1.0
+    info_nce_weight: float = 0.1
+    rewards: RewardWeights = RewardWeights()
+    extra_candidates: int = Field(1024, ge=0)  # random items a step: a small batch's rank has no resolution
+    ratio: Literal["token", "sequence"] = "token"  # one long sample must not swing a step; paper: sequence
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    optim: ReinforceOptimConfig = ReinforceOptimConfig()
+
+
+class RolloutConfig(Section):
+    """The vLLM actors."""
+
+    actors: int = Field(1, ge=1)
+    temperature: float = Field(1.0, gt=0)  # of training rollouts; 1 samples the policy itself
+    slack: int = Field(8, ge=3)  # tokens beyond the budget before a sample is cut: r_length must be reachable
+    dtype: Literal["float32", "bfloat16"] = "float32"  # as the trainer's, or the ratio is not 1 on-policy
+    kv_cache_gib: int = Field(1, ge=1)
+    max_model_len: int = 256
+    timeout_s: float = 300.0  # for one call of an actor
+
+
+class EmbedConfig(Section):
+    """Offline embedding of a catalogue."""
+
+    actors: int = Field(1, ge=1)
+    batch_size: int = Field(256, ge=1)
+
+
+class IndexConfig(Section):
+    """The Faiss index."""
+
+    factory: str = "Flat"  # exact; any Faiss factory string
+
+
+class EvaluateConfig(Section):
+    """Metrics; k is chosen so that no system is saturated."""
+
+    k: int = Field(30, ge=1)
+    precision_k: int = Field(10, ge=1)
+    examples: int = Field(3, ge=1)  # hard queries shown by the demo
+
+
+class ServeConfig(Section):
+    """The Serve application."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    shards: int = Field(1, ge=1)
+    timeout_s: float = 60.0  # of one request
+    examples: list[str] = Field(default_factory=list)  # queries that the page offers

@@ -1,0 +1,109 @@
+"""How much a training step computes and holds: floating-point operations, and bytes before a run is started.
+
+Counts a transformer decoder by its sizes; does not measure anything.
+"""
+
+from typing import Any, NamedTuple
+
+# Dense bf16 peak, TFLOP/s without sparsity, from the makers' data sheets; the first name that fits a device.
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A10": 125.0,
+}
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Peak of a device by its name, None for one that is not in the list.
+
+    >>> peak_tflops("NVIDIA A100-SXM4-80GB"), peak_tflops("cpu")
+    (312.0, None)
+    """
+    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+
+
+class Shape(NamedTuple):
+    """A decoder's sizes. `backbone`: parameters of the layers, embeddings aside; `embedding`: of one V × H table."""
+
+    layers: int
+    attention: int  # heads × head size
+    backbone: int
+    embedding: int
+    tied: bool
+
+    @classmethod
+    def of(cls, lm: Any) -> "Shape":
+        """The sizes of a transformers causal LM, on any device (`meta` too)."""
+        config, table = lm.config, lm.get_input_embeddings().weight
+        total = sum(_size(p) for p in lm.parameters())
+        tied = bool(config.tie_word_embeddings)
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        embedding = _size(table)
+        backbone = total - embedding * (1 if tied else 2)
+        return cls(config.num_hidden_layers, config.num_attention_heads * head, backbone, embedding, tied)
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return self.backbone + self.embedding * (1 if self.tied else 2)
+
+
+def step_flops(shape: Shape, tokens: int, squared_lengths: int, scored: int) -> float:
+    """Floating-point operations of forward and backward, as MFU counts them: nothing twice, no padding.
+
+    Args:
+        tokens: real tokens of all sequences. squared_lengths: Σ length², for causal attention.
+        scored: positions that the language-model head runs on.
+
+    >>> step_flops(Shape(0, 0, 1000, 10, True), tokens=2, squared_lengths=0, scored=1)
+    12060.0
+    """
+    attention = 2 * shape.layers * shape.attention * squared_lengths  # QKᵀ and AV, 2 flops each, half masked
+    forward = 2.0 * shape.backbone * tokens + attention + 2 * shape.embedding * scored
+    return 3 * forward
+
+
+class Memory(NamedTuple):
+    """Bytes a worker holds: weights, gradients, optimiser state, activations of the graphs that are kept."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self)
+
+
+def memory(
+    shape: Shape, hidden: int, intermediate: int, tokens: int, workers: int, zero: int, bf16: bool, checkpointing: bool
+) -> Memory:
+    """An estimate for AdamW with fp32 states, before a run; allocator and communication buffers come on top.
+
+    Args:
+        tokens: padded tokens whose activations are alive at once. zero: the ZeRO stage over `workers`.
+        checkpointing: activations are recomputed, a layer's input is kept.
+    """
+    size = 2 if bf16 else 4
+    n = shape.parameters
+    # 34 H per token and layer in half precision is Korthikanti et al. (arXiv 2205.05198); here by the parts that
+    # a gated MLP keeps: about 8 H of the attention block and 4 I of the MLP, or H alone with checkpointing
+    per_token = hidden if checkpointing else 8 * hidden + 4 * intermediate
+    states = (12 if bf16 else 8) * n  # two moments, and fp32 weights where the model is bf16
+    return Memory(
+        weights=size * n / (workers if zero == 3 else 1),
+        gradients=4.0 * n / (workers if zero >= 2 else 1),
+        optimiser=states / (workers if zero >= 1 else 1),
+        activations=float(size * tokens * shape.layers * per_token),
+    )
+
+
+def _size(parameter: Any) -> int:
+    """Under ZeRO-3 a parameter is empty here and knows its whole size."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,0 +1,159 @@
+"""Checkpoints of a training run: each a Hugging Face folder that also holds what it takes to go on exactly.
+
+    checkpoints/NAME/step-00000040/   weights, tokenizer, template: loads anywhere
+                      state/          DeepSpeed's shards (weights, optimiser, schedule), random states, cursor.json
+
+A checkpoint is written beside its place and renamed when whole. Only the newest keeps its state; of the others the
+best by the dev set's metric stay as plain folders. The folder has to be one that all ranks share.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrem.distributed import rank, total
+from lrem.model import RECORD
+from lrem.schema import DataError
+from ray_apps.training import TrainingError, full_state
+
+STATE, CURSOR = "state", "cursor.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`.
+
+    Args:
+        run: what has to be the same for a run to go on (data, model, batch, ranks, …).
+        keep: how many of the best stay beside the newest.
+    """
+
+    def __init__(self, folder: Path, run: dict[str, Any], keep: int) -> None:
+        self.folder, self.run, self.keep = folder, run, keep
+
+    def begin(self, resume: bool) -> None:
+        """Before the ranks start: clear what a finished run left, refuse to run over an unfinished one.
+
+        Raises:
+            DataError: there is an unfinished run and `resume` is off, none and `resume` is on, or it was
+                started with other settings.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in [*self.folder.glob(".step-*"), *self.folder.glob(".old-*")]:
+            shutil.rmtree(stale)
+        newest = self.newest()
+        if newest is None:
+            if resume:
+                raise DataError(f"{self.folder} holds no unfinished run to resume: run again without --resume")
+            for old in self.folder.glob("step-*"):
+                shutil.rmtree(old)
+        elif resume:
+            self._check(newest)
+        else:
+            raise DataError(
+                f"{newest} belongs to an unfinished run: go on with --resume, or delete {self.folder} to start over"
+            )
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that can be gone on from."""
+        found = sorted(path.parent.parent for path in self.folder.glob(f"step-*/{STATE}/{CURSOR}"))
+        return found[-1] if found else None
+
+    def restore(self, engine: Any) -> int:
+        """Load the newest state into the engine and the random generators; returns the steps that are done.
+
+        Raises:
+            TrainingError: DeepSpeed cannot read it.
+        """
+        newest = self.newest()
+        if newest is None:
+            return 0
+        loaded, _ = engine.load_checkpoint(str(newest / STATE), tag="engine")
+        if loaded is None:
+            raise TrainingError(f"{newest / STATE} cannot be read: delete {newest} to go on from an older checkpoint")
+        random = torch.load(newest / STATE / f"random-{rank()}.pt")
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"])
+        return int(json.loads((newest / STATE / CURSOR).read_text())["step"])
+
+    def save(
+        self, engine: Any, step: int, record: dict[str, Any], export: Callable[[dict[str, Any], Path], None]
+    ) -> None:
+        """Write the checkpoint after `step` steps; every rank must call. record: goes into the model folder.
+
+        Args:
+            export: writes a state dict as a model folder.
+        """
+        part, place = self.folder / f".step-{step:08}", self.folder / f"step-{step:08}"
+        if rank() == 0:
+            shutil.rmtree(part, ignore_errors=True)  # of an attempt that was killed
+            (part / STATE).mkdir(parents=True)
+        _meet(engine)
+        engine.save_checkpoint(str(part / STATE), tag="engine", save_latest=False)
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        torch.save(random, part / STATE / f"random-{rank()}.pt")
+        state = full_state(engine)
+        _meet(engine)
+        if rank() == 0:
+            export(state, part)
+            (part / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+            (part / STATE / CURSOR).write_text(json.dumps({"step": step, "run": self.run}, indent=2) + "\n")
+            if place.exists():
+                self._remove(place)
+            part.rename(place)
+            self._prune(place)
+        _meet(engine)
+
+    def export(self, folder: Path) -> None:
+        """Copy the checkpoint with the best metric, the newest where there is none, without its state."""
+        best = max(self.folder.glob("step-*"), key=_merit)
+        shutil.copytree(best, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE))
+
+    def finish(self) -> None:
+        """The run is over: nothing is left to go on from."""
+        for state in self.folder.glob(f"step-*/{STATE}"):
+            self._remove(state)
+        self._prune(None)
+
+    def _prune(self, newest: Path | None) -> None:
+        """Keep the best as plain folders, and the newest with its state."""
+        ranked = sorted(self.folder.glob("step-*"), key=_merit, reverse=True)
+        for path in ranked:
+            if path != newest and (path / STATE).exists():
+                self._remove(path / STATE)
+        for path in ranked[self.keep :]:
+            if path != newest:
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """First out of sight, then away: a kill in between leaves nothing that looks whole."""
+        aside = self.folder / f".old-{path.parent.name}-{path.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        shutil.rmtree(aside)
+
+    def _check(self, newest: Path) -> None:
+        then = json.loads((newest / STATE / CURSOR).read_text())["run"]
+        changed = [
+            f"{name} was {then.get(name)}, is {value}" for name, value in self.run.items() if then.get(name) != value
+        ]
+        if changed:
+            raise DataError(
+                f"{newest} cannot be resumed: {'; '.join(changed)}. Set these back, or start over elsewhere"
+            )
+
+
+def _merit(path: Path) -> tuple[float, str]:
+    record = json.loads((path / RECORD).read_text())
+    return record.get("dev", {}).get("hit_rate", -1.0), path.name
+
+
+def _meet(engine: Any) -> None:
+    """Wait for every rank."""
+    total(torch.zeros(1, device=engine.device))

@@ -1,0 +1,142 @@
+"""Ray Data: triplets from parquet to token ids, checked, in an order that only their content and the seed decide.
+
+Every row gets a hash of its content and the seed; sorting by it gives the same order and the same shards whatever
+the files and blocks the rows came in. The hash is also the row's id, for whoever wants to count what was consumed.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from transformers import AutoTokenizer
+
+from lrem.config import Config
+from lrem.positives import KnownPositives, identity, query_identity
+from lrem.schema import NEGATIVES, RL_PAIRS, TRIPLETS, DataError, open_table
+from lrem.settings import ColdStartConfig
+from lrem.template import Renderer, Template
+
+RENDERED = pa.schema(
+    [
+        ("row", pa.int64()),  # hash of content and seed
+        ("query_key", pa.int64()),
+        ("item_key", pa.int64()),
+        ("query_ids", pa.list_(pa.int32())),
+        ("start", pa.int32()),  # where the completion begins in query_ids
+        ("item_ids", pa.list_(pa.int32())),
+        ("negative_keys", pa.list_(pa.int64())),
+        ("negative_ids", pa.list_(pa.list_(pa.int32()))),
+        ("problem", pa.string()),  # null for a usable row
+    ]
+)
+
+
+class Corpus(NamedTuple):
+    """Rendered rows, sorted; `known` is what the false-negative mask needs; `fingerprint` names the content."""
+
+    dataset: ray.data.Dataset
+    rows: int
+    known: KnownPositives
+    fingerprint: int
+
+
+def load(config: Config, stage: ColdStartConfig, model: Path) -> Corpus:
+    """Read, check and render the triplets of a stage with the tokenizer and template of the folder `model`.
+
+    Raises:
+        DataError: a file or column is missing, there are no rows, or a row cannot be used; it names the first.
+    """
+    sources = [_read(config.uri("triplets"), TRIPLETS, stage.objective == "joint")]
+    if stage.objective == "direct":  # the pairs of both stages, so that neither side knows more
+        sources.append(_read(config.uri("rl_pairs"), RL_PAIRS, False))
+    settings = {
+        "folder": str(model),
+        "joint": stage.objective == "joint",
+        "cut": stage.too_long == "cut",
+        "negatives": stage.max_negatives,
+        "seed": config.seed,
+    }
+    parts = [s.map_batches(render, batch_format="pyarrow", batch_size=4096, fn_kwargs=settings) for s in sources]
+    rendered = parts[0].union(*parts[1:]).sort("row").materialize()
+    keys = _collect(rendered, ["query_key", "item_key", "row", "problem"])
+    refused = [problem for problem in keys["problem"].to_pylist() if problem]
+    if refused:
+        more = f" ({len(refused)} such rows)" if len(refused) > 1 else ""
+        raise DataError(f"{config.uri('triplets')}: {refused[0]}{more}")
+    if keys.num_rows < stage.workers * 2:
+        raise DataError(f"{keys.num_rows} rows for {stage.workers} workers: lower workers or add data")
+    queries, items, rows = (keys[name].to_numpy() for name in ("query_key", "item_key", "row"))
+    total = int(np.bitwise_xor.reduce(rows)) ^ len(rows)
+    return Corpus(rendered.drop_columns(["problem"]), len(rows), KnownPositives(queries, items), total)
+
+
+def _read(uri: str, schema: pa.Schema, with_reasoning: bool) -> ray.data.Dataset:
+    found = open_table(uri, schema)
+    if found.count_rows() == 0:
+        raise DataError(f"{uri} has no rows: at least one is needed")
+    wanted = [name for name in schema.names if name != "reasoning" or with_reasoning]
+    wanted += [name for name in NEGATIVES.names if name in found.schema.names]
+    filesystem, path = (None, uri) if "://" not in uri else pa.fs.FileSystem.from_uri(uri)
+    return ray.data.read_parquet(path, filesystem=filesystem, columns=wanted)
+
+
+def _collect(dataset: ray.data.Dataset, columns: list[str]) -> pa.Table:
+    wanted = pa.schema([RENDERED.field(name) for name in columns])
+    parts = dataset.select_columns(columns).iter_batches(batch_size=None, batch_format="pyarrow")
+    return pa.concat_tables([pa.table(part).cast(wanted) for part in parts])
+
+
+def render(batch: pa.Table, folder: str, joint: bool, cut: bool, negatives: int, seed: int) -> pa.Table:
+    """A block of triplets → RENDERED, a row a row; what is wrong with a row stands in `problem`."""
+    renderer = _renderer(folder)
+    rows = [_render_row(renderer, row, joint, cut, negatives, seed) for row in batch.to_pylist()]
+    return pa.Table.from_pylist(rows, RENDERED)
+
+
+@lru_cache(maxsize=1)
+def _renderer(folder: str) -> Renderer:
+    return Renderer(Template.load(Path(folder)), AutoTokenizer.from_pretrained(folder))
+
+
+def _render_row(
+    renderer: Renderer, row: dict[str, Any], joint: bool, cut: bool, negatives: int, seed: int
+) -> dict[str, Any]:
+    problem = _problem(renderer, row, joint, cut)
+    if problem:
+        return {"problem": f"query '{row['query_id']}', item '{row['item_id']}': {problem}"}
+    reasoning = row["reasoning"] if joint else None
+    ids = renderer.query(row["query"], reasoning)
+    hard = list(zip(row.get("negative_ids") or [], row.get("negative_titles") or [], strict=False))[:negatives]
+    content = (str(seed), row["query"], reasoning or "", str(row["item_id"]), row["title"])
+    return {
+        "row": identity(*content, *(str(item) for item, _ in hard)),
+        "query_key": query_identity(row["query"]),
+        "item_key": identity(str(row["item_id"])),
+        "query_ids": ids,
+        "start": len(renderer.query_prompt(row["query"])) if joint else len(ids),
+        "item_ids": renderer.item(row["title"]),
+        "negative_keys": [identity(str(item)) for item, _ in hard],
+        "negative_ids": [renderer.item(title) for _, title in hard],
+    }
+
+
+def _problem(renderer: Renderer, row: dict[str, Any], joint: bool, cut: bool) -> str | None:
+    needed = ["query_id", "query", "item_id", "title"] + ["reasoning"] * joint
+    for name in needed:
+        if row[name] is None:
+            return f"'{name}' is null: fill it or drop the row"
+    for name in ("query", "title"):
+        if not renderer.text_ids(row[name]):
+            return f"the {name} is empty: fill it or drop the row"
+    if cut:
+        return None
+    limits = renderer.template
+    if (size := len(renderer.text_ids(row["query"]))) > limits.max_query_tokens:
+        limit = f"max_query_tokens={limits.max_query_tokens}"
+        return f"the query has {size} tokens, the model's limit is {limit}: shorten it, or set too_long=cut"
+    if joint and (size := len(renderer.text_ids(row["reasoning"]))) > limits.budget:
+        return f"the reasoning has {size} tokens, the budget is {limits.budget}: shorten it, or set too_long=cut"
+    return None
