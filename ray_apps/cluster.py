@@ -81,7 +81,9 @@ def cluster(config: Config) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray has put an aborting handler in its place
     transformers.utils.logging.disable_progress_bar()
-    DataContext.get_current().enable_progress_bars = False  # each stage draws its own
+    data = DataContext.get_current()
+    data.enable_progress_bars = False  # each stage draws its own
+    data.use_datasource_v2 = False  # it starts actors to list files: 8 s a read on two cores, against 0.1 s
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield

@@ -4,6 +4,7 @@ Every row gets a hash of its content and the seed; sorting by it gives the same 
 the files and blocks the rows came in. The hash is also the row's id, for whoever wants to count what was consumed.
 """
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import ray.data
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from lrem.config import Config
 from lrem.positives import KnownPositives, identity, query_identity
@@ -19,6 +20,7 @@ from lrem.schema import NEGATIVES, RL_PAIRS, TRIPLETS, DataError, open_table
 from lrem.settings import ColdStartConfig
 from lrem.template import Renderer, Template
 
+ROWS_A_BLOCK = 20_000  # about a second's rendering
 RENDERED = pa.schema(
     [
         ("row", pa.int64()),  # hash of content and seed
@@ -60,7 +62,8 @@ def load(config: Config, stage: ColdStartConfig, model: Path) -> Corpus:
         "seed": config.seed,
     }
     parts = [s.map_batches(render, batch_format="pyarrow", batch_size=4096, fn_kwargs=settings) for s in sources]
-    rendered = parts[0].union(*parts[1:]).sort("row").materialize()
+    rendered = parts[0].union(*parts[1:]) if parts[1:] else parts[0]
+    rendered = rendered.sort("row").materialize()
     keys = _collect(rendered, ["query_key", "item_key", "row", "problem"])
     refused = [problem for problem in keys["problem"].to_pylist() if problem]
     if refused:
@@ -75,12 +78,16 @@ def load(config: Config, stage: ColdStartConfig, model: Path) -> Corpus:
 
 def _read(uri: str, schema: pa.Schema, with_reasoning: bool) -> ray.data.Dataset:
     found = open_table(uri, schema)
-    if found.count_rows() == 0:
+    rows = found.count_rows()
+    if rows == 0:
         raise DataError(f"{uri} has no rows: at least one is needed")
     wanted = [name for name in schema.names if name != "reasoning" or with_reasoning]
     wanted += [name for name in NEGATIVES.names if name in found.schema.names]
     filesystem, path = (None, uri) if "://" not in uri else pa.fs.FileSystem.from_uri(uri)
-    return ray.data.read_parquet(path, filesystem=filesystem, columns=wanted)
+    # by default Ray starts a process for each of many tiny blocks, and each imports transformers
+    return ray.data.read_parquet(
+        path, filesystem=filesystem, columns=wanted, override_num_blocks=math.ceil(rows / ROWS_A_BLOCK)
+    )
 
 
 def _collect(dataset: ray.data.Dataset, columns: list[str]) -> pa.Table:
@@ -98,7 +105,8 @@ def render(batch: pa.Table, folder: str, joint: bool, cut: bool, negatives: int,
 
 @lru_cache(maxsize=1)
 def _renderer(folder: str) -> Renderer:
-    return Renderer(Template.load(Path(folder)), AutoTokenizer.from_pretrained(folder))
+    # reads the folder's tokenizer.json as it is; AutoTokenizer would import torch first, six seconds a process
+    return Renderer(Template.load(Path(folder)), PreTrainedTokenizerFast.from_pretrained(folder))
 
 
 def _render_row(
