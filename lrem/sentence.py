@@ -14,11 +14,10 @@ from lrem.template import EMB, Renderer
 def write(folder: Path, renderer: Renderer, dimensions: int) -> None:
     """Add the files that sentence-transformers 6 reads to a model folder. dimensions: H."""
     limit = len(renderer.item("")) + renderer.template.max_item_tokens
+    forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     transformer = {
         "transformer_task": "feature-extraction",
-        "modality_config": {
-            "message": {"method": "forward", "method_output_name": "last_hidden_state", "format": "flat"}
-        },
+        "modality_config": {"text": forward, "message": forward | {"format": "flat"}},  # text becomes a message
         "module_output_name": "token_embeddings",
         "processing_kwargs": {
             "chat_template": {"chat_template": _item_form(renderer), "max_length": limit, "truncation": True}
