@@ -56,6 +56,7 @@ DEFAULT_PATHS = {
     "qrels": "world/qrels.parquet",
     "teacher": "world/teacher.parquet",
     "triplets": "curated/triplets.parquet",
+    "dev": "curated/dev.parquet",
     "mined": "curated/mined.parquet",
     "rl_pairs": "curated/rl_pairs.parquet",
     "cold_start": "cold_start",
@@ -98,6 +99,10 @@ class Config(Section):
     def path(self, name: str) -> Path:
         """The resolved path of one artefact, a key of `paths`."""
         return Path(getattr(self.paths, name))
+
+    def default_path(self, name: str) -> Path:
+        """Where an artefact lies if no path is given."""
+        return self.run_dir / DEFAULT_PATHS[name]
 
     def uri(self, name: str) -> str:
         """The same as a string: an absolute path, or a URI as it was given."""

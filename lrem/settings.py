@@ -54,6 +54,7 @@ class CurateConfig(Section):
     top_k: int = Field(30, ge=1)  # of both retrievals: a first page; the paper does not state it
     items_per_query: int = Field(4, ge=1)  # triplets kept of one query: breadth of queries teaches more
     rl_share: float = Field(0.25, gt=0, lt=1)  # of the queries; the paper gives 4 of 75 M triplets
+    dev_share: float = Field(0.0, ge=0, lt=0.5)  # of the queries, put aside to choose checkpoints by (paths.dev)
     keep_easy: bool = True  # queries served without thinking teach an empty reasoning
     banned: list[str] = Field(default_factory=list)  # phrases that no reasoning may hold
 
@@ -95,7 +96,7 @@ class ColdStartConfig(Section):
     batch_size: int = Field(128, ge=2)  # per worker (paper)
     epochs: int = Field(1, ge=1)
     temperature: float = Field(0.03, gt=0)  # τ; not stated in the paper, 0.02 to 0.05 is usual
-    sft_weight: float = 0.1
+    sft_weight: float = 1.0  # of a mean over tokens; the paper's 0.1 is of a sum over a sequence's ten or so
     sft_mean: Literal["token", "sequence"] = "token"  # over tokens: no weight to length; paper: over sequences
     info_nce_weight: float = 1.0
     max_negatives: int = Field(7, ge=0)  # hard negatives taken of each triplet that has some

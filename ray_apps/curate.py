@@ -101,15 +101,21 @@ def _write(judged: pa.Table, config: Config) -> dict[str, Any]:
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     triplets: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
+    dev: list[dict[str, Any]] = []
     for row in judged.to_pylist():
         draw = zlib.crc32(f"{config.seed} {row['query_id']}".encode()) / 2**32
         for item in row["items"]:
             whole = row | {"item_id": item, "title": titles[item]}
-            (pairs if draw < config.curate.rl_share else triplets).append(whole)
+            aside = dev if draw >= 1 - config.curate.dev_share else triplets
+            (pairs if draw < config.curate.rl_share else aside).append(whole)
     if not triplets or not pairs:
         raise DataError(f"nothing left to train on ({dict(counts)}): check the teacher's reasonings and curate.top_k")
     write_parquet(pa.Table.from_pylist(triplets, TRIPLETS), config.path("triplets"))
     write_parquet(pa.Table.from_pylist(pairs, RL_PAIRS), config.path("rl_pairs"))
-    summary = {"queries": judged.num_rows, **counts, "triplets": len(triplets), "rl_pairs": len(pairs)}
+    if not dev:  # an older one of ours may hold what is trained on now
+        config.default_path("dev").unlink(missing_ok=True)
+    else:
+        write_parquet(pa.Table.from_pylist(dev, TRIPLETS), config.path("dev"))
+    summary = {"queries": judged.num_rows, **counts, "triplets": len(triplets), "rl_pairs": len(pairs), "dev": len(dev)}
     write_json(summary, config.path("triplets").with_name("counters.json"))
     return summary

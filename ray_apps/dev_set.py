@@ -28,14 +28,14 @@ class DevSet(NamedTuple):
 
 
 def load(config: Config, stage: ColdStartConfig) -> DevSet | None:
-    """Read paths.dev and draw the catalogue's part; None where no dev set was given.
+    """Read paths.dev and draw the catalogue's part; None where there is no dev set.
 
     Raises:
-        DataError: the file cannot be used, or it is not a query's item that the catalogue holds.
+        DataError: the file cannot be used, or the catalogue lacks every item of a query.
     """
-    if config.paths.dev is None:
-        return None
     path = config.path("dev")
+    if not path.exists() and path == config.default_path("dev"):
+        return None
     table = read_table(path, TRIPLETS).to_pylist()
     items = read_items(config.path("items"))
     title = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))

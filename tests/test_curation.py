@@ -90,6 +90,19 @@ def test_the_stage_writes_every_row_once(config: Config) -> None:
     assert pq.read_table(config.path("triplets")).to_pylist() == triplets
 
 
+def test_a_dev_set_is_put_aside_and_taken_back(config: Config) -> None:
+    aside = config.model_copy(update={"curate": config.curate.model_copy(update={"dev_share": 0.49, "rl_share": 0.1})})
+    aside = aside.model_copy(update={"seed": 4})
+    counts = curate.run(aside)
+    dev = pq.read_table(aside.path("dev")).to_pylist()
+    rest = [row for name in ("triplets", "rl_pairs") for row in pq.read_table(aside.path(name)).to_pylist()]
+    assert counts["dev"] == len(dev) > 0
+    assert len(dev) + len(rest) == 4
+    assert not {row["query_id"] for row in dev} & {row["query_id"] for row in rest}
+    curate.run(config)
+    assert not config.path("dev").exists()
+
+
 def test_nothing_to_learn_from_is_said(config: Config) -> None:
     path = config.path("qrels")
     write_parquet(pa.table({"query_id": ["q1"], "item_id": ["i6"], "grade": [1]}), path)
