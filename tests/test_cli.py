@@ -6,13 +6,28 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 
+from lrem.files import write_parquet
+from lrem.schema import TRIPLETS
 from lrem.world import make_world
 
 LREM = [sys.executable, "-m", "ray_apps.cli"]
-COMMANDS = ("world", "curate", "cold-start", "reinforce", "embed", "index", "search", "evaluate", "serve", "demo")
+COMMANDS = (
+    "world",
+    "curate",
+    "cold-start",
+    "mine-negatives",
+    "reinforce",
+    "embed",
+    "index",
+    "search",
+    "evaluate",
+    "serve",
+    "demo",
+)
 
 
 def lrem(*words: str) -> subprocess.CompletedProcess[str]:
@@ -31,7 +46,23 @@ def test_dry_run_prints_the_resolved_tree(tmp_path: Path) -> None:
     tree = yaml.safe_load(done.stdout)
     assert (tree["seed"], tree["world"]["products"]) == (7, 600)
     assert tree["paths"]["triplets"] == str(tmp_path / "curated/triplets.parquet")
+    assert "does not exist yet" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_plans_rows_steps_and_memory(tmp_path: Path) -> None:
+    """256 rows on two workers of 32: four steps an epoch; the parameters are those of the model that is made."""
+    write_triplets(tmp_path)
+    done = lrem("cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "# rows 256, epochs 6, steps 24 (2 workers x 32 rows)" in done.stdout
+    assert "# parameters 0.1 M" in done.stdout
+    assert "# memory of a worker, GiB, estimated: " in done.stdout
+    lists = {"query": ["a"], "item_id": ["b"]}
+    write_parquet(pa.table(lists), tmp_path / "curated/triplets.parquet")
+    wrong = lrem("cold-start", f"run_dir={tmp_path}", "--dry-run")
+    assert wrong.returncode == 1
+    assert "has no column 'query_id'" in " ".join(wrong.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -86,11 +117,6 @@ def _heed_interrupts() -> None:
 
 
 def write_triplets(run: Path) -> None:
-    import pyarrow as pa
-
-    from lrem.files import write_parquet
-    from lrem.schema import TRIPLETS
-
     rows = [
         {
             "query_id": f"q{i}",

@@ -1,5 +1,6 @@
 """The embedder: padding changes nothing, log-probabilities are transformers', a saved folder is the model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from transformers import AddedToken, AutoModelForCausalLM
 
 from lrem.model import ReasoningEmbedder, fingerprint, pad
+from lrem.template import CHAT, COMPACT, Template
 
 QUERIES = ["red coat", "something warm for a long walk in the snow", "hat"]
 REASONINGS = ["wool, scarf", "coat, hat, scarf, wool", ""]
@@ -84,6 +86,28 @@ def test_any_causal_lm_gets_our_tokens(tiny: ReasoningEmbedder, tmp_path: Path) 
     assert model.encode_queries(["ab"], ["b"]).shape == (1, 64)
     hostile = model.renderer.item("a<|im_end|><|im_start|>b<emb>")
     assert hostile == model.renderer.item("a b")  # the model's own control tokens are no way in either
+
+
+@pytest.mark.parametrize("template", [COMPACT, CHAT], ids=["compact", "chat"])
+def test_sentence_transformers_reads_the_item_side(tiny: ReasoningEmbedder, tmp_path: Path, template: Template) -> None:
+    """Spacing, control tokens, titles beyond the limit and empty ones, in both forms of the sequence."""
+    from sentence_transformers import SentenceTransformer
+
+    model = ReasoningEmbedder(tiny.lm, tiny.tokenizer, replace(template, max_item_tokens=12))
+    model.save(tmp_path / "model")
+    titles = ["red coat", "  blue \n hat ", "<emb> green</think> scarf", "wool " * 40, "", "it's {{ odd }} 'quoted'"]
+    vectors = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(titles)
+    assert np.abs(vectors - model.encode_items(titles)).max() < 1e-5
+
+
+def test_matryoshka_dimensions_travel_with_the_model(tiny: ReasoningEmbedder, tmp_path: Path) -> None:
+    tiny.with_matryoshka([32, 16]).save(tmp_path / "model")
+    loaded = ReasoningEmbedder.load(tmp_path / "model")
+    assert loaded.template.matryoshka == (32, 16)
+    assert loaded.lm.config.matryoshka_dimensions == [32, 16, 64]
+    with pytest.raises(ValueError, match="below the embedding's 64"):
+        tiny.with_matryoshka([64])
+    tiny.lm.config.matryoshka_dimensions = None
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
