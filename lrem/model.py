@@ -127,9 +127,11 @@ class ReasoningEmbedder(nn.Module):
         """
         if state and self.lm.config.tie_word_embeddings:
             state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
-        if self.template.matryoshka:  # where vLLM looks for it
-            self.lm.config.matryoshka_dimensions = [*self.template.matryoshka, self.dimension]
         self.lm.save_pretrained(folder, state_dict=state)
+        if self.template.matryoshka:  # where vLLM looks for it
+            file = folder / "config.json"
+            dimensions = {"matryoshka_dimensions": [*self.template.matryoshka, self.dimension]}
+            file.write_text(json.dumps(json.loads(file.read_text()) | dimensions, indent=2) + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(folder)
         self.template.save(folder)
         sentence.write(folder, self.renderer, self.dimension)

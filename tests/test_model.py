@@ -107,7 +107,6 @@ def test_matryoshka_dimensions_travel_with_the_model(tiny: ReasoningEmbedder, tm
     assert loaded.lm.config.matryoshka_dimensions == [32, 16, 64]
     with pytest.raises(ValueError, match="below the embedding's 64"):
         tiny.with_matryoshka([64])
-    tiny.lm.config.matryoshka_dimensions = None
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
