@@ -1,7 +1,6 @@
 """Stage 1 as a user runs it: one whole run with all that it writes; then killed, stopped, resumed and saved apart."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,9 @@ from lrem.schema import ITEMS, TRIPLETS, DataError
 from ray_apps import cold_start
 from ray_apps.checkpoints import CURSOR, STATE
 from ray_apps.cluster import cluster
+from ray_apps.rollout import start_engines
 from ray_apps.training import TrainingError
+from tests.test_rollout import assert_same_policy
 
 LREM = [sys.executable, "-m", "ray_apps.cli"]
 ROWS, BATCH, EPOCHS = 101, 8, 2  # 101: no multiple of anything
@@ -211,10 +212,14 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(whole: Path, tmp_path: 
     same_curve(tmp_path, whole)
 
 
-def same_curve(run: Path, other: Path) -> None:
+# Another order of sums: logits reach 1 / τ = 33, where fp32 has steps of 4e-6, and a loss is a difference of such.
+ROUNDING = 4e-6
+
+
+def same_curve(run: Path, other: Path, rounding: float = 1e-12) -> None:
     assert [step for step, *_ in curve(run)] == list(range(1, STEPS + 1))
     for mine, theirs in zip(curve(run), curve(other), strict=True):
-        assert mine[1:] == pytest.approx(theirs[1:], rel=1e-5), mine[0]
+        assert mine[1:] == pytest.approx(theirs[1:], rel=1e-5, abs=rounding), mine[0]
 
 
 @pytest.mark.slow
@@ -239,7 +244,7 @@ def test_stop_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path, z
     with start(tmp_path, zero, resume=True) as process:
         said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
-    same_curve(tmp_path, whole)
+    same_curve(tmp_path, whole, ROUNDING if zero_stage == 3 else 1e-12)  # `whole` is ZeRO-2's
     for epoch in range(EPOCHS):
         assert consumed(tmp_path, epoch) == corpus_ids(tmp_path)
 
@@ -267,13 +272,14 @@ def test_a_kill_during_a_save_leaves_no_folder_that_loads(tmp_path: Path) -> Non
 
 
 CACHED = ["cold_start.chunk_tokens=64", "cold_start.graph_tokens=64"]
+LORA = ["cold_start.lora.rank=4", "cold_start.lora.alpha=8", "cold_start.optim.lr=1e-2"]
 VARIANTS = {
-    "lora": ["cold_start.lora.rank=4", "cold_start.lora.alpha=8", "cold_start.optim.lr=1e-2"],
+    "lora": LORA,
     "bf16": ["cold_start.optim.bf16=true", "cold_start.optim.zero_stage=1"],
     "checkpointing": ["cold_start.gradient_checkpointing=true", *CACHED],
     "matryoshka": ["cold_start.matryoshka=[32, 16]", "cold_start.thought_dropout=0.2"],
     "zero-3": ["cold_start.optim.zero_stage=3", *CACHED],
-    "lora-zero-3": ["cold_start.lora.rank=4", "cold_start.optim.zero_stage=3"],
+    "lora-zero-3": [*LORA, "cold_start.optim.zero_stage=3"],
 }
 
 
@@ -282,12 +288,15 @@ VARIANTS = {
 def test_variants_train_and_load(whole: Path, tmp_path: Path, variant: str) -> None:
     write_data(tmp_path)
     config = load_config(None, [*SETTINGS, f"run_dir={tmp_path}", *VARIANTS[variant]])
+    folder = config.path("cold_start")
     with cluster(config):
-        cold_start.run(config, config.cold_start, config.path("cold_start"))
+        cold_start.run(config, config.cold_start, folder)
+        if variant == "zero-3":  # what ZeRO gathered is what vLLM loads
+            [engine] = start_engines(folder, config)
+            assert_same_policy(engine, ReasoningEmbedder.load(folder))
     values = curve(tmp_path)
     assert values[-1][1] < values[0][1]
     assert values[-1][2] < values[0][2]
-    folder = tmp_path / "cold_start"
     model = ReasoningEmbedder.load(folder)
     start_model = cold_start.initial_model(config, config.cold_start)
     titles = ["red coat number 1", "blue hat number 7"]
@@ -302,32 +311,4 @@ def test_variants_train_and_load(whole: Path, tmp_path: Path, variant: str) -> N
         assert model.template.matryoshka == (32, 16)
         assert json.loads((folder / "config.json").read_text())["matryoshka_dimensions"] == [32, 16, 64]
     if variant in ("checkpointing", "zero-3"):  # the same numbers by another way
-        same_curve(tmp_path, whole)
-
-
-@pytest.mark.slow
-def test_a_zero_3_folder_generates_in_vllm(tmp_path: Path, whole: Path) -> None:
-    script = (
-        "import sys; from vllm import LLM, SamplingParams;"
-        "llm = LLM(sys.argv[1], dtype='float32', max_model_len=128, enforce_eager=True);"
-        "ids = [int(i) for i in sys.argv[2].split(',')];"
-        "out = llm.generate({'prompt_token_ids': ids}, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True));"
-        "print('TOKENS', list(out[0].outputs[0].token_ids))"
-    )
-    model = ReasoningEmbedder.load(whole / "cold_start")
-    prompt = model.renderer.query_prompt("something red to wear")
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, whole / "cold_start", ",".join(map(str, prompt))],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        check=True,
-    )
-    import torch
-
-    expected = model.lm.generate(torch.tensor([prompt]), max_new_tokens=8, min_new_tokens=8, do_sample=False)[
-        0, len(prompt) :
-    ]
-    assert f"TOKENS {expected.tolist()}" in done.stdout
+        same_curve(tmp_path, whole, ROUNDING)
