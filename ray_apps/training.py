@@ -89,13 +89,24 @@ def fit(
 
 
 def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    """Report a TrainingError to the driver instead of raising it: Ray Train would try the same again."""
+    """Tell the driver what a restart would not cure; Ray Train would try the same again.
+
+    All ranks meet a TrainingError alike and just end. A rank that runs out of memory is alone: it has to fail, so
+    that the others are stopped, and the restart then finds the reason on the board and ends.
+    """
 
     def guarded(settings: dict[str, Any]) -> None:
+        board = settings["board"]
+        if ray.get(board.failure.remote(), timeout=30):
+            return
         try:
             loop(settings)
         except TrainingError as error:
-            ray.get(settings["board"].fail.remote(str(error)), timeout=30)
+            ray.get(board.fail.remote(str(error)), timeout=30)
+        except torch.OutOfMemoryError as error:
+            reason = f"out of GPU memory ({error}): lower chunk_tokens or graph_tokens, or set gradient_checkpointing"
+            ray.get(board.fail.remote(reason), timeout=30)
+            raise
 
     return guarded
 
