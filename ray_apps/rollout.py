@@ -38,6 +38,7 @@ class VllmEngine:
         self.renderer = Renderer(Template.load(Path(folder)), AutoTokenizer.from_pretrained(folder))
         self.llm = LLM(
             folder,
+            runner="generate",  # the folder also describes its item side, which vLLM would take for its only one
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             gpu_memory_utilization=gpu_memory,
