@@ -82,7 +82,7 @@ def test_log_probs_are_the_trainers(engine: ActorHandle, tiny: ReasoningEmbedder
     assert len({tuple(rollout.tokens) for _, rollout in rows}) > 16  # sampled, not repeated
     batch = pad([p + r.tokens for p, r in rows], [(len(p), len(p) + len(r.tokens)) for p, r in rows])
     with torch.no_grad():
-        log_probs = tiny.encode(batch).log_probs
+        log_probs = tiny(batch).log_probs
     for (prompt, rollout), got in zip(rows, log_probs, strict=True):
         own = got[len(prompt) : len(prompt) + len(rollout.tokens)]
         ratio = (own - torch.tensor(rollout.log_probs)).exp()
