@@ -7,6 +7,7 @@ from pathlib import Path
 
 import peft
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lrem.model import ReasoningEmbedder
 from lrem.settings import LoraConfig
@@ -23,7 +24,11 @@ def add_lora(model: ReasoningEmbedder, lora: LoraConfig) -> peft.PeftModel:
     Raises:
         ValueError: `lora.targets` names no module of this model.
     """
-    tokens = model.tokenizer.convert_tokens_to_ids([THINK, CLOSE, EMB])
+    return adapt(model.lm, lora, model.tokenizer.convert_tokens_to_ids([THINK, CLOSE, EMB]))
+
+
+def adapt(lm: PreTrainedModel, lora: LoraConfig, tokens: list[int]) -> peft.PeftModel:
+    """The same for a bare language model. tokens: ids whose embeddings stay trainable."""
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -32,18 +37,21 @@ def add_lora(model: ReasoningEmbedder, lora: LoraConfig) -> peft.PeftModel:
         target_modules=lora.targets,
         trainable_token_indices=tokens,
     )
-    return peft.get_peft_model(model.lm, settings)
+    return peft.get_peft_model(lm, settings)
 
 
-def split_state(start: Path, lora: LoraConfig, state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def split_state(start: Path, lora: LoraConfig, state: dict[str, Tensor], folder: Path, base: str) -> dict[str, Tensor]:
     """Write the adapters of a trained `state` into folder/adapter; returns the merged weights.
 
     Args:
         start: the model folder that training began with. state: the trained `lm`'s, adapters in it.
+        base: name or folder of the model that the adapters are told to belong to.
     """
     model = ReasoningEmbedder.load(start)
     wrapped = add_lora(model, lora)
     model.lm.load_state_dict(state)
+    wrapped.peft_config["default"].base_model_name_or_path = base
     wrapped.save_pretrained(str(folder / FOLDER))
+    model.tokenizer.save_pretrained(str(folder / FOLDER))
     merged: dict[str, Tensor] = wrapped.merge_and_unload().state_dict()
     return merged

@@ -42,7 +42,7 @@ class PathsConfig(Section):
     triplets: Path | str | None = None  # a file, a folder of files, or a URI as s3://bucket/triplets
     dev: Path | None = None  # triplets of queries kept out of training, to choose checkpoints by
     mined: Path | None = None  # triplets with hard negatives
-    rl_pairs: Path | None = None
+    rl_pairs: Path | str | None = None
     cold_start: Path | None = None
     direct: Path | None = None
     model: Path | None = None

@@ -82,12 +82,17 @@ def backward(
         step_backward: back-propagates one chunk's loss; its flag is True on the last chunk alone.
         graph_tokens: padded tokens whose graphs may be alive at once; None: all.
     """
-    kept_from = _kept_from([part.tokens for part in parts], graph_tokens)
+    # the fewest that any rank keeps: ranks have to forward and go back in step
+    device = parts[0].sequences.ids.device
+    kept_from = largest(_kept_from([part.tokens for part in parts], graph_tokens), device)
     states: list[_RandomState | None] = []
     first: list[Encoded] = []
     for i, part in enumerate(parts):
         states.append(_RandomState() if i < kept_from else None)
-        with torch.set_grad_enabled(i >= kept_from):
+        if i < kept_from:
+            with torch.no_grad():  # without the language-model head: its losses are the second pass's
+                first.append(forward(part.sequences._replace(scored=None)))
+        else:
             first.append(forward(part.sequences))
     rows = torch.cat([part.rows for part in parts])
     found = torch.cat([encoded.embeddings[: len(part.rows)] for encoded, part in zip(first, parts, strict=True)])

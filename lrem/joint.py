@@ -110,8 +110,8 @@ def state_gradient_norms(squares: dict[str, Tensor], device: torch.device) -> di
     parameters is the optimiser's. The weights of the losses are in it. Source: GradNorm (arXiv 1711.02257).
     """
     local = {name: value.to(device) for name, value in squares.items()}
-    names = ("info_nce", "sft")
-    sums = total(torch.stack([local.get(name, torch.zeros((), device=device)) for name in names]))
+    names = sorted(local)  # the same on every rank: their chunks are alike
+    sums = total(torch.stack([local[name] for name in names]))
     squares.clear()
     norms = (sums.sqrt() / world_size()).tolist()
-    return {f"grad_norm_{name}": norm for name, norm in zip(names, norms, strict=True) if norm}
+    return {f"grad_norm_{name}": norm for name, norm in zip(names, norms, strict=True)}

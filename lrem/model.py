@@ -27,6 +27,7 @@ from transformers import (
 
 from lrem import sentence
 from lrem.files import atomic_folder
+from lrem.schema import DataError
 from lrem.settings import ModelConfig
 from lrem.template import CHAT, CLOSE, COMPACT, EMB, FILE, THINK, Renderer, Template
 
@@ -90,7 +91,7 @@ class ReasoningEmbedder(nn.Module):
         torch.manual_seed(seed)
         special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         lm = Qwen2ForCausalLM(small_config(config, len(tokenizer), **special))
-        return cls(lm, tokenizer, _with_limits(COMPACT, config))
+        return cls(lm, tokenizer, with_limits(COMPACT, config))
 
     @classmethod
     def load(
@@ -108,9 +109,9 @@ class ReasoningEmbedder(nn.Module):
         lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         folder = Path(source)
         if (folder / FILE).exists():
-            return cls(lm, tokenizer, _with_limits(Template.load(folder), limits))
+            return cls(lm, tokenizer, with_limits(Template.load(folder), limits))
         _add_tokens(lm, tokenizer)
-        return cls(lm, tokenizer, _with_limits(CHAT, limits))
+        return cls(lm, tokenizer, with_limits(CHAT, limits))
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None, record: dict[str, Any] | None = None) -> str:
         """Write a plain Hugging Face folder atomically; returns its fingerprint. See `write`."""
@@ -141,10 +142,10 @@ class ReasoningEmbedder(nn.Module):
         """The same weights, to be trained and saved with these shorter embedding lengths.
 
         Raises:
-            ValueError: one of them is not between 1 and H-1.
+            DataError: one of them is not between 1 and H-1.
         """
         if any(not 0 < d < self.dimension for d in dimensions):
-            raise ValueError(f"matryoshka={list(dimensions)}: each has to be below the embedding's {self.dimension}")
+            raise DataError(f"matryoshka={list(dimensions)}: each has to be below the embedding's {self.dimension}")
         return ReasoningEmbedder(self.lm, self.tokenizer, replace(self.template, matryoshka=tuple(dimensions)))
 
     @property
@@ -204,7 +205,9 @@ def encode(
     row, column = batch.scored.nonzero(as_tuple=True)  # [S]
     states = hidden[row, column - 1]  # [S, H]
     _watch(states, "sft", watched)
-    logits = lm.get_output_embeddings()(states).float() / temperature  # [S, V]
+    logits = lm.get_output_embeddings()(states).float()  # [S, V]
+    if temperature != 1.0:
+        logits = logits / temperature
     chosen = -F.cross_entropy(logits, batch.ids[row, column], reduction="none")  # [S]
     log_probs = torch.zeros(batch.ids.shape, dtype=chosen.dtype, device=chosen.device)
     return Encoded(embeddings, log_probs.index_put((row, column), chosen))
@@ -236,7 +239,7 @@ def small_config(config: ModelConfig, vocab_size: int | None = None, **special: 
     )
 
 
-def _with_limits(template: Template, config: ModelConfig | None) -> Template:
+def with_limits(template: Template, config: ModelConfig | None) -> Template:
     """The template with the limits that a configuration sets."""
     names = ("budget", "max_query_tokens", "max_item_tokens")
     given = {name: getattr(config, name, None) for name in names}

@@ -30,10 +30,10 @@ def open_table(path: Path | str, schema: pa.Schema) -> pa.dataset.Dataset:
     Raises:
         DataError: nothing is there, a file is no parquet, or a column of `schema` is missing.
     """
-    if "://" not in str(path) and not Path(path).exists():
-        raise DataError(f"{path} does not exist: run the stage that writes it, or pass another path")
     try:
         found = pa.dataset.dataset(str(path), format="parquet")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: run the stage that writes it, or pass another path") from error
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise DataError(f"{path} is not readable as parquet ({error}): convert it to parquet") from error
     for name in schema.names:

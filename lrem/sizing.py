@@ -39,10 +39,10 @@ class Shape(NamedTuple):
     def of(cls, lm: Any) -> "Shape":
         """The sizes of a transformers causal LM, on any device (`meta` too)."""
         config, table = lm.config, lm.get_input_embeddings().weight
-        total = sum(_size(p) for p in lm.parameters())
+        total = sum(p.numel() for p in lm.parameters())
         tied = bool(config.tie_word_embeddings)
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        embedding = _size(table)
+        embedding = table.numel()
         backbone = total - embedding * (1 if tied else 2)
         return cls(config.num_hidden_layers, config.num_attention_heads * head, backbone, embedding, tied)
 
@@ -67,43 +67,56 @@ def step_flops(shape: Shape, tokens: int, squared_lengths: int, scored: int) -> 
     return 3 * forward
 
 
+def mfu(flops: float, seconds: float, peak_tflops: float) -> float:
+    """Model flops utilisation: the share of the devices' peak that was reached.
+
+    >>> mfu(50e12, 1.0, 100.0)
+    0.5
+    """
+    return flops / (seconds * peak_tflops * 1e12)
+
+
 class Memory(NamedTuple):
-    """Bytes a worker holds: weights, gradients, optimiser state, activations of the graphs that are kept."""
+    """Bytes a worker holds: weights, gradients, optimiser state, activations of the kept graphs, one chunk's logits."""
 
     weights: float
     gradients: float
     optimiser: float
     activations: float
+    logits: float
 
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return sum(self)
+
+class Load(NamedTuple):
+    """What a step holds at once: padded `tokens` whose activations are kept, positions `scored` in one chunk."""
+
+    tokens: int
+    scored: int
 
 
 def memory(
-    shape: Shape, hidden: int, intermediate: int, tokens: int, workers: int, zero: int, bf16: bool, checkpointing: bool
+    shape: Shape, sizes: Any, load: Load, trainable: int, workers: int, zero: int, bf16: bool, checkpointing: bool
 ) -> Memory:
     """An estimate for AdamW with fp32 states, before a run; allocator and communication buffers come on top.
 
     Args:
-        tokens: padded tokens whose activations are alive at once. zero: the ZeRO stage over `workers`.
-        checkpointing: activations are recomputed, a layer's input is kept.
+        sizes: the model's transformers configuration. trainable: parameters that are trained.
+        zero: the ZeRO stage over `workers`. checkpointing: a layer's input is kept, the rest is recomputed.
+
+    >>> from types import SimpleNamespace
+    >>> sizes = SimpleNamespace(hidden_size=10, intermediate_size=20, vocab_size=50)
+    >>> shape = Shape(layers=2, attention=10, backbone=1000, embedding=500, tied=True)
+    >>> memory(shape, sizes, Load(tokens=3, scored=2), 1500, workers=2, zero=2, bf16=True, checkpointing=False)
+    Memory(weights=3000.0, gradients=1500.0, optimiser=9000.0, activations=1920.0, logits=1000.0)
     """
     size = 2 if bf16 else 4
-    n = shape.parameters
-    # 34 H per token and layer in half precision is Korthikanti et al. (arXiv 2205.05198); here by the parts that
-    # a gated MLP keeps: about 8 H of the attention block and 4 I of the MLP, or H alone with checkpointing
-    per_token = hidden if checkpointing else 8 * hidden + 4 * intermediate
-    states = (12 if bf16 else 8) * n  # two moments, and fp32 weights where the model is bf16
+    # of the parts that a gated MLP keeps, about 8 H of the attention block and 4 I of the MLP a token and layer
+    # (after Korthikanti et al., arXiv 2205.05198); with checkpointing H alone
+    kept = sizes.hidden_size if checkpointing else 8 * sizes.hidden_size + 4 * sizes.intermediate_size
+    states = (12 if bf16 else 8) * trainable  # two moments, and fp32 weights where the model is bf16
     return Memory(
-        weights=size * n / (workers if zero == 3 else 1),
-        gradients=4.0 * n / (workers if zero >= 2 else 1),
+        weights=size * shape.parameters / (workers if zero == 3 else 1),
+        gradients=float(size * trainable / (workers if zero >= 2 else 1)),
         optimiser=states / (workers if zero >= 1 else 1),
-        activations=float(size * tokens * shape.layers * per_token),
+        activations=float(size * load.tokens * shape.layers * kept),
+        logits=float((size + 8) * load.scored * sizes.vocab_size),  # as made, in fp32, and their gradient
     )
-
-
-def _size(parameter: Any) -> int:
-    """Under ZeRO-3 a parameter is empty here and knows its whole size."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))

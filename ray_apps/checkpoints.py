@@ -4,7 +4,8 @@
                       state/          DeepSpeed's shards (weights, optimiser, schedule), random states, cursor.json
 
 A checkpoint is written beside its place and renamed when whole. Only the newest keeps its state; of the others the
-best by the dev set's metric stay as plain folders. The folder has to be one that all ranks share.
+best by the dev set's metric stay as plain folders; those of the run before lie in previous/. The folder has to be one
+that all ranks share.
 """
 
 import json
@@ -20,42 +21,55 @@ from lrem.model import RECORD
 from lrem.schema import DataError
 from ray_apps.training import TrainingError, full_state
 
-STATE, CURSOR = "state", "cursor.json"
+STATE, CURSOR, PREVIOUS = "state", "cursor.json", "previous"
 
 
 class Checkpoints:
     """The checkpoints of one run, in `folder`.
 
     Args:
-        run: what has to be the same for a run to go on (data, model, batch, ranks, …).
         keep: how many of the best stay beside the newest.
     """
 
-    def __init__(self, folder: Path, run: dict[str, Any], keep: int) -> None:
-        self.folder, self.run, self.keep = folder, run, keep
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
 
-    def begin(self, resume: bool) -> None:
-        """Before the ranks start: clear what a finished run left, refuse to run over an unfinished one.
+    def look(self, resume: bool) -> None:
+        """Before anything else: refuse to run over an unfinished run, or to resume none.
 
         Raises:
-            DataError: there is an unfinished run and `resume` is off, none and `resume` is on, or it was
-                started with other settings.
+            DataError: there is an unfinished run and `resume` is off, or none and it is on.
+        """
+        newest = self.newest()
+        if newest is None and resume:
+            raise DataError(f"{self.folder} holds no unfinished run to resume: run again without --resume")
+        if newest is not None and not resume:
+            raise DataError(
+                f"{newest} belongs to an unfinished run: go on with --resume, or delete {self.folder} to start over"
+            )
+
+    def begin(self, run: dict[str, Any]) -> None:
+        """Before the ranks start: check that the unfinished run is this one, or put a finished run's aside.
+
+        Args:
+            run: what has to be the same for a run to go on (data, model, batch, ranks, …).
+
+        Raises:
+            DataError: the run was started with other settings, data or weights.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in [*self.folder.glob(".step-*"), *self.folder.glob(".old-*")]:
             shutil.rmtree(stale)
         newest = self.newest()
-        if newest is None:
-            if resume:
-                raise DataError(f"{self.folder} holds no unfinished run to resume: run again without --resume")
-            for old in self.folder.glob("step-*"):
-                shutil.rmtree(old)
-        elif resume:
-            self._check(newest)
-        else:
-            raise DataError(
-                f"{newest} belongs to an unfinished run: go on with --resume, or delete {self.folder} to start over"
-            )
+        if newest is not None:
+            _check(newest, run)
+            return
+        old = list(self.folder.glob("step-*"))
+        if old:
+            shutil.rmtree(self.folder / PREVIOUS, ignore_errors=True)
+            (self.folder / PREVIOUS).mkdir()
+        for path in old:
+            path.rename(self.folder / PREVIOUS / path.name)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that can be gone on from."""
@@ -73,7 +87,7 @@ class Checkpoints:
             return 0
         loaded, _ = engine.load_checkpoint(str(newest / STATE), tag="engine")
         if loaded is None:
-            raise TrainingError(f"{newest / STATE} cannot be read: delete {newest} to go on from an older checkpoint")
+            raise TrainingError(f"{newest / STATE} cannot be read: delete {self.folder} to start over")
         random = torch.load(newest / STATE / f"random-{rank()}.pt")
         torch.set_rng_state(random["cpu"])
         if "cuda" in random:
@@ -81,11 +95,17 @@ class Checkpoints:
         return int(json.loads((newest / STATE / CURSOR).read_text())["step"])
 
     def save(
-        self, engine: Any, step: int, record: dict[str, Any], export: Callable[[dict[str, Any], Path], None]
+        self,
+        engine: Any,
+        step: int,
+        run: dict[str, Any],
+        record: dict[str, Any],
+        export: Callable[[dict[str, Any], Path], None],
     ) -> None:
-        """Write the checkpoint after `step` steps; every rank must call. record: goes into the model folder.
+        """Write the checkpoint after `step` steps; every rank must call.
 
         Args:
+            run: see `begin`. record: goes into the model folder.
             export: writes a state dict as a model folder.
         """
         part, place = self.folder / f".step-{step:08}", self.folder / f"step-{step:08}"
@@ -101,9 +121,10 @@ class Checkpoints:
         state = full_state(engine)
         _meet(engine)
         if rank() == 0:
-            export(state, part)
+            with torch.random.fork_rng():  # making the folder must not move the run's own random numbers
+                export(state, part)
             (part / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-            (part / STATE / CURSOR).write_text(json.dumps({"step": step, "run": self.run}, indent=2) + "\n")
+            (part / STATE / CURSOR).write_text(json.dumps({"step": step, "run": run}, indent=2) + "\n")
             if place.exists():
                 self._remove(place)
             part.rename(place)
@@ -138,15 +159,12 @@ class Checkpoints:
         path.rename(aside)
         shutil.rmtree(aside)
 
-    def _check(self, newest: Path) -> None:
-        then = json.loads((newest / STATE / CURSOR).read_text())["run"]
-        changed = [
-            f"{name} was {then.get(name)}, is {value}" for name, value in self.run.items() if then.get(name) != value
-        ]
-        if changed:
-            raise DataError(
-                f"{newest} cannot be resumed: {'; '.join(changed)}. Set these back, or start over elsewhere"
-            )
+
+def _check(newest: Path, run: dict[str, Any]) -> None:
+    then = json.loads((newest / STATE / CURSOR).read_text())["run"]
+    changed = [f"{name} was {then.get(name)}, is {value}" for name, value in run.items() if then.get(name) != value]
+    if changed:
+        raise DataError(f"{newest} cannot be resumed: {'; '.join(changed)}. Set these back, or start over elsewhere")
 
 
 def _merit(path: Path) -> tuple[float, str]:

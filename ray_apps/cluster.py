@@ -48,6 +48,10 @@ def gpu_plan(config: Config, workers: int, engines: int) -> tuple[int, float]:
     gpus = gpu_count(config)
     if gpus == 0 or gpus >= workers + engines:
         return workers, float(gpus > 0)
+    if engines == 0:  # two ranks on one GPU are refused by NCCL, and fewer ranks would be another batch
+        raise DataError(
+            f"{workers} workers and {gpus} GPUs: set workers to {gpus} at most, or ray.gpus to what can come"
+        )
     workers = min(workers, gpus)
     if workers + engines > 2 * gpus:
         raise DataError(f"{workers} workers and {engines} vLLM actors on {gpus} GPUs: lower rollout.actors")

@@ -18,16 +18,17 @@ from lrem.config import Config
 from lrem.distributed import rank, total, world_size
 from lrem.files import atomic_folder
 from lrem.joint import Batch, accumulate_gradients, collate, state_gradient_norms
-from lrem.model import ReasoningEmbedder, fingerprint
-from lrem.schema import TRIPLETS, read_items, read_table
+from lrem.model import ReasoningEmbedder
+from lrem.positives import identity
+from lrem.schema import TRIPLETS, DataError, open_table, read_items, read_table
 from lrem.settings import ColdStartConfig
-from lrem.sizing import Shape, peak_tflops, step_flops
+from lrem.sizing import Shape, mfu, peak_tflops, step_flops
 from lrem.tokenizer import train_tokenizer
 from ray_apps import corpus, dev_set
 from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.tracking import JsonLines, Log, check_finite, require
-from ray_apps.training import Shard, engine_backward, fit, make_engine
+from ray_apps.training import Shard, TrainingError, engine_backward, fit, make_engine, update
 
 
 def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False) -> dict[str, Any]:
@@ -37,6 +38,9 @@ def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False)
         resume: go on from the newest checkpoint of a run that was stopped.
     """
     require(stage.trackers)
+    open_table(config.uri("triplets"), TRIPLETS)  # what is cheap to see is said before a model is loaded
+    checkpoints = Checkpoints(config.run_dir / "checkpoints" / out.name, stage.checkpoint.keep)
+    checkpoints.look(resume)
     dev = dev_set.load(config, stage)
     model = initial_model(config, stage)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -51,10 +55,14 @@ def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False)
             "rows": rows.rows,
             "known": ray.put(rows.known),
             "dev": ray.put(dev),
-            "run": _must_stay(config, stage, rows, made_of),
+            "checkpoints": str(checkpoints.folder),
+            "run": _must_stay(config, stage, rows, made_of, dev),
         }
-        _checkpoints(config, stage, settings).begin(resume)
+        checkpoints.begin(settings["run"])
         fit(train, config, settings, rows.dataset, stage.workers, out.name, restarts=stage.restarts)
+    with atomic_folder(out) as part:
+        checkpoints.export(part)
+    checkpoints.finish()
     return {"rows": rows.rows}
 
 
@@ -62,10 +70,13 @@ def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
     """The named model, or a fresh one whose tokenizer is trained on catalogue and triplets.
 
     Raises:
-        ValueError: a Matryoshka dimension is not below the model's.
+        DataError: model.source cannot be loaded, or a Matryoshka dimension is not below the model's.
     """
     if config.model.source:
-        model = ReasoningEmbedder.load(config.model.source, limits=config.model)
+        try:
+            model = ReasoningEmbedder.load(config.model.source, limits=config.model)
+        except OSError as error:
+            raise DataError(f"model.source={config.model.source} cannot be loaded: {error}") from error
     else:
         items, triplets = read_items(config.path("items")), read_table(config.uri("triplets"), TRIPLETS)
         texts = [*items["title"].to_pylist()]
@@ -76,18 +87,21 @@ def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
     return model.with_matryoshka(stage.matryoshka)
 
 
-def _must_stay(config: Config, stage: ColdStartConfig, rows: corpus.Corpus, model: str) -> dict[str, Any]:
+def _must_stay(
+    config: Config, stage: ColdStartConfig, rows: corpus.Corpus, model: str, dev: dev_set.DevSet | None
+) -> dict[str, Any]:
     """What a resumed run has to share with the one it goes on from."""
+    measured = (
+        stage.checkpoint.k,
+        stage.checkpoint.candidates,
+        "" if dev is None else identity(*dev.queries, *dev.titles),
+    )
     fixed = stage.model_dump(
         mode="json",
         exclude={"checkpoint", "restarts", "trackers", "peak_tflops", "log_rows", "chunk_tokens", "graph_tokens"},
     )
-    return {"model": model, "data": f"{rows.rows} rows, {rows.fingerprint:016x}", "seed": config.seed, **fixed}
-
-
-def _checkpoints(config: Config, stage: ColdStartConfig, settings: dict[str, Any]) -> Checkpoints:
-    name = Path(settings["out"]).name
-    return Checkpoints(config.run_dir / "checkpoints" / name, settings["run"], stage.checkpoint.keep)
+    data = f"{rows.rows} rows, {rows.fingerprint:016x}"
+    return {"model": model, "data": data, "dev set": measured, "seed": config.seed, **fixed}
 
 
 def train(settings: dict[str, Any]) -> None:
@@ -105,9 +119,10 @@ def train(settings: dict[str, Any]) -> None:
             consumed.write(done, {"epoch": place.epoch, "rows": trainer.shard.ids(place)})
         log(done, values, " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values))
         if done % stage.checkpoint.every == 0 or done == trainer.steps:
-            log.add(done, trainer.save(done, place.epoch))
+            measured = trainer.measure()
+            log.add(done, {f"dev_{metric}": value for metric, value in measured.items()})
+            trainer.save(done, place.epoch, measured)
     log.close()
-    trainer.finish()
 
 
 class Trainer:
@@ -120,15 +135,18 @@ class Trainer:
         self.known, self.dev = ray.get([settings["known"], settings["dev"]], timeout=300)
         self.shard = Shard(settings["rows"], stage.batch_size, self.config.seed)
         self.steps = self.shard.per_epoch * stage.epochs
-        self.checkpoints = _checkpoints(self.config, stage, settings)
+        self.run = settings["run"]
+        self.checkpoints = Checkpoints(Path(settings["checkpoints"]), stage.checkpoint.keep)
         model = ReasoningEmbedder.load(self.start)
         self.shape = Shape.of(model.lm)
+        torch.manual_seed(self.config.seed)  # new adapters are alike on all ranks
         if stage.lora.rank:
-            add_lora(model, stage.lora)
+            _adapt(model, stage)
         if stage.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.engine = make_engine(model, stage.optim, stage.batch_size, self.steps)
         self.engine.train()
+        torch.manual_seed(self.config.seed * world_size() + rank())  # dropout differs between them
         cuda = self.engine.device.type == "cuda"
         self.peak = stage.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if cuda else None)
         self.started = time.monotonic()
@@ -146,8 +164,7 @@ class Trainer:
         values |= state_gradient_norms(engine.module.state_gradients, engine.device)
         clock.append(time.monotonic())
         values["lr"] = engine.get_lr()[0]
-        engine.step()
-        values["grad_norm"] = float(engine.get_global_grad_norm() or 0.0)
+        values["grad_norm"] = update(engine)
         clock.append(time.monotonic())
         names = ("data_s", "gradient_s", "optimizer_s")
         phases = {name: end - begin for name, begin, end in zip(names, clock, clock[1:], strict=False)}
@@ -159,34 +176,38 @@ class Trainer:
         speed = {"tokens_per_s": work[0] / seconds}
         if self.peak:
             flops = step_flops(self.shape, *(int(part) for part in work))
-            speed["mfu"] = flops / (seconds * self.peak * 1e12 * world_size())
+            speed["mfu"] = mfu(flops, seconds, self.peak * world_size())
         return speed
 
-    def save(self, done: int, epoch: int) -> dict[str, float]:
-        """Measure the dev set, write a checkpoint; returns what to log of it."""
-        started = time.monotonic()
+    def measure(self) -> dict[str, float]:
+        """Metrics of the dev set, on rank 0; nothing where there is none."""
+        if self.dev is None:
+            return {}
+        return dev_set.measure(self.engine, self.dev, self.stage.checkpoint.k, self.stage.chunk_tokens)
+
+    def save(self, done: int, epoch: int, measured: dict[str, float]) -> None:
+        """Write a checkpoint, with what the dev set measured on it."""
         record: dict[str, Any] = {
             "objective": self.stage.objective,
             "steps": done,
             "epochs": epoch + 1,
-            "seconds": started - self.started,
+            "seconds": time.monotonic() - self.started,
             "zero_stage": self.engine.zero_optimization_stage(),
         }
-        if self.dev is not None:
-            record["dev"] = dev_set.measure(self.engine, self.dev, self.stage.checkpoint.k, self.stage.chunk_tokens)
-        self.checkpoints.save(self.engine, done, record, self._export)
-        values = {f"dev_{name}": value for name, value in record.get("dev", {}).items()}
-        return values | {"checkpoint_s": time.monotonic() - started}
+        if measured:
+            record["dev"] = measured
+        self.checkpoints.save(self.engine, done, self.run, record, self._export)
 
     def _export(self, state: dict[str, torch.Tensor], folder: Path) -> None:
         if self.stage.lora.rank:
-            state = split_state(self.start, self.stage.lora, state, folder)
-        ReasoningEmbedder.load(self.start).write(folder, state)
+            base = self.config.model.source or str(self.out)
+            state = split_state(self.start, self.stage.lora, state, folder, base)
+        dtype = torch.bfloat16 if self.stage.optim.bf16 else torch.float32
+        ReasoningEmbedder.load(self.start, dtype).write(folder, state)
 
-    def finish(self) -> None:
-        """The best checkpoint becomes the model folder."""
-        if rank() == 0:
-            with atomic_folder(self.out) as part:
-                self.checkpoints.export(part)
-            fingerprint(self.out)
-            self.checkpoints.finish()
+
+def _adapt(model: ReasoningEmbedder, stage: ColdStartConfig) -> None:
+    try:
+        add_lora(model, stage.lora)
+    except ValueError as error:
+        raise TrainingError(f"lora.targets={stage.lora.targets}: {error}") from error

@@ -51,9 +51,9 @@ def load(config: Config, stage: ColdStartConfig, model: Path) -> Corpus:
     Raises:
         DataError: a file or column is missing, there are no rows, or a row cannot be used; it names the first.
     """
-    sources = [_read(config.uri("triplets"), TRIPLETS, stage.objective == "joint")]
+    sources = {config.uri("triplets"): TRIPLETS}
     if stage.objective == "direct":  # the pairs of both stages, so that neither side knows more
-        sources.append(_read(config.uri("rl_pairs"), RL_PAIRS, False))
+        sources[config.uri("rl_pairs")] = RL_PAIRS
     settings = {
         "folder": str(model),
         "joint": stage.objective == "joint",
@@ -61,18 +61,23 @@ def load(config: Config, stage: ColdStartConfig, model: Path) -> Corpus:
         "negatives": stage.max_negatives,
         "seed": config.seed,
     }
-    parts = [s.map_batches(render, batch_format="pyarrow", batch_size=4096, fn_kwargs=settings) for s in sources]
+    parts = [
+        _read(uri, schema, stage.objective == "joint").map_batches(
+            render, batch_format="pyarrow", batch_size=4096, fn_kwargs=settings | {"source": uri}
+        )
+        for uri, schema in sources.items()
+    ]
     rendered = parts[0].union(*parts[1:]) if parts[1:] else parts[0]
     rendered = rendered.sort("row").materialize()
     keys = _collect(rendered, ["query_key", "item_key", "row", "problem"])
     refused = [problem for problem in keys["problem"].to_pylist() if problem]
     if refused:
         more = f" ({len(refused)} such rows)" if len(refused) > 1 else ""
-        raise DataError(f"{config.uri('triplets')}: {refused[0]}{more}")
+        raise DataError(f"{refused[0]}{more}")
     if keys.num_rows < stage.workers * 2:
         raise DataError(f"{keys.num_rows} rows for {stage.workers} workers: lower workers or add data")
     queries, items, rows = (keys[name].to_numpy() for name in ("query_key", "item_key", "row"))
-    total = int(np.bitwise_xor.reduce(rows)) ^ len(rows)
+    total = int(rows.view(np.uint64).sum(dtype=np.uint64))  # wraps around; the order does not matter
     return Corpus(rendered.drop_columns(["problem"]), len(rows), KnownPositives(queries, items), total)
 
 
@@ -96,10 +101,16 @@ def _collect(dataset: ray.data.Dataset, columns: list[str]) -> pa.Table:
     return pa.concat_tables([pa.table(part).cast(wanted) for part in parts])
 
 
-def render(batch: pa.Table, folder: str, joint: bool, cut: bool, negatives: int, seed: int) -> pa.Table:
+def render(batch: pa.Table, source: str, folder: str, **how: Any) -> pa.Table:
     """A block of triplets → RENDERED, a row a row; what is wrong with a row stands in `problem`."""
     renderer = _renderer(folder)
-    rows = [_render_row(renderer, row, joint, cut, negatives, seed) for row in batch.to_pylist()]
+    rows = []
+    for row in batch.to_pylist():
+        problem = _problem(renderer, row, how["joint"], how["cut"])
+        if problem:
+            rows.append({"problem": f"{source}: query '{row['query_id']}', item '{row['item_id']}': {problem}"})
+        else:
+            rows.append(_render_row(renderer, row, how["joint"], how["negatives"], how["seed"]))
     return pa.Table.from_pylist(rows, RENDERED)
 
 
@@ -109,15 +120,10 @@ def _renderer(folder: str) -> Renderer:
     return Renderer(Template.load(Path(folder)), PreTrainedTokenizerFast.from_pretrained(folder))
 
 
-def _render_row(
-    renderer: Renderer, row: dict[str, Any], joint: bool, cut: bool, negatives: int, seed: int
-) -> dict[str, Any]:
-    problem = _problem(renderer, row, joint, cut)
-    if problem:
-        return {"problem": f"query '{row['query_id']}', item '{row['item_id']}': {problem}"}
+def _render_row(renderer: Renderer, row: dict[str, Any], joint: bool, negatives: int, seed: int) -> dict[str, Any]:
     reasoning = row["reasoning"] if joint else None
     ids = renderer.query(row["query"], reasoning)
-    hard = list(zip(row.get("negative_ids") or [], row.get("negative_titles") or [], strict=False))[:negatives]
+    hard = list(zip(row.get("negative_ids") or [], row.get("negative_titles") or [], strict=True))[:negatives]
     content = (str(seed), row["query"], reasoning or "", str(row["item_id"]), row["title"])
     return {
         "row": identity(*content, *(str(item) for item, _ in hard)),
@@ -136,6 +142,12 @@ def _problem(renderer: Renderer, row: dict[str, Any], joint: bool, cut: bool) ->
     for name in needed:
         if row[name] is None:
             return f"'{name}' is null: fill it or drop the row"
+    for name in ("query", "title") + ("reasoning",) * joint:
+        if not isinstance(row[name], str):
+            return f"'{name}' is a {type(row[name]).__name__}: text is needed"
+    hard = row.get("negative_ids") or [], row.get("negative_titles") or []
+    if len(hard[0]) != len(hard[1]) or not all(isinstance(title, str) for title in hard[1]):
+        return f"{len(hard[0])} negative_ids and {len(hard[1])} negative_titles: each id needs its title"
     for name in ("query", "title"):
         if not renderer.text_ids(row[name]):
             return f"the {name} is empty: fill it or drop the row"

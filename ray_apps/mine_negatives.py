@@ -19,6 +19,7 @@ from lrem.files import write_parquet
 from lrem.index import load
 from lrem.index.snapshot import read_manifest
 from lrem.model import ReasoningEmbedder, fingerprint
+from lrem.positives import query_identity
 from lrem.schema import NEGATIVES, TRIPLETS, DataError, read_table
 from lrem.settings import MineConfig
 from ray_apps.cluster import cluster, gpu_count
@@ -28,7 +29,7 @@ from ray_apps.progress import progress
 class Miner:
     """A model actor with the index: a batch of triplets in, the same with their negatives out."""
 
-    def __init__(self, folder: str, index: str, relevant: dict[str, set[str]], mine: MineConfig) -> None:
+    def __init__(self, folder: str, index: str, relevant: dict[int, set[str]], mine: MineConfig) -> None:
         faiss.omp_set_num_threads(1)
         self.model = ReasoningEmbedder.load(folder).eval()
         if torch.cuda.is_available():
@@ -51,7 +52,7 @@ class Miner:
         )
 
     def _choose(self, row: dict[str, Any], ranking: list[tuple[str, float]], score: float) -> list[str]:
-        relevant = self.relevant[row["query"]] | {row["item_id"]}
+        relevant = self.relevant[query_identity(row["query"])] | {row["item_id"]}
         return select(ranking, float(score), relevant, self.mine.window, self.mine.margin, self.mine.count)
 
 
@@ -64,9 +65,9 @@ def run(config: Config) -> dict[str, Any]:
     """
     table = read_table(config.uri("triplets"), TRIPLETS)
     read_manifest(config.path("index"), fingerprint(config.path("model")))
-    relevant: dict[str, set[str]] = {}
+    relevant: dict[int, set[str]] = {}
     for query, item in zip(table["query"].to_pylist(), table["item_id"].to_pylist(), strict=True):
-        relevant.setdefault(query, set()).add(item)
+        relevant.setdefault(query_identity(query), set()).add(item)
     with cluster(config), progress("mine-negatives") as board:
         made = pa.concat_tables(_mine(config, table, relevant, board))
     sizes = np.array([len(ids) for ids in made["negative_ids"].to_pylist()])
@@ -76,7 +77,7 @@ def run(config: Config) -> dict[str, Any]:
     return {"rows": made.num_rows, "without": int((sizes == 0).sum()), "per row": round(float(sizes.mean()), 2)}
 
 
-def _mine(config: Config, table: pa.Table, relevant: dict[str, set[str]], board: Any) -> Iterator[pa.Table]:
+def _mine(config: Config, table: pa.Table, relevant: dict[int, set[str]], board: Any) -> Iterator[pa.Table]:
     settings = (str(config.path("model")), str(config.path("index")), relevant, config.mine)
     rows = ray.data.from_arrow(table).repartition(-(-table.num_rows // config.embed.batch_size))
     mined = rows.map_batches(

@@ -5,12 +5,14 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lrem.adapters import adapt
 from lrem.batches import steps_per_epoch
 from lrem.config import Config
-from lrem.model import small_config
+from lrem.model import small_config, with_limits
 from lrem.schema import RL_PAIRS, TRIPLETS, open_table
 from lrem.settings import ColdStartConfig
-from lrem.sizing import Shape, memory
+from lrem.sizing import Load, Shape, memory
+from lrem.template import COMPACT
 
 
 def plan(config: Config, stage: ColdStartConfig) -> str:
@@ -21,22 +23,26 @@ def plan(config: Config, stage: ColdStartConfig) -> str:
     """
     sizes = AutoConfig.from_pretrained(config.model.source) if config.model.source else small_config(config.model)
     with torch.device("meta"):
-        shape = Shape.of(AutoModelForCausalLM.from_config(sizes))
+        lm = AutoModelForCausalLM.from_config(sizes)
+        shape = Shape.of(lm)
+        trained = adapt(lm, stage.lora, [0, 1, 2]) if stage.lora.rank else lm  # any three: it is their number
+        trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    optim = stage.optim
     held = memory(
         shape,
-        sizes.hidden_size,
-        sizes.intermediate_size,
-        tokens=_graph_tokens(stage, config),
-        workers=stage.workers,
-        zero=stage.optim.zero_stage,
-        bf16=stage.optim.bf16,
-        checkpointing=stage.gradient_checkpointing,
+        sizes,
+        _load(config, stage),
+        trainable,
+        stage.workers,
+        optim.zero_stage,
+        optim.bf16,
+        stage.gradient_checkpointing,
     )
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in held._asdict().items())
     return (
         f"# {_steps(config, stage)}\n"
         f"# parameters {shape.parameters / 1e6:.1f} M\n"
-        f"# memory of a worker, GiB, estimated: {held.total / 2**30:.2f} ({parts})"
+        f"# memory of a worker, GiB, estimated: {sum(held) / 2**30:.2f} ({parts})"
     )
 
 
@@ -52,8 +58,12 @@ def _steps(config: Config, stage: ColdStartConfig) -> str:
     return f"rows {rows}, epochs {stage.epochs}, steps {steps} ({stage.workers} workers x {stage.batch_size} rows)"
 
 
-def _graph_tokens(stage: ColdStartConfig, config: Config) -> int:
-    """Padded tokens whose activations are alive at once; at most every sequence of the step at its full length."""
-    limits = (config.model.max_query_tokens or 64) + (config.model.budget or 16) + (config.model.max_item_tokens or 96)
-    whole = stage.batch_size * limits
-    return whole if stage.graph_tokens is None else min(whole, max(stage.graph_tokens, stage.chunk_tokens))
+def _load(config: Config, stage: ColdStartConfig) -> Load:
+    """At most every sequence of the step at its full length; a chat template's fixed words come on top."""
+    limits = with_limits(COMPACT, config.model)
+    completion = limits.budget + 3
+    query, item = limits.max_query_tokens + completion, limits.max_item_tokens
+    whole = stage.batch_size * (query + item)
+    kept = whole if stage.graph_tokens is None else min(whole, max(stage.graph_tokens, stage.chunk_tokens))
+    scored = min(stage.batch_size, stage.chunk_tokens // query) * completion if stage.objective == "joint" else 0
+    return Load(kept, scored)

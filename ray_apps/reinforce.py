@@ -28,7 +28,7 @@ from lrem.template import Parsed
 from ray_apps.cluster import cluster
 from ray_apps.rollout import Rollout, start_engines, wait
 from ray_apps.tracking import Log
-from ray_apps.training import Row, Shard, engine_backward, fit, full_state, make_engine
+from ray_apps.training import Row, Shard, engine_backward, fit, full_state, make_engine, update
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -159,7 +159,8 @@ class Trainer:
         policy = policy_gradient(log_probs, old, advantages, sampled, clip)
         contrast = info_nce(encoded.embeddings, item_embeddings, owner, item_keys, known[owner], rl.temperature)
         engine_backward(self.engine)(rl.grpo_weight * policy + rl.info_nce_weight * contrast, True)
-        self.engine.step()
+        norm = update(self.engine)
+        self.engine.module.state_gradients.clear()
         log_probs = log_probs.detach()
         return values | {
             "policy": global_loss(policy),
@@ -167,7 +168,7 @@ class Trainer:
             "entropy": -mean(log_probs[sampled]),  # unbiased: the policy's own samples
             "mismatch_kl": mean((old - log_probs)[sampled]),
             "clip_fraction": clip_fraction(log_probs, old, sampled, clip).item(),
-            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "grad_norm": norm,
         }
 
     def reward(self, parsed: list[Parsed], ranks: Tensor, candidates: int) -> tuple[Tensor, dict[str, float]]:

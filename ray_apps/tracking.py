@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lrem.config import Config
 from lrem.distributed import rank
+from lrem.files import atomic_file
 from lrem.schema import DataError
 from ray_apps.training import TrainingError
 
@@ -79,8 +80,8 @@ def check_finite(step: int, values: dict[str, float]) -> None:
     bad = [name for name, value in values.items() if not np.isfinite(value)]
     if bad:
         raise TrainingError(
-            f"{', '.join(bad)} is not finite at step {step}: lower optim.lr or raise the temperature, then resume "
-            "from the last checkpoint with --resume"
+            f"{', '.join(bad)} is not finite at step {step}: start over with a lower optim.lr, a smaller optim.clip or "
+            "a higher temperature"
         )
 
 
@@ -88,10 +89,10 @@ class JsonLines:
     """One JSON object a step and line; lines after step `first` of an earlier attempt are dropped."""
 
     def __init__(self, file: Path, first: int) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(file) if json.loads(line)["step"] <= first] if first else []
-        self.stream = file.open("w", encoding="utf-8")
-        self.stream.writelines(f"{line}\n" for line in kept)
+        with atomic_file(file) as part:
+            part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.stream = file.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append a step."""

@@ -219,6 +219,16 @@ def engine_backward(engine: Any) -> Callable[[torch.Tensor, bool], None]:
     return backward
 
 
+def update(engine: Any) -> float:
+    """One optimiser step on the accumulated gradient; returns its norm before clipping, over all parameters."""
+    norm = None
+    if engine.zero_optimization_stage() == 0:  # DeepSpeed keeps none there
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+    engine.step()
+    return float(engine.get_global_grad_norm() if norm is None else norm)
+
+
 def full_state(engine: Any) -> dict[str, torch.Tensor]:
     """The language model's whole weights on the CPU of rank 0, whatever the ZeRO stage; every rank must call.
 

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from lrem.config import load_config
@@ -22,7 +23,7 @@ from lrem.model import RECORD, ReasoningEmbedder, fingerprint
 from lrem.positives import identity
 from lrem.schema import ITEMS, TRIPLETS, DataError
 from ray_apps import cold_start
-from ray_apps.checkpoints import CURSOR, STATE
+from ray_apps.checkpoints import CURSOR, STATE, Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.rollout import start_engines
 from ray_apps.training import TrainingError
@@ -125,7 +126,7 @@ def test_the_best_checkpoint_becomes_the_model(whole: Path) -> None:
     assert record["dev"]["hit_rate"] == max(measured.values())
     assert measured[record["steps"]] == record["dev"]["hit_rate"]
     kept = sorted((whole / "checkpoints/cold_start").iterdir())
-    assert [path.name for path in kept] == [f"step-{record['steps']:08}"]
+    assert [path.name for path in kept if path.name != "previous"] == [f"step-{record['steps']:08}"]
     assert not (kept[0] / STATE).exists()
     assert fingerprint(kept[0]) == fingerprint(whole / "cold_start")
 
@@ -145,10 +146,18 @@ def test_the_folder_loads_everywhere(whole: Path) -> None:
     assert np.abs(np.load(out) - expected).max() < 1e-5
 
 
-def test_a_second_run_replaces_and_resume_has_nothing_to_do(whole: Path) -> None:
+def test_a_finished_run_has_nothing_to_resume(whole: Path) -> None:
     config = load_config(None, [*SETTINGS, f"run_dir={whole}"])
     with pytest.raises(DataError, match="no unfinished run to resume"):
         cold_start.run(config, config.cold_start, config.path("cold_start"), resume=True)
+
+
+def test_a_new_run_puts_the_old_checkpoints_aside(tmp_path: Path) -> None:
+    for name in ("step-00000007", "previous/step-00000003"):
+        (tmp_path / name).mkdir(parents=True)
+    Checkpoints(tmp_path, keep=1).begin({})
+    assert [path.name for path in tmp_path.iterdir()] == ["previous"]
+    assert [path.name for path in (tmp_path / "previous").iterdir()] == ["step-00000007"]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +165,7 @@ def test_a_second_run_replaces_and_resume_has_nothing_to_do(whole: Path) -> None
     [
         (["paths.dev={run}/lost.parquet"], DataError, "has no positive: none of its items is in .*items.parquet"),
         (["cold_start.trackers=[wandb]"], DataError, "wandb is not installed: pip install wandb"),
-        (["cold_start.matryoshka=[64]"], ValueError, "each has to be below the embedding's 64"),
+        (["cold_start.matryoshka=[64]"], DataError, "each has to be below the embedding's 64"),
         (["cold_start.optim.lr=1e30", "cold_start.optim.clip=0", "cold_start.restarts=0"], TrainingError, "not finite"),
     ],
 )
@@ -237,6 +246,7 @@ def test_stop_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path, z
     for process, message in (
         (start(tmp_path, zero), "belongs to an unfinished run: go on with --resume, or delete"),
         (start(tmp_path, zero, "cold_start.batch_size=9", resume=True), "batch_size was 8, is 9"),
+        (start(tmp_path, zero, "model.hidden_size=32", "model.heads=1", "model.kv_heads=1", resume=True), "model was"),
     ):
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 1, said
@@ -247,6 +257,26 @@ def test_stop_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path, z
     same_curve(tmp_path, whole, ROUNDING if zero_stage == 3 else 1e-12)  # `whole` is ZeRO-2's
     for epoch in range(EPOCHS):
         assert consumed(tmp_path, epoch) == corpus_ids(tmp_path)
+
+
+@pytest.mark.slow
+def test_resume_goes_on_with_the_random_numbers(tmp_path: Path) -> None:
+    """With dropout in the adapters: stopped and resumed gives the curve of the run that was not stopped."""
+    dropout = ["cold_start.lora.rank=4", "cold_start.lora.dropout=0.3", "cold_start.optim.lr=1e-2"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for run in (straight, broken):
+        write_data(run)
+    with start(straight, *dropout) as process:
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    with start(broken, *dropout) as process:
+        wait_until(lambda: steps_done(broken) >= 5, process, "step 5")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+    with start(broken, *dropout, resume=True) as process:
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    same_curve(broken, straight)
 
 
 @pytest.mark.slow
@@ -261,6 +291,7 @@ def test_a_kill_during_a_save_leaves_no_folder_that_loads(tmp_path: Path) -> Non
             child.kill()
         process.kill()
         process.communicate(timeout=60)
+    assert list(checkpoints.glob(".step-*")), "the kill came after the save"
     for folder in checkpoints.glob("step-*"):
         AutoModelForCausalLM.from_pretrained(folder)
     assert not (tmp_path / "cold_start").exists()
@@ -301,6 +332,8 @@ def test_variants_train_and_load(whole: Path, tmp_path: Path, variant: str) -> N
     start_model = cold_start.initial_model(config, config.cold_start)
     titles = ["red coat number 1", "blue hat number 7"]
     assert np.abs(model.encode_items(titles) - start_model.encode_items(titles)).max() > 1e-3
+    if variant == "bf16":
+        assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(folder).parameters()} == {torch.bfloat16}
     if variant.startswith("lora"):
         import peft
 

@@ -52,8 +52,10 @@ def load(
 ) -> corpus.Corpus:
     folder = tmp_path / "triplets"
     size = -(-len(rows) // files)
+    schema = pa.schema([*TRIPLETS, *NEGATIVES]) if any("negative_ids" in row for row in rows) else TRIPLETS
     for i in range(files):
-        write_parquet(pa.Table.from_pylist(rows[i * size : (i + 1) * size], TRIPLETS), folder / f"{i}.parquet")
+        made = pa.Table.from_pylist(rows[i * size : (i + 1) * size], schema)
+        write_parquet(made, folder / f"{i}.parquet")
     place = f"file://{folder}" if uri else str(folder)
     config: Config = load_config(None, [f"run_dir={tmp_path}", f"paths.triplets={place}", "seed=5"])
     return corpus.load(config, stage, model)
@@ -121,6 +123,7 @@ def test_hard_negatives_are_rendered(tmp_path: Path, tiny: ReasoningEmbedder, ti
         ({"item_id": None}, "'item_id' is null"),
         ({"query": "coat " * 70}, "query has .* tokens, the model's limit is max_query_tokens=64.*too_long=cut"),
         ({"reasoning": "wool, " * 20}, "reasoning has .* tokens, the budget is 16.*too_long=cut"),
+        ({"negative_ids": ["a", "b"], "negative_titles": ["hat"]}, "2 negative_ids and 1 negative_titles"),
         ({"title": "<emb>"}, "the title is empty"),  # a control token is no text
     ],
 )
@@ -141,6 +144,23 @@ def test_bad_files_are_named(tmp_path: Path, tiny_folder: Path) -> None:
         corpus.load(config, STAGE, tiny_folder)
     with pytest.raises(DataError, match="3 rows for 2 workers"):
         load(tmp_path / "few", tiny_folder, triplets(4)[:3])
+
+
+def test_duplicates_are_rows_too(tmp_path: Path, tiny_folder: Path) -> None:
+    """A corpus with every row twice is another corpus, and another one doubled is yet another."""
+    once, twice = triplets(), triplets() * 2
+    other = triplets(title="something else") * 2
+    loaded = [load(tmp_path / str(i), tiny_folder, rows) for i, rows in enumerate((once, twice, other))]
+    assert [corpus.rows for corpus in loaded] == [30, 60, 60]
+    assert len({corpus.fingerprint for corpus in loaded}) == 3
+
+
+def test_numbers_for_texts_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    rows = [row | {"query": i} for i, row in enumerate(triplets())]
+    path = write_parquet(pa.Table.from_pylist(rows), tmp_path / "numbers.parquet")
+    config = load_config(None, [f"run_dir={tmp_path}", f"paths.triplets={path}"])
+    with pytest.raises(DataError, match="'query' is a int: text is needed"):
+        corpus.load(config, STAGE, tiny_folder)
 
 
 def test_too_long_is_cut_on_demand(tmp_path: Path, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:

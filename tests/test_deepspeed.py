@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lrem.joint import accumulate_gradients, collate
+from lrem.batches import chunks
+from lrem.gradcache import _kept_from
+from lrem.joint import accumulate_gradients, collate, state_gradient_norms
 from lrem.model import ReasoningEmbedder
 from lrem.positives import KnownPositives
 from lrem.settings import ColdStartConfig
@@ -23,6 +25,7 @@ CHUNKS: dict[str, tuple[int, int | None]] = {
     "whole": (10**6, None),
     "bucketed": (40, None),
     "cached": (40, 1),
+    "partly-cached": (40, 40),  # alone, one rank would keep more graphs than the other
     "row-by-row": (1, 1),  # seven forwards on one rank, ten on the other: stand-ins keep them alike
 }
 STEPS = 3
@@ -50,7 +53,7 @@ def full_gradient(engine: Any) -> torch.Tensor:
 
 def run_rank(rank: int, zero_stage: int, start: str, folder: str) -> None:
     """Every combination of terms and chunks from the same weights, then STEPS updates."""
-    from ray_apps.training import engine_backward, full_state, make_engine
+    from ray_apps.training import engine_backward, full_state, make_engine, update
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
@@ -58,15 +61,16 @@ def run_rank(rank: int, zero_stage: int, start: str, folder: str) -> None:
     rows = [make_rows(ReasoningEmbedder.load(start))[i] for i in SHARES[rank]]
     found: dict[str, Any] = {}
     for terms in TERMS:
-        for chunks in CHUNKS:
-            settings = stage(zero_stage, terms, chunks)
+        for how in CHUNKS:
+            settings = stage(zero_stage, terms, how)
             engine = make_engine(ReasoningEmbedder.load(start), settings.optim, 4, STEPS + 1)
             engine.train()
             values = accumulate_gradients(
                 collate(rows, KNOWN), settings, engine, engine_backward(engine), engine.device
             )
-            found[f"{terms} {chunks}"] = values, full_gradient(engine)
-            engine.step()
+            norms = state_gradient_norms(engine.module.state_gradients, engine.device)
+            gradient = full_gradient(engine)
+            found[f"{terms} {how}"] = values | norms | {"grad_norm": update(engine)}, gradient
             engine.destroy()
     settings = stage(zero_stage, "both", "cached")
     engine = make_engine(ReasoningEmbedder.load(start), settings.optim, 4, STEPS + 1)
@@ -95,18 +99,49 @@ def alone(folder: Path, settings: ColdStartConfig) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.lm.state_dict().items()}
 
 
+def one_process(model: ReasoningEmbedder, terms: str) -> dict[str, float]:
+    """Losses and their state norms on the union batch, in one chunk a side."""
+    model.state_gradients.clear()
+    batch = collate(make_rows(model), KNOWN)
+    cpu = torch.device("cpu")
+    values = accumulate_gradients(batch, stage(0, terms, "whole"), model, lambda loss, last: loss.backward(), cpu)
+    return values | state_gradient_norms(model.state_gradients, cpu)
+
+
+def kept_alone(model: ReasoningEmbedder, tokens: int, graph_tokens: int) -> list[int]:
+    """How many chunks each rank has forwarded again if it decides for itself."""
+    rows = make_rows(model)
+    batches = [collate([rows[i] for i in share], KNOWN) for share in SHARES]
+    sides = [[[len(row) for row in side] for side in (batch.queries, batch.items)] for batch in batches]
+    counts = [max(len(chunks(rank[side], tokens)) for rank in sides) for side in (0, 1)]
+    kept = []
+    for rank in sides:
+        groups = [(rank[side], group) for side in (0, 1) for group in chunks(rank[side], tokens, counts[side])]
+        kept.append(
+            _kept_from([len(group) * max(lengths[i] for i in group) for lengths, group in groups], graph_tokens)
+        )
+    return kept
+
+
+def test_partly_cached_is_a_test(tiny: ReasoningEmbedder) -> None:
+    """By themselves the two ranks would keep different numbers of graphs, and meet in different collectives."""
+    one, other = kept_alone(tiny, *CHUNKS["partly-cached"])  # type: ignore[misc]
+    assert one != other
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_two_ranks_are_one_process(tiny_folder: Path, tmp_path: Path, zero_stage: int) -> None:
     """Gradients of each loss and of both, with every way of chunking, to 1e-5; then weights after three updates."""
     mp.spawn(run_rank, args=(zero_stage, str(tiny_folder), str(tmp_path)), nprocs=2)
     found, state = torch.load(tmp_path / "found.pt")
     for name, (values, gradient) in found.items():
-        terms, chunks = name.split()
+        terms, how = name.split()
         model = ReasoningEmbedder.load(tiny_folder)
-        expected = plain_gradient(model, collate(make_rows(model), KNOWN), stage(zero_stage, terms, chunks))
+        expected = plain_gradient(model, collate(make_rows(model), KNOWN), stage(zero_stage, terms, how))
         assert gradient_of(model).shape == gradient.shape
         assert ((gradient - expected).norm() / expected.norm()).item() < 1e-5, name
-        assert values.keys() == {"info_nce", "sft"}
+        assert values["grad_norm"] == pytest.approx(expected.norm().item(), rel=1e-4), name
+        assert values == pytest.approx(one_process(model, terms) | {"grad_norm": values["grad_norm"]}, rel=1e-4), name
     start = ReasoningEmbedder.load(tiny_folder).lm.state_dict()
     for name, tensor in alone(tiny_folder, stage(zero_stage, "both", "whole")).items():
         moved = (tensor - start[name]).norm()
