@@ -3,8 +3,10 @@
 The peer is SentenceTransformerTrainer with CachedMultipleNegativesRankingLoss, and a transformers Trainer for the
 SFT pass over the same query tokens; two trainers, because neither does both. Every side is a process of its own with
 the same weights, token ids, batch, threads, AdamW, clipping and precision; the parent lets one at a time make one
-step, in turn, so that noise of the machine meets all alike. The peer's seconds are the sum of its two steps, its
-memory the larger of its two processes'.
+step, in turn, so that noise of the machine meets all alike. The peer is tuned: its contrastive trainer runs with
+several mini-batches, packed by tokens, and up to 256 rows without cache, its SFT trainer with several mini-batches of
+like lengths, and the fastest of each counts. The peer's seconds are the sum of its two steps, its memory the larger
+of its two processes'.
 
     python benchmarks/cold_start.py --out benchmarks/results/cold_start.json
 """
@@ -22,9 +24,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-THREADS, TAU, CHUNK_ROWS, WARM_UP = 2, 0.03, 32, 2
-SIDES = ("ours", "bare", "contrast", "sft")
-GRAPH_TOKENS = 4096
+THREADS, TAU, WARM_UP = 2, 0.03, 1
+CHUNK_TOKENS, GRAPH_TOKENS = 2048, 8192
+MODEL = {"hidden_size": 128, "intermediate_size": 512, "layers": 8, "heads": 4, "kv_heads": 4}
+VOCABULARY = 6144  # an embedding of 0.38 of the layers' parameters, as Qwen2.5-0.5B's
+
+
+def sides_of(size: int) -> list[str]:
+    """What runs at one batch size: ours, the bare passes, and the peer's trainers in each of their settings."""
+    mini = [rows for rows in (32, 128) if rows <= size]
+    contrast = [f"contrast:{rows}" for rows in mini] + ["contrast:packed"] + ["contrast:uncached"] * (size <= 256)
+    return ["ours", "bare", *contrast, *(f"sft:{rows}" for rows in mini)]
 
 
 def main() -> None:
@@ -35,7 +45,7 @@ def main() -> None:
         "--graph-tokens", type=int, default=GRAPH_TOKENS, help="of ours; see cold_start.graph_tokens"
     )
     arguments.add_argument("--out", type=Path, required=True)
-    arguments.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments.add_argument("--side", help=argparse.SUPPRESS)
     arguments.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.side:
@@ -60,10 +70,10 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": THREADS,
-        "model": "Qwen2, 4 layers, hidden 128, vocabulary 8192, fp32",
+        "model": f"Qwen2, fp32, {MODEL}, vocabulary {VOCABULARY}",
         "pairs": given.pairs,
+        "chunk_tokens": CHUNK_TOKENS,
         "graph_tokens": given.graph_tokens,
-        "peer_mini_batch": CHUNK_ROWS,
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 
@@ -84,10 +94,9 @@ def prepare(folder: Path, rows: int) -> None:
         if row["grade"] > 0 and row["query_id"] in reasoning:
             first.setdefault(row["query_id"], row["item_id"])
     texts = [f" {text}" for text in [*title.values(), *query.values(), *reasoning.values()]]
-    sizes = ModelConfig(hidden_size=128, intermediate_size=384, layers=4, heads=4, kv_heads=4)
     tokenizer = train_tokenizer(texts, 2048)
-    model = ReasoningEmbedder.from_config(sizes, tokenizer, 0)
-    model.lm.resize_token_embeddings(8192)
+    model = ReasoningEmbedder.from_config(ModelConfig.model_validate(MODEL), tokenizer, 0)
+    model.lm.resize_token_embeddings(VOCABULARY, mean_resizing=False)
     model.save(folder / "model")
     renderer, made = model.renderer, []
     for number, (query_id, item_id) in enumerate(list(first.items())[:rows]):
@@ -116,8 +125,8 @@ def compare(folder: Path, size: int, given: argparse.Namespace) -> dict[str, Any
         "DS_ACCELERATOR": "cpu",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    sides = {side: start([*command, "--side", side], environment) for side in SIDES}
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    sides = {side: start([*command, "--side", side], environment) for side in sides_of(size)}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(WARM_UP + given.pairs):
         for side, process in sides.items():
             taken = ask(process, "step")
@@ -131,25 +140,25 @@ def compare(folder: Path, size: int, given: argparse.Namespace) -> dict[str, Any
 
 
 def summary(size: int, seconds: dict[str, list[float]], memory: dict[str, float]) -> dict[str, Any]:
-    """Medians, and the medians of the paired ratios."""
-    peer = [contrast + sft for contrast, sft in zip(seconds["contrast"], seconds["sft"], strict=True)]
+    """Medians, and the medians of the paired ratios against the fastest setting of each of the peer's trainers."""
     median = statistics.median
+    medians = {side: median(values) for side, values in seconds.items()}
+    contrast, sft = (min((s for s in medians if s.startswith(kind)), key=medians.get) for kind in ("contrast", "sft"))
+    peer = [sum(pair) for pair in zip(seconds[contrast], seconds[sft], strict=True)]
+    ratios = [theirs / ours for theirs, ours in zip(peer, seconds["ours"], strict=True)]
+    bare = [least / ours for least, ours in zip(seconds["bare"], seconds["ours"], strict=True)]
     return {
         "batch": size,
-        "ours_steps_per_s": round(1 / median(seconds["ours"]), 3),
+        "peer": [contrast, sft],
+        "ours_steps_per_s": round(1 / medians["ours"], 3),
         "peer_steps_per_s": round(1 / median(peer), 3),
-        "speed_ratio": round(median(p / o for p, o in zip(peer, seconds["ours"], strict=True)), 2),
-        "speed_ratio_range": [
-            round(choose(p / o for p, o in zip(peer, seconds["ours"], strict=True)), 2) for choose in (min, max)
-        ],
-        "contrast_only_ratio": round(
-            median(c / o for c, o in zip(seconds["contrast"], seconds["ours"], strict=True)), 2
-        ),
-        "share_of_bare_forward_backward": round(
-            median(b / o for b, o in zip(seconds["bare"], seconds["ours"], strict=True)), 3
-        ),
+        "speed_ratio": round(median(ratios), 2),
+        "speed_ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "share_of_bare_forward_backward": round(median(bare), 3),
         "ours_peak_mib": round(memory["ours"]),
-        "peer_peak_mib": round(max(memory["contrast"], memory["sft"])),
+        "peer_peak_mib": round(max(memory[contrast], memory[sft])),
+        "seconds": {side: round(value, 3) for side, value in medians.items()},
+        "peak_mib": {side: round(value) for side, value in memory.items()},
     }
 
 
@@ -201,17 +210,17 @@ def run_side(side: str, folder: Path, size: int, graph_tokens: int) -> None:
             started = time.perf_counter()
             step()
             answer(time.perf_counter() - started)
-    elif side == "contrast":
-        peer_contrast(folder, rows)
+    elif side.startswith("contrast"):
+        peer_contrast(folder, rows, side.partition(":")[2])
     else:
-        peer_sft(folder, rows)
+        peer_sft(folder, rows, int(side.partition(":")[2]))
 
 
 def settings(graph_tokens: int | None) -> Any:
     from lrem.settings import ColdStartConfig
 
     optim = {"lr": 1e-4, "zero_stage": 0}
-    given = {"temperature": TAU, "sft_weight": 1.0, "chunk_tokens": GRAPH_TOKENS, "graph_tokens": graph_tokens}
+    given = {"temperature": TAU, "sft_weight": 1.0, "chunk_tokens": CHUNK_TOKENS, "graph_tokens": graph_tokens}
     return ColdStartConfig.model_validate(given | {"optim": optim})
 
 
@@ -223,7 +232,7 @@ def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Cal
     from lrem.joint import accumulate_gradients, collate, state_gradient_norms
     from lrem.model import ReasoningEmbedder
     from lrem.positives import KnownPositives
-    from ray_apps.training import engine_backward, make_engine
+    from ray_apps.training import engine_backward, make_engine, update
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
@@ -235,7 +244,7 @@ def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Cal
     def step() -> None:
         accumulate_gradients(collate(rows, known), given, engine, engine_backward(engine), engine.device)
         state_gradient_norms(engine.module.state_gradients, engine.device)
-        engine.step()
+        update(engine)
 
     return step
 
@@ -253,8 +262,8 @@ def bare_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], None]:
     def step() -> None:
         model.zero_grad()
         cpu = torch.device("cpu")
-        parts = cut([row["query_ids"] for row in rows], scored, 0, GRAPH_TOKENS, cpu)
-        parts += cut([row["item_ids"] for row in rows], None, len(rows), GRAPH_TOKENS, cpu)
+        parts = cut([row["query_ids"] for row in rows], scored, 0, CHUNK_TOKENS, cpu)
+        parts += cut([row["item_ids"] for row in rows], None, len(rows), CHUNK_TOKENS, cpu)
         for part in parts:
             encoded = model(part.sequences)
             loss = encoded.embeddings.sum()
@@ -297,7 +306,7 @@ def arguments_of(kind: Any, size: int, **more: Any) -> Any:
     )
 
 
-def peer_contrast(folder: Path, rows: list[dict[str, Any]]) -> None:
+def peer_contrast(folder: Path, rows: list[dict[str, Any]], how: str) -> None:
     import torch
     from datasets import Dataset
     from sentence_transformers import (
@@ -305,10 +314,18 @@ def peer_contrast(folder: Path, rows: list[dict[str, Any]]) -> None:
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
     )
-    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+        MultipleNegativesRankingLoss,
+    )
 
     model = SentenceTransformer(str(folder / "model"), device="cpu")
-    loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TAU, mini_batch_size=CHUNK_ROWS)
+    if how == "uncached":
+        loss = MultipleNegativesRankingLoss(model, scale=1 / TAU)
+    elif how == "packed":
+        loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TAU, mini_batch_num_tokens=CHUNK_TOKENS)
+    else:
+        loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TAU, mini_batch_size=int(how))
 
     def collator(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         made = {}
@@ -330,7 +347,7 @@ def peer_contrast(folder: Path, rows: list[dict[str, Any]]) -> None:
     trainer.train()
 
 
-def peer_sft(folder: Path, rows: list[dict[str, Any]]) -> None:
+def peer_sft(folder: Path, rows: list[dict[str, Any]], mini: int) -> None:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -343,11 +360,14 @@ def peer_sft(folder: Path, rows: list[dict[str, Any]]) -> None:
             labels[i, len(row["query_ids"]) :] = -100
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    more = {"per_device_train_batch_size": CHUNK_ROWS, "gradient_accumulation_steps": max(1, len(rows) // CHUNK_ROWS)}
+    more = {"per_device_train_batch_size": mini, "gradient_accumulation_steps": len(rows) // mini}
+    more |= {"train_sampling_strategy": "group_by_length"}
     trainer = Trainer(
         model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
         args=arguments_of(TrainingArguments, len(rows), **more),
-        train_dataset=Dataset.from_list([{name: row[name] for name in ("query_ids", "start")} for row in rows]),
+        train_dataset=Dataset.from_list(
+            [{"query_ids": row["query_ids"], "start": row["start"], "length": len(row["query_ids"])} for row in rows]
+        ),
         data_collator=collator,
         callbacks=[in_turn()],
     )
