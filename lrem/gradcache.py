@@ -79,17 +79,17 @@ def backward(
         forward: the model, or an engine around it; called with and without gradient.
         contrast: embeddings [R, H] → this rank's share of the loss.
         extra: a loss that needs one chunk alone; None where the chunk has none.
-        step_backward: back-propagates one chunk's loss; its flag is True on the last chunk alone.
+        step_backward: back-propagates the loss of one or more chunks; its flag is True on the last call alone.
         graph_tokens: padded tokens whose graphs may be alive at once; None: all.
     """
     # the fewest that any rank keeps: ranks have to forward and go back in step
     device = parts[0].sequences.ids.device
     kept_from = largest(_kept_from([part.tokens for part in parts], graph_tokens), device)
-    states: list[_RandomState | None] = []
+    states: list[_RandomState] = []
     first: list[Encoded] = []
     for i, part in enumerate(parts):
-        states.append(_RandomState() if i < kept_from else None)
         if i < kept_from:
+            states.append(_RandomState())
             with torch.no_grad():  # without the language-model head: its losses are the second pass's
                 first.append(forward(part.sequences._replace(scored=None)))
         else:
@@ -99,13 +99,18 @@ def backward(
     embeddings = torch.empty_like(found).index_copy_(0, rows, found.detach()).requires_grad_()  # [R, H]
     value = contrast(embeddings)
     (gradient,) = torch.autograd.grad(value, embeddings)
-    pending = [*range(kept_from, len(parts)), *range(kept_from)]  # kept graphs first: they fill the memory
-    for i in pending:
-        state, part = states[i], parts[i]
-        encoded = first[i] if state is None else state.replay(forward, part.sequences)
-        loss = (encoded.embeddings[: len(part.rows)] * gradient[part.rows]).sum()
+
+    def loss_of(encoded: Encoded, part: Chunk) -> Tensor:
         alone = extra(encoded, part.sequences)
-        step_backward(loss if alone is None else loss + alone, i == pending[-1])
+        loss = (encoded.embeddings[: len(part.rows)] * gradient[part.rows]).sum()
+        return loss if alone is None else loss + alone
+
+    # one backward for all that was kept: under ZeRO-2 and -3 each costs a reduction over the ranks
+    kept = [loss_of(first[i], parts[i]) for i in range(kept_from, len(parts))]
+    step_backward(torch.stack(kept).sum(), kept_from == 0)
+    del kept, first[kept_from:]
+    for i, (state, part) in enumerate(zip(states, parts[:kept_from], strict=True)):
+        step_backward(loss_of(state.replay(forward, part.sequences), part), i == kept_from - 1)
     return value.detach()
 
 

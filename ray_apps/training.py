@@ -205,14 +205,11 @@ def engine_backward(engine: Any) -> Callable[[torch.Tensor, bool], None]:
     """One chunk's backward: gradients add up, and are final with the step's last chunk.
 
     With an accumulation of 1 and no boundary of our own, ZeRO-2 keeps the last backward alone
-    (open-instruct#1498). ZeRO-3 begins to add up at the next *forward* after a backward: where the graphs of
-    several forwards wait for their backwards, each would overwrite the one before (tests/test_deepspeed.py).
+    (open-instruct#1498). ZeRO-3 begins to add up at the next *forward* after a backward: between two backwards
+    there has to be one, or the second overwrites the first.
     """
-    begin = getattr(engine.optimizer, "clear_backward_seen_flag", None)  # what its forward calls; not in ZeRO-0
 
     def backward(loss: torch.Tensor, last: bool) -> None:
-        if begin:
-            begin()
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(loss)
 

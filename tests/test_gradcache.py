@@ -105,7 +105,8 @@ def test_chunked_is_plain(
     assert expected.norm() > 0.1
     assert lasts == [False] * (len(lasts) - 1) + [True]  # the boundary, once and at the end
     rows = len(batch.queries) + len(batch.items)
-    assert len(lasts) == {10**6: 2, 1: rows}.get(chunk_tokens, len(lasts))
+    assert graph_tokens is not None or len(lasts) == 1  # what is kept goes back at once
+    assert chunk_tokens > 1 or len(lasts) == rows
 
 
 def test_matryoshka_is_the_mean_over_dimensions(tiny: ReasoningEmbedder) -> None:
