@@ -121,7 +121,9 @@ def train(settings: dict[str, Any]) -> None:
         if done % stage.checkpoint.every == 0 or done == trainer.steps:
             measured = trainer.measure()
             log.add(done, {f"dev_{metric}": value for metric, value in measured.items()})
+            started = time.monotonic()
             trainer.save(done, place.epoch, measured)
+            log.add(done, {"checkpoint_s": time.monotonic() - started})
     log.close()
 
 

@@ -70,7 +70,7 @@ def load(config: Config, stage: ColdStartConfig, model: Path) -> Corpus:
     rendered = parts[0].union(*parts[1:]) if parts[1:] else parts[0]
     rendered = rendered.sort("row").materialize()
     keys = _collect(rendered, ["query_key", "item_key", "row", "problem"])
-    refused = [problem for problem in keys["problem"].to_pylist() if problem]
+    refused = keys["problem"].drop_null().to_pylist()
     if refused:
         more = f" ({len(refused)} such rows)" if len(refused) > 1 else ""
         raise DataError(f"{refused[0]}{more}")

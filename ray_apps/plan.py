@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from lrem.adapters import adapt
 from lrem.batches import steps_per_epoch
 from lrem.config import Config
 from lrem.model import small_config, with_limits
-from lrem.schema import RL_PAIRS, TRIPLETS, open_table
-from lrem.settings import ColdStartConfig
+from lrem.schema import RL_PAIRS, TRIPLETS, DataError, open_table
+from lrem.settings import ColdStartConfig, ModelConfig
 from lrem.sizing import Load, Shape, memory
 from lrem.template import COMPACT
 
@@ -19,9 +19,9 @@ def plan(config: Config, stage: ColdStartConfig) -> str:
     """A few lines of text: rows, steps, parameters, and the memory of one worker by its parts.
 
     Raises:
-        DataError: the triplets are no parquet or lack a column.
+        DataError: the triplets are no parquet or lack a column, or model.source cannot be loaded.
     """
-    sizes = AutoConfig.from_pretrained(config.model.source) if config.model.source else small_config(config.model)
+    sizes = _sizes(config.model)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(sizes)
         shape = Shape.of(lm)
@@ -44,6 +44,15 @@ def plan(config: Config, stage: ColdStartConfig) -> str:
         f"# parameters {shape.parameters / 1e6:.1f} M\n"
         f"# memory of a worker, GiB, estimated: {sum(held) / 2**30:.2f} ({parts})"
     )
+
+
+def _sizes(model: ModelConfig) -> PretrainedConfig:
+    if not model.source:
+        return small_config(model)
+    try:
+        return AutoConfig.from_pretrained(model.source)
+    except OSError as error:
+        raise DataError(f"model.source={model.source} cannot be loaded: {error}") from error
 
 
 def _steps(config: Config, stage: ColdStartConfig) -> str:

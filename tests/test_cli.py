@@ -75,6 +75,12 @@ def test_dry_run_plans_rows_steps_and_memory(tmp_path: Path) -> None:
         (["index", "run_dir=/nonexistent/run"], 1, "items.parquet does not exist"),
         (["serve", "run_dir=/nonexistent/run"], 1, "train a model"),
         (["world", "seed=-1"], 2, "seed"),
+        (
+            ["cold-start", "model.source=/nonexistent/model", "--dry-run"],
+            1,
+            "model.source=/nonexistent/model cannot be",
+        ),
+        (["cold-start", "cold_start.trackers=[wandb]"], 1, "pip install wandb"),
     ],
 )
 def test_mistakes_end_in_one_line(words: list[str], code: int, message: str) -> None:
