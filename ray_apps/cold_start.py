@@ -120,10 +120,9 @@ def train(settings: dict[str, Any]) -> None:
         log(done, values, " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values))
         if done % stage.checkpoint.every == 0 or done == trainer.steps:
             measured = trainer.measure()
-            log.add(done, {f"dev_{metric}": value for metric, value in measured.items()})
-            started = time.monotonic()
+            if measured:
+                log.add(done, {f"dev_{metric}": value for metric, value in measured.items()})
             trainer.save(done, place.epoch, measured)
-            log.add(done, {"checkpoint_s": time.monotonic() - started})
     log.close()
 
 
