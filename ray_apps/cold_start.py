@@ -91,11 +91,8 @@ def _must_stay(
     config: Config, stage: ColdStartConfig, rows: corpus.Corpus, model: str, dev: dev_set.DevSet | None
 ) -> dict[str, Any]:
     """What a resumed run has to share with the one it goes on from."""
-    measured = (
-        stage.checkpoint.k,
-        stage.checkpoint.candidates,
-        "" if dev is None else identity(*dev.queries, *dev.titles),
-    )
+    ranked = [] if dev is None else [identity(*dev.queries, *dev.titles)]
+    measured = [stage.checkpoint.k, stage.checkpoint.candidates, *ranked]  # a list, as JSON gives it back
     fixed = stage.model_dump(
         mode="json",
         exclude={"checkpoint", "restarts", "trackers", "peak_tflops", "log_rows", "chunk_tokens", "graph_tokens"},
