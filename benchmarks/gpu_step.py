@@ -19,7 +19,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lrem.joint import Batch, accumulate_gradients
-from lrem.model import Encoded, Sequences, encode
+from lrem.model import Encoded, encode
+from lrem.sequences import Sequences
 from lrem.settings import ColdStartConfig
 from lrem.sizing import Shape, peak_tflops, step_flops
 

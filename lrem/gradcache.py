@@ -9,21 +9,26 @@ graphs is ours: with all of them kept nothing is computed twice.
 Knows tensors and callables; does not know DeepSpeed: the caller says what forward and backward are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lrem.batches import chunks
 from lrem.distributed import largest
-from lrem.model import Encoded, Sequences, pad
+from lrem.model import Encoded
+from lrem.sequences import Group, Sequences, pack, pad
 
 Backward = Callable[[Tensor, bool], None]  # (loss, is it the step's last)
 
 
 class Chunk(NamedTuple):
-    """One forward: `rows` of the step [b], and their sequences. No rows: a stand-in that only keeps ranks alike."""
+    """One forward: `rows` of the step whose embeddings it gives [b], and their sequences.
+
+    No rows: a stand-in that only keeps ranks alike.
+    """
 
     rows: Tensor
     sequences: Sequences
@@ -53,22 +58,39 @@ def cut(
         rows: token ids of each sequence. scored: see `pad`; None for items.
         first: number of the first row among the step's rows.
     """
-    count = largest(len(chunks([len(row) for row in rows], tokens)), device)
-    groups = chunks([len(row) for row in rows], tokens, at_least=count)
     parts = []
-    for group in groups + [[]] * (count - len(groups)):
-        chosen = group or [0]
-        spans = [scored[i] for i in group] or [(0, 0)] if scored is not None else None
+    for chosen, stand_in in _alike([len(row) for row in rows], tokens, device):
+        spans = None if scored is None else [(0, 0) if stand_in else scored[i] for i in chosen]
+        numbers = [] if stand_in else [first + i for i in chosen]
         sequences = pad([rows[i] for i in chosen], spans)
-        parts.append(Chunk(torch.tensor([first + i for i in group], dtype=torch.long), sequences).to(device))
+        parts.append(Chunk(torch.tensor(numbers, dtype=torch.long), sequences).to(device))
     return parts
+
+
+def cut_groups(groups: Sequence[Group], tokens: int, device: torch.device) -> list[Chunk]:
+    """The same for groups that share a prompt; a step's rows are their completions, in order from 0."""
+    starts = np.cumsum([0, *(len(group.completions) for group in groups)])
+    parts = []
+    for chosen, stand_in in _alike([group.size for group in groups], tokens, device):
+        numbers = [] if stand_in else [row for i in chosen for row in range(starts[i], starts[i + 1])]
+        sequences = pack([groups[i] for i in chosen])
+        parts.append(Chunk(torch.tensor(numbers, dtype=torch.long), sequences).to(device))
+    return parts
+
+
+def _alike(lengths: list[int], tokens: int, device: torch.device) -> Iterator[tuple[list[int], bool]]:
+    """(rows of a chunk, is it a stand-in): as many chunks on every rank."""
+    count = largest(len(chunks(lengths, tokens)), device)
+    groups = chunks(lengths, tokens, at_least=count)
+    yield from ((group, False) for group in groups)
+    yield from (([0], True) for _ in range(count - len(groups)))
 
 
 def backward(
     parts: Sequence[Chunk],
     forward: Callable[[Sequences], Encoded],
     contrast: Callable[[Tensor], Tensor],
-    extra: Callable[[Encoded, Sequences], Tensor | None],
+    extra: Callable[[Encoded, Chunk], Tensor | None],
     step_backward: Backward,
     graph_tokens: int | None = None,
 ) -> Tensor:
@@ -78,7 +100,7 @@ def backward(
         parts: the step's chunks; their rows are 0 … R-1, each once.
         forward: the model, or an engine around it; called with and without gradient.
         contrast: embeddings [R, H] → this rank's share of the loss.
-        extra: a loss that needs one chunk alone; None where the chunk has none.
+        extra: a loss that needs one chunk alone, asked for once a chunk and after `contrast`; None where it has none.
         step_backward: back-propagates the loss of one or more chunks; its flag is True on the last call alone.
         graph_tokens: padded tokens whose graphs may be alive at once; None: all.
     """
@@ -101,7 +123,7 @@ def backward(
     (gradient,) = torch.autograd.grad(value, embeddings)
 
     def loss_of(encoded: Encoded, part: Chunk) -> Tensor:
-        alone = extra(encoded, part.sequences)
+        alone = extra(encoded, part)
         loss = (encoded.embeddings[: len(part.rows)] * gradient[part.rows]).sum()
         return loss if alone is None else loss + alone
 

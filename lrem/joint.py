@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from lrem.distributed import total, world_size
-from lrem.gradcache import Backward, backward, cut
+from lrem.gradcache import Backward, Chunk, backward, cut
 from lrem.losses import info_nce, sft, truncate
-from lrem.model import Encoded, Sequences
+from lrem.model import Encoded
 from lrem.positives import KnownPositives
+from lrem.sequences import Sequences
 from lrem.settings import ColdStartConfig
 
 
@@ -90,10 +91,10 @@ def accumulate_gradients(
         terms = [info_nce(v[:size], v[size:], positives, keys, known, settings.temperature) for v in views]
         return settings.info_nce_weight * torch.stack(terms).mean()
 
-    def imitate(encoded: Encoded, sequences: Sequences) -> Tensor | None:
-        if encoded.log_probs is None or sequences.scored is None:
+    def imitate(encoded: Encoded, part: Chunk) -> Tensor | None:
+        if encoded.log_probs is None or part.sequences.scored is None:
             return None
-        term = sft(encoded.log_probs, sequences.scored, count)
+        term = sft(encoded.log_probs, part.sequences.scored, count)
         imitation.add_(term.detach())
         return settings.sft_weight * term
 

@@ -1,11 +1,9 @@
-"""The losses of both stages, as pure functions of tensors.
+"""The losses of stage 1, and what stage 2 shares with it, as pure functions of tensors.
 
 Each returns this rank's share, scaled so that the MEAN over ranks, which is what data-parallel training
 takes of gradients, is exactly the loss over the global batch: weights between terms mean the same at any
-number of ranks. Source: paper, "Stage 1" and "Stage 2".
+number of ranks. Source: paper, "Stage 1".
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,71 +79,6 @@ def truncate(embeddings: Tensor, dimensions: int) -> Tensor:
     return F.normalize(embeddings[:, :dimensions], dim=-1)
 
 
-def group_advantage(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """A = (r − mean_G r) / std_G r, per query. rewards: [Q, G] → [Q, G]; std is the population's.
-
-    A group whose rewards are all equal teaches nothing: its advantages are 0.
-
-    >>> group_advantage(torch.tensor([[1., 3.], [2., 2.]])).tolist()
-    [[-1.0, 1.0], [0.0, 0.0]]
-    """
-    centred = rewards - rewards.mean(1, keepdim=True)
-    deviation = rewards.std(1, keepdim=True, unbiased=False)
-    return torch.where(deviation > epsilon, centred / deviation.clamp(min=epsilon), torch.zeros_like(centred))
-
-
 def global_loss(share: Tensor) -> float:
     """The loss over the global batch, from each rank's share: for the log."""
     return (total(share) / world_size()).item()
-
-
-class Clip(NamedTuple):
-    """How the ratio is taken (`token` or `sequence`) and clipped, to [1 − low, 1 + high]."""
-
-    level: str = "token"
-    low: float = 0.2
-    high: float = 0.2
-
-
-DEFAULT_CLIP = Clip()
-
-
-def ratio(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, level: str = "token") -> Tensor:
-    """ρ = π_θ / π_old over the sampled tokens, [B, L]: of each token, or of the whole sequence.
-
-    >>> lp, old = torch.log(torch.tensor([[.6, .5]])), torch.log(torch.tensor([[.3, .5]]))
-    >>> [round(x, 4) for x in ratio(lp, old, torch.tensor([[True, True]]))[0].tolist()]
-    [2.0, 1.0]
-    """
-    difference = (log_probs - old_log_probs) * scored
-    if level == "sequence":
-        difference = difference.sum(1, keepdim=True).expand_as(log_probs)
-    return difference.exp()
-
-
-def policy_gradient(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, scored: Tensor, clip: Clip = DEFAULT_CLIP
-) -> Tensor:
-    """L_GRPO = −mean min(ρ A, clip(ρ, 1 − low, 1 + high) A) over the sampled tokens of the global batch.
-
-    With `clip.level` "sequence" the ratio is the whole sequence's, as the paper prints it, and the mean is
-    over sequences.
-
-    Args:
-        log_probs, old_log_probs: [B, L], nats. advantages: [B]. scored: [B, L] bool, sampled tokens only:
-            penalising tokens that were forced destroys the format.
-    """
-    rho = ratio(log_probs, old_log_probs, scored, clip.level)  # [B, L]
-    clipped = rho.clamp(1 - clip.low, 1 + clip.high)
-    gain = torch.minimum(rho * advantages[:, None], clipped * advantages[:, None])
-    weights = scored.float()
-    if clip.level == "sequence":
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=1)  # every sequence counts once
-    return -(gain * weights).sum() * world_size() / total(weights.sum()).clamp(min=1)
-
-
-def clip_fraction(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, clip: Clip = DEFAULT_CLIP) -> Tensor:
-    """Share of the sampled tokens whose ratio the clip would cut; for the log, no gradient."""
-    rho = ratio(log_probs.detach(), old_log_probs, scored, clip.level)
-    outside = ((rho < 1 - clip.low) | (rho > 1 + clip.high)) & scored
-    return total(outside.sum()) / total(scored.sum()).clamp(min=1)

@@ -28,51 +28,20 @@ from transformers import (
 from lrem import sentence
 from lrem.files import atomic_folder
 from lrem.schema import DataError
+from lrem.sequences import Sequences, pad
 from lrem.settings import ModelConfig
 from lrem.template import CHAT, CLOSE, COMPACT, EMB, FILE, THINK, Renderer, Template
 
 RECORD = "lrem_training.json"
 
 
-class Sequences(NamedTuple):
-    """Right-padded token ids. Causal attention makes an attention mask needless: padding comes last.
-
-    ids [B, L] int64; lengths [B] int64; scored [B, L] bool, True on tokens whose log-probability counts, or
-    None where none is asked for: then the language-model head does not run.
-    """
-
-    ids: Tensor
-    lengths: Tensor
-    scored: Tensor | None = None
-
-    def to(self, device: torch.device) -> "Sequences":
-        """The same on another device."""
-        scored = None if self.scored is None else self.scored.to(device)
-        return Sequences(self.ids.to(device), self.lengths.to(device), scored)
-
-
 class Encoded(NamedTuple):
     """What one forward gives: embeddings [B, H], and log-probabilities [B, L] in nats, zero where `scored` is
-    False (None without `scored`)."""
+    False (None without `scored`). Of packed groups, R completions: [R, H], and [R, T] by place in the completion.
+    """
 
     embeddings: Tensor
     log_probs: Tensor | None = None
-
-
-def pad(rows: Sequence[list[int]], scored: Sequence[tuple[int, int]] | None = None) -> Sequences:
-    """Right-pad `rows` of ids to one length; `scored` gives each row's [start, end) of counted tokens.
-
-    >>> pad([[5, 6, 7], [8]], [(1, 3), (0, 0)]).ids.tolist()
-    [[5, 6, 7], [8, 0, 0]]
-    """
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    mask = None if scored is None else torch.zeros_like(ids, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        if mask is not None and scored is not None:
-            mask[i, scored[i][0] : scored[i][1]] = True
-    return Sequences(ids, lengths, mask)
 
 
 class ReasoningEmbedder(nn.Module):
@@ -195,20 +164,26 @@ def encode(
         temperature: divides the logits.
         watched: takes the squared gradients that reach the states each loss reads, `info_nce` and `sft`.
     """
-    hidden = lm.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state  # [B, L, H]
+    tree = batch.tree
+    where = {} if tree is None else {"attention_mask": tree.mask, "position_ids": tree.positions}
+    hidden = lm.base_model(input_ids=batch.ids, use_cache=False, **where).last_hidden_state  # [B, L, H]
     rows = torch.arange(len(batch.lengths), device=hidden.device)
-    pooled = hidden[rows, batch.lengths - 1]  # [B, H]
+    pooled = hidden[rows, batch.lengths - 1] if tree is None else hidden[tree.ends[:, 0], tree.ends[:, 1]]  # [R, H]
     _watch(pooled, "info_nce", watched)
     embeddings = F.normalize(pooled.float(), dim=-1)
     if batch.scored is None:
         return Encoded(embeddings)
     row, column = batch.scored.nonzero(as_tuple=True)  # [S]
-    states = hidden[row, column - 1]  # [S, H]
+    states = hidden[row, column - 1 if tree is None else tree.sources]  # [S, H]
     _watch(states, "sft", watched)
     logits = lm.get_output_embeddings()(states).float()  # [S, V]
     if temperature != 1.0:
         logits = logits / temperature
     chosen = -F.cross_entropy(logits, batch.ids[row, column], reduction="none")  # [S]
+    if tree is not None:
+        longest = int(tree.slots[:, 1].max()) + 1 if len(tree.slots) else 1
+        log_probs = chosen.new_zeros(len(tree.ends), longest)
+        return Encoded(embeddings, log_probs.index_put((tree.slots[:, 0], tree.slots[:, 1]), chosen))
     log_probs = torch.zeros(batch.ids.shape, dtype=chosen.dtype, device=chosen.device)
     return Encoded(embeddings, log_probs.index_put((row, column), chosen))
 

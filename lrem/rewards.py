@@ -1,75 +1,195 @@
-"""The rewards of stage 2: format, length, retrieval accuracy. Pure functions; source: paper, "Stage 2"."""
+"""The rewards of stage 2: named, weighted, pure functions of what came of a batch of rollouts.
 
+`format`, `length` and `accuracy` are the paper's; the others are options from its neighbours. A user's own is any
+function Outcome → Tensor [B], named by its import path. Source: paper, "Stage 2".
+"""
+
+import importlib
 import math
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-def format_reward(well_formed: Tensor) -> Tensor:
-    """r_format: 1 for `<think> … </think><emb>`, else 0. well_formed: [B] bool → [B]."""
-    return well_formed.float()
+WEIGHT_NEEDED = "a rank among {} candidates says nothing: use a batch of at least 2 items"
 
 
-def length_reward(lengths: Tensor, budget: int) -> Tensor:
-    """r_length: 1 if the reasoning has at most `budget` tokens, else 0. lengths: [B] → [B].
+class Ranking(NamedTuple):
+    """Where each query's item stands: rank [B] from 1, N candidates, and its margin [B], the item's cosine less the
+    best other candidate's."""
 
-    >>> length_reward(torch.tensor([16, 17]), 16).tolist()
-    [1.0, 0.0]
-    """
-    return (lengths <= budget).float()
+    ranks: Tensor
+    candidates: int
+    margins: Tensor
 
 
-def rank(queries: Tensor, wanted: Tensor, items: Tensor, keys: Tensor) -> tuple[Tensor, int]:
+class Outcome(NamedTuple):
+    """What came of B rollouts. Queries and reasonings are text; lengths count the reasoning's tokens."""
+
+    queries: list[str]
+    reasonings: list[str]
+    well_formed: Tensor  # [B] bool
+    lengths: Tensor  # [B]
+    budget: int
+    ranking: Ranking
+
+
+Reward = Callable[[Outcome], Tensor]
+
+
+def rank(queries: Tensor, wanted: Tensor, items: Tensor, keys: Tensor, known: Tensor | None = None) -> Ranking:
     """rank(d_i) = 1 + Σ_j 1[s(q, d_j) > s(q, d_i)] over distinct products, strictly greater: a tie costs nothing.
 
     Args:
         queries: [B, H] unit. wanted: [B] key of the product each query wants, one of `keys`.
         items: [M, H] unit, with a product more than once or not. keys: [M] int64, identity of each product.
-
-    Returns:
-        Ranks [B], and N, the number of distinct products ranked.
+        known: [B, P] keys of other products that are relevant too; these cost nothing either.
 
     >>> items = torch.tensor([[1., 0.], [0., 1.], [1., 0.]])
-    >>> rank(torch.tensor([[.6, .8]]), torch.tensor([5]), items, torch.tensor([5, 7, 5]))
-    (tensor([2]), 2)
+    >>> ranking = rank(torch.tensor([[.6, .8]]), torch.tensor([5]), items, torch.tensor([5, 7, 5]))
+    >>> ranking.ranks.tolist(), ranking.candidates
+    ([2], 2)
     """
     distinct, inverse = keys.unique(return_inverse=True)  # [N], [M]
     first = torch.full_like(distinct, len(keys)).scatter_reduce(
         0, inverse, torch.arange(len(keys), device=keys.device), reduce="amin"
     )
     similarities = queries @ items[first].T  # [B, N]
-    own = similarities.gather(1, torch.searchsorted(distinct, wanted)[:, None])  # [B, 1]
-    return 1 + (similarities > own).sum(1), len(distinct)
+    place = torch.searchsorted(distinct, wanted)[:, None]
+    own = similarities.gather(1, place)  # [B, 1]
+    others = similarities.scatter(1, place, -math.inf)
+    if known is not None:
+        column = torch.searchsorted(distinct, known).clamp(max=len(distinct) - 1)  # [B, P]
+        relevant = torch.zeros_like(others).scatter_add(1, column, (distinct[column] == known).float()) > 0
+        others = others.masked_fill(relevant, -math.inf)
+    best = others.max(1).values if others.shape[1] > 1 else own[:, 0]
+    margins = torch.where(best.isinf(), torch.zeros_like(best), own[:, 0] - best)
+    return Ranking(1 + (others > own).sum(1), len(distinct), margins)
 
 
-def accuracy_reward(ranks: Tensor, candidates: int) -> Tensor:
-    """r_acc = 1 − log rank / log N: 1 at rank 1, 0 at rank N. ranks: [B] → [B].
+def format_reward(outcome: Outcome) -> Tensor:
+    """r_format: 1 for `<think> … </think><emb>`, else 0."""
+    return outcome.well_formed.float()
 
-    >>> [round(r, 4) for r in accuracy_reward(torch.tensor([1, 10, 100]), 100).tolist()]
-    [1.0, 0.5, 0.0]
+
+def length_reward(outcome: Outcome) -> Tensor:
+    """r_length: 1 if the reasoning has at most `budget` tokens, else 0."""
+    return (outcome.lengths <= outcome.budget).float()
+
+
+def accuracy_reward(outcome: Outcome) -> Tensor:
+    """r_acc = 1 − log rank / log N: 1 at rank 1, 0 at rank N.
+
+    Raises:
+        ValueError: fewer than two candidates.
     """
+    ranks, candidates, _ = outcome.ranking
     if candidates < 2:
-        raise ValueError(f"a rank among {candidates} candidates says nothing: use a batch of at least 2 items")
+        raise ValueError(WEIGHT_NEEDED.format(candidates))
     return 1 - torch.log(ranks.float()) / math.log(candidates)
 
 
-def reward_parts(
-    well_formed: Tensor, lengths: Tensor, budget: int, ranks: Tensor, candidates: int
-) -> dict[str, Tensor]:
-    """The three parts by name, [B] each. Malformed output earns nothing, whatever was retrieved with it.
+def top_ranks_reward(outcome: Outcome) -> Tensor:
+    """Straight lines in place of the logarithm: 1 → ½ over ranks 1 to 10, ½ → 0 over 11 to 100, 0 beyond.
 
-    >>> parts = reward_parts(torch.tensor([True, False]), torch.tensor([3, 3]), 16, torch.tensor([1, 1]), 9)
-    >>> {name: part.tolist() for name, part in parts.items()}
-    {'format': [1.0, 0.0], 'length': [1.0, 0.0], 'accuracy': [1.0, 0.0]}
+    Less convex at the top, where 1 − log rank favours betting on one keyword. Source: ConvSearch-R1 (arXiv
+    2505.15776), whose 2 … 0 is halved here so that the weights of all parts mean the same.
     """
-    return {
-        "format": format_reward(well_formed),
-        "length": length_reward(lengths, budget) * well_formed,
-        "accuracy": accuracy_reward(ranks, candidates) * well_formed,
-    }
+    ranks = outcome.ranking.ranks.float()
+    top, middle = 1 - (ranks - 1) / 18, 0.5 - (ranks - 10) / 180
+    return torch.where(ranks <= 10, top, middle.clamp(min=0))
 
 
-def combine(parts: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """r = Σ w·r_part. parts: name → [B]; weights: name → weight, one for each part."""
-    return torch.stack([weights[name] * part for name, part in parts.items()]).sum(0)
+def margin_reward(outcome: Outcome) -> Tensor:
+    """The wanted item's cosine less the best other candidate's, in [−2, 2]: says more than a rank that is 1 already."""
+    return outcome.ranking.margins
+
+
+def exclusivity_reward(outcome: Outcome) -> Tensor:
+    """Share of the reasoning's words that the query does not have: repeating it is no reasoning.
+
+    Source: Retrieval-GRPO (arXiv 2511.13885), "exclusivity".
+    """
+    return _each(outcome, _new_words)
+
+
+def literals_reward(outcome: Outcome) -> Tensor:
+    """1 unless the reasoning holds a literal (a word with a digit, as a model number) that the query does not have.
+
+    Source: PROSPER (arXiv 2510.18527): expansions that invent literal terms lead astray.
+    """
+    return _each(outcome, lambda query, reasoning: float(not _literals(reasoning) - _literals(query)))
+
+
+def _each(outcome: Outcome, score: Callable[[str, str], float]) -> Tensor:
+    values = [score(query, text) for query, text in zip(outcome.queries, outcome.reasonings, strict=True)]
+    return torch.tensor(values, device=outcome.lengths.device)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def _new_words(query: str, reasoning: str) -> float:
+    written = _words(reasoning)
+    return len(written - _words(query)) / len(written) if written else 0.0
+
+
+def _literals(text: str) -> set[str]:
+    return {word for word in re.findall(r"[\w-]+", text.lower()) if any(c.isdigit() for c in word)}
+
+
+BUILT_IN: dict[str, Reward] = {
+    "format": format_reward,
+    "length": length_reward,
+    "accuracy": accuracy_reward,
+    "top_ranks": top_ranks_reward,
+    "margin": margin_reward,
+    "exclusivity": exclusivity_reward,
+    "literals": literals_reward,
+}
+
+
+def find(name: str) -> Reward:
+    """A built-in reward by name, or a user's own by `module:function`.
+
+    Raises:
+        ValueError: there is no such reward; the message names what there is.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ValueError(f"no reward '{name}': one of {', '.join(BUILT_IN)}, or your own as package.module:function")
+    try:
+        reward: Reward = getattr(importlib.import_module(module), function)
+        return reward
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"reward '{name}' cannot be imported ({error}): is its package on every worker?") from error
+
+
+def evaluate(outcome: Outcome, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    """r = Σ w·r_part [B], and the parts by name [B] each. Malformed output earns nothing.
+
+    Args:
+        weights: name (see `find`) → weight; a part of weight 0 is left out.
+
+    Raises:
+        ValueError: a part is not [B] finite numbers.
+    """
+    parts: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if weight == 0:
+            continue
+        value = find(name)(outcome).float()
+        if value.shape != outcome.lengths.shape or not value.isfinite().all():
+            raise ValueError(
+                f"reward '{name}' gave {tuple(value.shape)} values: {len(outcome.queries)} finite ones are due"
+            )
+        parts[name] = value * outcome.well_formed
+    rewards = torch.zeros(len(outcome.queries), device=outcome.lengths.device)
+    for name, value in parts.items():
+        rewards = rewards + weights[name] * value
+    return rewards, parts

@@ -88,14 +88,27 @@ class CheckpointConfig(Section):
     candidates: int = Field(2000, ge=1)  # catalogue items ranked with the dev set's own
 
 
-class ColdStartConfig(Section):
+class TrainConfig(Section):
+    """What both training stages are told."""
+
+    workers: int = Field(2, ge=1)
+    temperature: float = Field(0.03, gt=0)  # τ of InfoNCE; not stated in the paper, 0.02 to 0.05 is usual
+    chunk_tokens: int = Field(16384, ge=1)  # padded tokens of one forward
+    graph_tokens: int | None = Field(None, ge=1)  # of which activations are kept at once; None: the whole step's
+    gradient_checkpointing: bool = False
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    restarts: int = Field(3, ge=0)  # how often lost workers are replaced
+    trackers: list[Literal["mlflow", "wandb"]] = Field(default_factory=list)  # besides JSON lines and TensorBoard
+    log_rows: bool = False  # each rank also writes the row ids of every step, to account for what was consumed
+    optim: OptimConfig = OptimConfig()
+
+
+class ColdStartConfig(TrainConfig):
     """Stage 1. `objective: direct` means no reasoning and InfoNCE alone."""
 
     objective: Literal["joint", "direct"] = "joint"
-    workers: int = Field(2, ge=1)
     batch_size: int = Field(128, ge=2)  # per worker (paper)
     epochs: int = Field(1, ge=1)
-    temperature: float = Field(0.03, gt=0)  # τ; not stated in the paper, 0.02 to 0.05 is usual
     sft_weight: float = 1.0  # of a mean over tokens; the paper's 0.1 is of a sum over a sequence's ten or so
     sft_mean: Literal["token", "sequence"] = "token"  # over tokens: no weight to length; paper: over sequences
     info_nce_weight: float = 1.0
@@ -103,16 +116,8 @@ class ColdStartConfig(Section):
     thought_dropout: float = Field(0.0, ge=0, lt=1)  # share of rows embedded with an empty reasoning; O1 Embedder: 0.1
     matryoshka: list[int] = Field(default_factory=list)  # shorter embeddings trained along, e.g. [64, 32]
     too_long: Literal["error", "cut"] = "error"  # a query beyond its limit, a reasoning beyond the budget
-    chunk_tokens: int = Field(16384, ge=1)  # padded tokens of one forward
-    graph_tokens: int | None = Field(None, ge=1)  # of which activations are kept at once; None: the whole step's
-    gradient_checkpointing: bool = False
     lora: LoraConfig = LoraConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    restarts: int = Field(3, ge=0)  # how often lost workers are replaced
-    trackers: list[Literal["mlflow", "wandb"]] = Field(default_factory=list)  # besides JSON lines and TensorBoard
-    log_rows: bool = False  # each rank also writes the row ids of every step, to account for what was consumed
     peak_tflops: float | None = Field(None, gt=0)  # of a worker's device, for MFU; None: known GPUs by their name
-    optim: OptimConfig = OptimConfig()
 
 
 class MineConfig(Section):
@@ -142,41 +147,63 @@ class ReinforceOptimConfig(OptimConfig):
 
 
 class RewardWeights(Section):
-    """Weights of the reward's parts (paper)."""
+    """Weights of the reward's parts, by the names of lrem.rewards; the first three are the paper's."""
 
     format: float = 0.5
     length: float = 0.2
     accuracy: float = 1.0
+    top_ranks: float = 0.0
+    margin: float = 0.0
+    exclusivity: float = 0.0
+    literals: float = 0.0
+    own: dict[str, float] = Field(default_factory=dict)  # a reward of your own, package.module:function → its weight
+
+    def weights(self) -> dict[str, float]:
+        """Name → weight, your own included."""
+        return self.model_dump(exclude={"own"}) | self.own
 
 
-class ReinforceConfig(Section):
+class ReinforceConfig(TrainConfig):
     """Stage 2."""
 
-    workers: int = Field(2, ge=1)
     batch_size: int = Field(256, ge=1)  # queries per worker and step (paper)
     steps: int | None = Field(None, ge=1)  # None: one epoch over the pairs (paper)
     group_size: int = Field(8, ge=2)  # G
-    temperature: float = Field(0.03, gt=0)  # τ of the joint InfoNCE, as in stage 1
     grpo_weight: float = 1.0
     info_nce_weight: float = 0.1
+    kl_weight: float = Field(0.0, ge=0)  # of KL to the cold start; the paper has none, and it costs a forward
     rewards: RewardWeights = RewardWeights()
     extra_candidates: int = Field(1024, ge=0)  # random items a step: a small batch's rank has no resolution
+    advantage: Literal["std", "mean", "leave_one_out"] = "std"  # paper: std
+    zero_variance: Literal["keep", "drop"] = "keep"  # groups of equal rewards: count in the loss's mean, or not
     ratio: Literal["token", "sequence"] = "token"  # one long sample must not swing a step; paper: sequence
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    aggregate: Literal["token", "sequence", "constant"] = "token"  # what counts alike, see policy.token_weights
+    clip_low: float = Field(0.2, ge=0)
+    clip_high: float = Field(0.2, ge=0)
+    staleness: int = Field(0, ge=0, le=8)  # steps that rollouts may lag behind; 1: sampled while the last step trains
+    correction: Literal["none", "token", "sequence"] = "none"  # of stale rollouts; none: the clipped ratio alone
+    correction_cap: float = Field(3.0, gt=0)
+    samples: int = Field(2, ge=0)  # groups of each step and worker written to logs/reinforce.rollouts-RANK.jsonl
     optim: ReinforceOptimConfig = ReinforceOptimConfig()
 
 
 class RolloutConfig(Section):
-    """The vLLM actors."""
+    """The actors that sample reasonings."""
 
+    engine: Literal["vllm", "transformers"] = "vllm"  # transformers: slower, for machines without vLLM, and parity
     actors: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1)  # GPUs of one actor
+    batch_size: int = Field(256, ge=1)  # queries of one call; what a lost actor has to sample again
+    queue: int = Field(64, ge=1)  # calls that wait or run at once; beyond that whoever asks has to wait
     temperature: float = Field(1.0, gt=0)  # of training rollouts; 1 samples the policy itself
     slack: int = Field(8, ge=3)  # tokens beyond the budget before a sample is cut: r_length must be reachable
     dtype: Literal["float32", "bfloat16"] = "float32"  # as the trainer's, or the ratio is not 1 on-policy
     kv_cache_gib: int = Field(1, ge=1)
     max_model_len: int = 256
-    timeout_s: float = 300.0  # for one call of an actor
+    timeout_s: float = Field(300.0, gt=0)  # for one call of an actor; one that takes longer hangs, and is replaced
+    sync_timeout_s: float = Field(120.0, gt=0)  # for an actor to take new weights
+    restarts: int = Field(20, ge=0)  # lost or hung actors that are replaced in a run
+    probe_tolerance: float = Field(0.01, gt=0)  # nats between actor and trainer after a sync; bf16 wants 0.2
 
 
 class EmbedConfig(Section):

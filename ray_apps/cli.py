@@ -28,6 +28,7 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 errors = Console(stderr=True, soft_wrap=True)
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value …")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of a stopped run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
 Model = Annotated[Path | None, typer.Option("--model", help="Model folder (paths.model).")]
 Catalogue = Annotated[Path | None, typer.Option("--catalogue", help="Items parquet (paths.items).")]
@@ -63,9 +64,7 @@ def cold_start(
     config: ConfigFile = None,
     overrides: Overrides = None,
     direct: Annotated[bool, typer.Option("--direct", help="Train the direct baseline instead.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint of a stopped run.")
-    ] = False,
+    resume: Resume = False,
     dry_run: DryRun = False,
 ) -> None:
     """Stage 1: SFT on the reasoning and InfoNCE on the embedding."""
@@ -91,9 +90,14 @@ def mine_negatives(
 
 
 @app.command()
-def reinforce(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def reinforce(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
     """Stage 2: GRPO on the reasoning and InfoNCE on the embedding, rollouts by vLLM."""
-    _stage("reinforce", config, overrides, dry_run)
+    run_stage("reinforce", _load(config, overrides, dry_run), resume=resume)
 
 
 @app.command()
@@ -194,7 +198,10 @@ def _guard(command: Callable[..., Any]) -> int:
         if hasattr(error, "show"):  # a usage error of the command line itself
             error.show()
             return 2
-        if type(error).__name__ == "TrainingError":  # its module brings Ray and torch, which help does not need
+        if type(error).__name__ in (
+            "TrainingError",
+            "RolloutError",
+        ):  # their modules bring Ray and torch, which help does not need
             return _fail(error, 1)
         raise
 

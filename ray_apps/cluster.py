@@ -36,18 +36,24 @@ def gpu_count(config: Config) -> int:
     return found if config.ray.gpus is None else config.ray.gpus
 
 
-def gpu_plan(config: Config, workers: int, engines: int) -> tuple[int, float]:
+def gpu_plan(config: Config, workers: int, engines: int, tensor_parallel: int = 1) -> tuple[int, float]:
     """(training workers, GPUs of each actor); without a GPU all of them run on CPUs.
 
     With fewer GPUs than actors a worker and a vLLM actor share one. There are never more workers than
-    GPUs: NCCL refuses two on one.
+    GPUs: NCCL refuses two on one. With `tensor_parallel` above 1 nothing is shared, and an engine takes so many GPUs.
 
     Raises:
         DataError: not even that fits.
     """
     gpus = gpu_count(config)
-    if gpus == 0 or gpus >= workers + engines:
+    needed = workers + engines * tensor_parallel
+    if gpus == 0 or gpus >= needed:
         return workers, float(gpus > 0)
+    if tensor_parallel > 1:
+        raise DataError(
+            f"{workers} workers and {engines} vLLM actors of {tensor_parallel} GPUs need {needed}, there are {gpus}: "
+            "lower workers, rollout.actors or rollout.tensor_parallel"
+        )
     if engines == 0:  # two ranks on one GPU are refused by NCCL, and fewer ranks would be another batch
         raise DataError(
             f"{workers} workers and {gpus} GPUs: set workers to {gpus} at most, or ray.gpus to what can come"

@@ -19,7 +19,6 @@ from lrem.distributed import rank, total, world_size
 from lrem.files import atomic_folder
 from lrem.joint import Batch, accumulate_gradients, collate, state_gradient_norms
 from lrem.model import ReasoningEmbedder
-from lrem.positives import identity
 from lrem.schema import TRIPLETS, DataError, open_table, read_items, read_table
 from lrem.settings import ColdStartConfig
 from lrem.sizing import Shape, mfu, peak_tflops, step_flops
@@ -27,8 +26,9 @@ from lrem.tokenizer import train_tokenizer
 from ray_apps import corpus, dev_set
 from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
-from ray_apps.tracking import JsonLines, Log, check_finite, require
-from ray_apps.training import Shard, TrainingError, engine_backward, fit, make_engine, update
+from ray_apps.loop import StageTrainer, must_stay, run_steps
+from ray_apps.tracking import check_finite, require
+from ray_apps.training import Place, TrainingError, engine_backward, fit, update
 
 
 def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False)
     open_table(config.uri("triplets"), TRIPLETS)  # what is cheap to see is said before a model is loaded
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / out.name, stage.checkpoint.keep)
     checkpoints.look(resume)
-    dev = dev_set.load(config, stage)
+    dev = dev_set.load(config, stage.checkpoint, stage.objective == "joint")
     model = initial_model(config, stage)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", suffix=".start", dir=out.parent) as start, cluster(config):
@@ -56,7 +56,7 @@ def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False)
             "known": ray.put(rows.known),
             "dev": ray.put(dev),
             "checkpoints": str(checkpoints.folder),
-            "run": _must_stay(config, stage, rows, made_of, dev),
+            "run": must_stay(config, stage, f"{rows.rows} rows, {rows.fingerprint:016x}", made_of, dev),
         }
         checkpoints.begin(settings["run"])
         fit(train, config, settings, rows.dataset, stage.workers, out.name, restarts=stage.restarts)
@@ -87,69 +87,30 @@ def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
     return model.with_matryoshka(stage.matryoshka)
 
 
-def _must_stay(
-    config: Config, stage: ColdStartConfig, rows: corpus.Corpus, model: str, dev: dev_set.DevSet | None
-) -> dict[str, Any]:
-    """What a resumed run has to share with the one it goes on from."""
-    ranked = [] if dev is None else [identity(*dev.queries, *dev.titles)]
-    measured = [stage.checkpoint.k, stage.checkpoint.candidates, *ranked]  # a list, as JSON gives it back
-    fixed = stage.model_dump(
-        mode="json",
-        exclude={"checkpoint", "restarts", "trackers", "peak_tflops", "log_rows", "chunk_tokens", "graph_tokens"},
-    )
-    data = f"{rows.rows} rows, {rows.fingerprint:016x}"
-    return {"model": model, "data": data, "dev set": measured, "seed": config.seed, **fixed}
-
-
 def train(settings: dict[str, Any]) -> None:
-    """One rank's run: from the newest checkpoint, or from the start, to the model folder."""
-    trainer = Trainer(settings)
-    first = trainer.checkpoints.restore(trainer.engine)
-    name, stage = trainer.out.name, trainer.stage
-    log = Log(trainer.config, name, settings["board"], trainer.steps, first, stage.trackers)
-    rows_file = trainer.config.run_dir / "logs" / f"{name}.rows-{rank()}.jsonl"
-    consumed = JsonLines(rows_file, first) if stage.log_rows else None
-    for place in trainer.shard.places(first, trainer.steps):
-        done = place.step + 1
-        values = trainer.step(place)
-        if consumed:
-            consumed.write(done, {"epoch": place.epoch, "rows": trainer.shard.ids(place)})
-        log(done, values, " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values))
-        if done % stage.checkpoint.every == 0 or done == trainer.steps:
-            measured = trainer.measure()
-            if measured:
-                log.add(done, {f"dev_{metric}": value for metric, value in measured.items()})
-            trainer.save(done, place.epoch, measured)
-    log.close()
+    """One rank's run: from the newest checkpoint, or from the start, to the last step."""
+    run_steps(Trainer(settings), settings["board"])
 
 
-class Trainer:
+class Trainer(StageTrainer):
     """One rank's state: its rows, the DeepSpeed engine, the checkpoints."""
 
+    stage: ColdStartConfig
+
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.config = Config.model_validate(settings["config"])
-        self.stage = stage = ColdStartConfig.model_validate(settings["stage"])
-        self.start, self.out = Path(settings["start"]), Path(settings["out"])
-        self.known, self.dev = ray.get([settings["known"], settings["dev"]], timeout=300)
-        self.shard = Shard(settings["rows"], stage.batch_size, self.config.seed)
-        self.steps = self.shard.per_epoch * stage.epochs
-        self.run = settings["run"]
-        self.checkpoints = Checkpoints(Path(settings["checkpoints"]), stage.checkpoint.keep)
-        model = ReasoningEmbedder.load(self.start)
-        self.shape = Shape.of(model.lm)
-        torch.manual_seed(self.config.seed)  # new adapters are alike on all ranks
-        if stage.lora.rank:
-            _adapt(model, stage)
-        if stage.gradient_checkpointing:
-            model.lm.gradient_checkpointing_enable({"use_reentrant": False})
-        self.engine = make_engine(model, stage.optim, stage.batch_size, self.steps)
-        self.engine.train()
-        torch.manual_seed(self.config.seed * world_size() + rank())  # dropout differs between them
+        stage = ColdStartConfig.model_validate(settings["stage"])
+        super().__init__(Path(settings["out"]).name, stage, settings, stage.epochs)
+        self.out = Path(settings["out"])
+        self.shape = Shape.of(self.engine.module.lm)
         cuda = self.engine.device.type == "cuda"
         self.peak = stage.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if cuda else None)
-        self.started = time.monotonic()
 
-    def step(self, place: Any) -> dict[str, float]:
+    def prepare(self, model: ReasoningEmbedder) -> None:
+        """Low-rank adapters, where they are asked for."""
+        if self.stage.lora.rank:
+            _adapt(model, self.stage)
+
+    def step(self, place: Place) -> dict[str, float]:
         """One update; returns the logged values, those of the global batch."""
         clock = [time.monotonic()]
         random = np.random.default_rng([self.config.seed, place.step, rank()])
@@ -177,31 +138,26 @@ class Trainer:
             speed["mfu"] = mfu(flops, seconds, self.peak * world_size())
         return speed
 
+    def note(self, values: dict[str, float]) -> str:
+        """The losses."""
+        return " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values)
+
     def measure(self) -> dict[str, float]:
         """Metrics of the dev set, on rank 0; nothing where there is none."""
         if self.dev is None:
             return {}
         return dev_set.measure(self.engine, self.dev, self.stage.checkpoint.k, self.stage.chunk_tokens)
 
-    def save(self, done: int, epoch: int, measured: dict[str, float]) -> None:
-        """Write a checkpoint, with what the dev set measured on it."""
-        record: dict[str, Any] = {
-            "objective": self.stage.objective,
-            "steps": done,
-            "epochs": epoch + 1,
-            "seconds": time.monotonic() - self.started,
-            "zero_stage": self.engine.zero_optimization_stage(),
-        }
-        if measured:
-            record["dev"] = measured
-        self.checkpoints.save(self.engine, done, self.run, record, self._export)
+    def record(self) -> dict[str, Any]:
+        """What trained the model."""
+        return {"objective": self.stage.objective}
 
-    def _export(self, state: dict[str, torch.Tensor], folder: Path) -> None:
+    def export(self, state: dict[str, torch.Tensor], folder: Path) -> None:
+        """Adapters apart, and merged."""
         if self.stage.lora.rank:
             base = self.config.model.source or str(self.out)
             state = split_state(self.start, self.stage.lora, state, folder, base)
-        dtype = torch.bfloat16 if self.stage.optim.bf16 else torch.float32
-        ReasoningEmbedder.load(self.start, dtype).write(folder, state)
+        super().export(state, folder)
 
 
 def _adapt(model: ReasoningEmbedder, stage: ColdStartConfig) -> None:

@@ -1,7 +1,7 @@
 """The dev set of a training run: held-out triplets ranked against a part of the catalogue, on all ranks.
 
-Queries are embedded with the teacher's reasoning (or without, for the direct baseline): it costs no generation, and
-chooses between checkpoints of one run. How the model reasons by itself is `lrem evaluate`'s to say.
+In stage 1 queries are embedded with the teacher's reasoning (or without, for the direct baseline): it costs no
+generation. In stage 2 they are embedded with the model's own, which is what that stage trains.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from lrem.distributed import gather, rank, world_size
 from lrem.evaluation.metrics import per_query
 from lrem.gradcache import cut
 from lrem.schema import TRIPLETS, DataError, read_items, read_table
-from lrem.settings import ColdStartConfig
+from lrem.settings import CheckpointConfig
 
 
 class DevSet(NamedTuple):
@@ -27,7 +27,7 @@ class DevSet(NamedTuple):
     titles: list[str]
 
 
-def load(config: Config, stage: ColdStartConfig) -> DevSet | None:
+def load(config: Config, checkpoint: CheckpointConfig, with_reasoning: bool) -> DevSet | None:
     """Read paths.dev and draw the catalogue's part; None where there is no dev set.
 
     Raises:
@@ -50,9 +50,9 @@ def load(config: Config, stage: ColdStartConfig) -> DevSet | None:
         )
     known = sorted(set().union(*relevant.values()))
     others = sorted(title.keys() - set(known))
-    drawn = np.random.default_rng(config.seed).permutation(len(others))[: stage.checkpoint.candidates]
+    drawn = np.random.default_rng(config.seed).permutation(len(others))[: checkpoint.candidates]
     ids = known + [others[i] for i in drawn]
-    reasoning = {row["query"]: row["reasoning"] if stage.objective == "joint" else None for row in table}
+    reasoning = {row["query"]: row["reasoning"] if with_reasoning else None for row in table}
     queries = list(relevant)
     return DevSet(
         queries, [reasoning[q] for q in queries], [relevant[q] for q in queries], ids, [title[i] for i in ids]
@@ -78,15 +78,19 @@ def measure(engine: Any, dev: DevSet, k: int, chunk_tokens: int) -> dict[str, fl
     return {"hit_rate": hit_rate, "precision": precision}
 
 
-@torch.no_grad()
 def _encode(engine: Any, rows: list[list[int]], chunk_tokens: int) -> torch.Tensor:
-    """Unit embeddings [N, H] of all rows, each rank embedding a share; equally many forwards on every rank."""
+    """Unit embeddings [N, H] of all rows, each rank embedding a share."""
     mine = list(range(rank(), len(rows), world_size())) or [0]
-    device = engine.device
+    embeddings = gather(encode_rows(engine, [rows[i] for i in mine], chunk_tokens))
+    places = gather(torch.tensor(mine, device=engine.device))
+    return torch.empty(len(rows), embeddings.shape[1], device=engine.device).index_copy_(0, places, embeddings)
+
+
+@torch.no_grad()
+def encode_rows(engine: Any, rows: list[list[int]], chunk_tokens: int) -> torch.Tensor:
+    """Unit embeddings [n, H] of this rank's rows, at least one; equally many forwards on every rank."""
     engine.eval()
-    parts = cut([rows[i] for i in mine], None, 0, chunk_tokens, device)
+    parts = cut(rows, None, 0, chunk_tokens, engine.device)
     found = torch.cat([engine(part.sequences).embeddings[: len(part.rows)] for part in parts])
-    place = torch.tensor(mine, device=device)[torch.cat([part.rows for part in parts])]
     engine.train()
-    embeddings, places = gather(found), gather(place)
-    return torch.empty(len(rows), embeddings.shape[1], device=device).index_copy_(0, places, embeddings)
+    return torch.empty_like(found).index_copy_(0, torch.cat([part.rows for part in parts]), found)

@@ -20,7 +20,7 @@ from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.schema import QRELS, QUERIES, DataError, read_items, read_table
 from ray_apps.cluster import cluster
 from ray_apps.embed_items import build_index, embed
-from ray_apps.rollout import start_engines, wait
+from ray_apps.rollout import patience, start_pool, wait
 
 Queries = dict[str, dict[str, str]]  # query_id → its row
 
@@ -110,16 +110,14 @@ def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
 
 
 def reason(config: Config, folder: Path, queries: list[str]) -> list[str]:
-    """Greedy reasonings by vLLM."""
-    engines = start_engines(folder, config)
+    """Greedy reasonings by the engines of a rollout pool."""
+    pool = start_pool(folder, config)
     try:
-        shares = [queries[i :: len(engines)] for i in range(len(engines))]
-        calls = [engine.reason.remote(share) for engine, share in zip(engines, shares, strict=True)]
-        parts = wait(calls, config.rollout.timeout_s, "the reasonings of the test queries")
-        return [parts[i % len(engines)][i // len(engines)] for i in range(len(queries))]
+        asked = pool.reason.remote(queries, 0.0, None)
+        [found] = wait([asked], patience(config), "the reasonings of the test queries")
+        return list(found)
     finally:
-        for engine in engines:
-            ray.kill(engine)
+        ray.kill(pool)
 
 
 def ask(config: Config, searcher: Any, ids: list[str], queries: list[str], reasonings: list[Any]) -> Run:

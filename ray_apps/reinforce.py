@@ -1,12 +1,12 @@
-"""Stage 2 on Ray Train, DeepSpeed and vLLM actors: GRPO on the reasoning and InfoNCE on the embedding.
+"""Stage 2 on Ray Train, DeepSpeed and the rollout pool: GRPO on the reasoning and InfoNCE on the embedding.
 
-One step: sample G reasonings a query, run one forward that serves the ratio, the reward's ranks and the
-InfoNCE, update, push the weights to every vLLM actor. Departures from the paper: the ratio is per token and the
-rank is taken among random items too (both settings); malformed output earns nothing.
-Holds no formula: lrem.losses and lrem.rewards do.
+One step: G reasonings of each query from the pool, one update, the new weights to every engine. Departures from the
+paper, each a setting: the ratio is per token, the rank is taken among random items too, known relevant items cost
+no rank, and malformed output earns nothing. Holds no formula: lrem.grpo does.
 """
 
 import time
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -14,224 +14,282 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
-from torch import Tensor
+import torch.distributed as dist
 
 from lrem.config import Config
-from lrem.distributed import gather, rank, total, world_size
-from lrem.losses import Clip, clip_fraction, global_loss, group_advantage, info_nce, policy_gradient
-from lrem.model import ReasoningEmbedder, Sequences, fingerprint, pad
+from lrem.distributed import rank, total, world_size
+from lrem.files import atomic_folder
+from lrem.grpo import Candidates, Rollout, Step, accumulate_gradients, collate
+from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.positives import KnownPositives, identity, query_identity
-from lrem.rewards import combine, reward_parts
-from lrem.rewards import rank as rank_of
-from lrem.schema import RL_PAIRS, DataError, read_items, read_table
-from lrem.template import Parsed
+from lrem.rewards import find
+from lrem.schema import NEGATIVES, RL_PAIRS, DataError, read_items, read_table
+from lrem.sequences import pad
+from lrem.settings import ReinforceConfig
+from ray_apps import dev_set
+from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
-from ray_apps.rollout import Rollout, start_engines, wait
-from ray_apps.tracking import Log
-from ray_apps.training import Row, Shard, engine_backward, fit, full_state, make_engine, update
+from ray_apps.engines import Loaded, probe_prompts
+from ray_apps.loop import StageTrainer, must_stay, run_steps
+from ray_apps.rollout import RolloutError, compare, patience, start_pool, wait
+from ray_apps.tracking import JsonLines, check_finite, require
+from ray_apps.training import Place, Row, engine_backward, fit, full_state, update
+from ray_apps.weights import checksum, pack
+
+NAME = "reinforce"
 
 
-def run(config: Config) -> dict[str, Any]:
-    """Train from paths.cold_start and write paths.model; returns counts for the report."""
-    pairs = read_table(config.path("rl_pairs"), RL_PAIRS)
-    unknown = set(pairs["item_id"].to_pylist()) - set(read_items(config.path("items"))["item_id"].to_pylist())
-    if unknown:
-        raise DataError(f"{config.path('rl_pairs')}: item '{min(unknown)}' is not in {config.path('items')}")
-    if pairs.num_rows < config.reinforce.workers:
-        raise DataError(f"{pairs.num_rows} RL pairs for {config.reinforce.workers} workers: raise curate.rl_share")
-    fingerprint(config.path("cold_start"))  # said here if there is no model, rather than by an actor
-    rl = config.reinforce
-    keyed = with_keys(pairs.take(np.random.default_rng(config.seed).permutation(pairs.num_rows)))
+def run(config: Config, resume: bool = False) -> dict[str, Any]:
+    """Train from paths.cold_start and write paths.model; returns counts for the report.
+
+    Args:
+        resume: go on from the newest checkpoint of a run that was stopped.
+    """
+    rl, start = config.reinforce, config.path("cold_start")
+    require(rl.trackers)
+    for name in rl.rewards.weights():
+        _known_reward(name)
+    made_of = fingerprint(start)  # said here if there is no model, rather than by an actor
+    rows = read_pairs(config)
+    checkpoints = Checkpoints(config.run_dir / "checkpoints" / NAME, rl.checkpoint.keep)
+    checkpoints.look(resume)
+    dev = dev_set.load(config, rl.checkpoint, with_reasoning=True)
     with cluster(config):
-        engines = start_engines(config.path("cold_start"), config, rl.workers)
-        known = KnownPositives(keyed["query_key"].to_numpy(), keyed["item_key"].to_numpy())
-        settings = {"engines": engines, "rows": keyed.num_rows, "known": ray.put(known)}
+        pool = start_pool(start, config, rl.workers)
         try:
-            fit(train, config, settings, ray.data.from_arrow(keyed), rl.workers, "reinforce", len(engines))
+            known = KnownPositives(rows["query_key"].to_numpy(), rows["item_key"].to_numpy())
+            data = f"{rows.num_rows} rows, {int(rows['row'].to_numpy().view(np.uint64).sum()):016x}"
+            settings = {
+                "pool": pool,
+                "start": str(start),
+                "rows": rows.num_rows,
+                "known": ray.put(known),
+                "dev": ray.put(dev),
+                "checkpoints": str(checkpoints.folder),
+                "run": must_stay(config, rl, data, made_of, dev),
+            }
+            checkpoints.begin(settings["run"])
+            dataset = ray.data.from_arrow(rows)
+            fit(train, config, settings, dataset, rl.workers, NAME, config.rollout.actors, rl.restarts)
         finally:
-            for engine in engines:
-                ray.kill(engine)
-    return {"rows": pairs.num_rows}
+            ray.kill(pool)  # and with it its engines
+    with atomic_folder(config.path("model")) as part:
+        checkpoints.export(part)
+    checkpoints.finish()
+    return {"rows": rows.num_rows}
+
+
+def _known_reward(name: str) -> None:
+    try:
+        find(name)
+    except ValueError as error:
+        raise DataError(f"reinforce.rewards: {error}") from error
+
+
+def read_pairs(config: Config) -> pa.Table:
+    """RL_PAIRS with `row` (hash of content and seed, sorted), `query_key`, `item_key`, and hard negatives if any.
+
+    Raises:
+        DataError: a row is blank or its item is not in the catalogue, or there are too few for the workers.
+    """
+    uri, rl = config.uri("rl_pairs"), config.reinforce
+    pairs = read_table(uri, RL_PAIRS, keep_extra=True)
+    pairs = pairs.select([*RL_PAIRS.names, *(name for name in NEGATIVES.names if name in pairs.column_names)])
+    known = set(read_items(config.path("items"))["item_id"].to_pylist())
+    rows = pairs.to_pylist()
+    for row in rows:
+        for name in ("query", "title"):
+            if not row[name].strip():
+                raise DataError(
+                    f"{uri}: query '{row['query_id']}', item '{row['item_id']}': the {name} is empty: drop it"
+                )
+        if row["item_id"] not in known:
+            raise DataError(
+                f"{uri}: item '{row['item_id']}' is not in {config.path('items')}: drop the row or add the item"
+            )
+        content = (row["query"], row["item_id"], row["title"])
+        row["row"] = identity(str(config.seed), *content)
+        row["query_key"], row["item_key"] = query_identity(row["query"]), identity(row["item_id"])
+        row["negative_keys"] = [identity(item) for item in row.get("negative_ids") or []]
+    if len(rows) < rl.workers:
+        raise DataError(f"{len(rows)} RL pairs for {rl.workers} workers: raise curate.rl_share, or lower workers")
+    keys = [(name, pa.int64()) for name in ("row", "query_key", "item_key")]
+    schema = pa.schema([*pairs.schema, *keys, ("negative_keys", pa.list_(pa.int64()))])
+    return pa.Table.from_pylist(rows, schema).sort_by("row")
 
 
 def train(settings: dict[str, Any]) -> None:
-    """One rank's training loop."""
-    config = Config.model_validate(settings["config"])
-    rl = config.reinforce
-    shard = Shard(settings["rows"], rl.batch_size, config.seed)
-    steps = rl.steps or shard.per_epoch
-    model = ReasoningEmbedder.load(config.path("cold_start"))
-    trainer = Trainer(config, model, settings["engines"], ray.get(settings["known"], timeout=300), steps)
-    log = Log(config, "reinforce", settings["board"], steps)
-    started = time.monotonic()
-    for place in shard.places(0, steps):
-        log(place.step + 1, *trainer.step(shard.take(place)))
-    log.close()
-    record = {
-        "objective": "reinforce",
-        "steps": trainer.engine.global_steps,
-        "seconds": time.monotonic() - started,
-        "zero_stage": trainer.engine.zero_optimization_stage(),
-        "weight_syncs": trainer.version,
-    }
-    state = full_state(trainer.engine)
-    if rank() == 0:
-        model.save(config.path("model"), state, record)
+    """One rank's run: from the newest checkpoint, or from the start, to the last step."""
+    run_steps(Trainer(settings), settings["board"])
 
 
-def with_keys(pairs: pa.Table) -> pa.Table:
-    """Add `query_key` and `item_key`, the identities that the losses compare."""
-    keys = {
-        "query_key": map(query_identity, pairs["query"].to_pylist()),
-        "item_key": map(identity, pairs["item_id"].to_pylist()),
-    }
-    for name, values in keys.items():
-        pairs = pairs.append_column(name, pa.array(values, pa.int64()))
-    return pairs
+class Trainer(StageTrainer):
+    """One rank's state: the DeepSpeed engine, the pool, and the policy version both agree on (the steps done)."""
 
+    stage: ReinforceConfig
 
-class Trainer:
-    """One rank's state: the DeepSpeed engine, the vLLM actors, and the policy version both agree on."""
+    def __init__(self, settings: dict[str, Any]) -> None:
+        rl = Config.model_validate(settings["config"]).reinforce
+        super().__init__(NAME, rl, settings, 1, rl.steps)
+        self.pool, self.version, self.syncs = settings["pool"], 0, 0
+        self.waiting: deque[tuple[list[Row], Any]] = deque()  # of the next steps: rows, and their rollouts to come
+        self.items = read_items(self.config.path("items")).select(["item_id", "title"]).to_pylist()
+        self.reference: ReasoningEmbedder | None = None
+        if rl.kl_weight:
+            self.reference = ReasoningEmbedder.load(self.start).eval().requires_grad_(False).to(self.engine.device)
 
-    def __init__(
-        self, config: Config, model: ReasoningEmbedder, engines: list[Any], known: KnownPositives, steps: int
-    ) -> None:
-        self.config, self.rollout_engines, self.known, self.version = config, engines, known, 0
-        self.engine = make_engine(model, config.reinforce.optim, config.reinforce.batch_size, steps)
-        items = read_items(config.path("items"))
-        self.catalogue = items.select(["item_id", "title"]).to_pylist()
-        self.position = {item["item_id"]: i for i, item in enumerate(self.catalogue)}
-        self.random = torch.Generator().manual_seed(config.seed)  # one draw on all ranks: each embeds a share
+    def begin(self, first: int) -> None:
+        """The pool takes the weights that training goes on from."""
+        self.samples = JsonLines(self.config.run_dir / "logs" / f"{NAME}.rollouts-{rank()}.jsonl", first)
+        self.sync(first)
 
-    def step(self, batch: list[Row]) -> tuple[dict[str, float], str]:
-        """One on-policy update; returns the logged values and the note beside the progress bar."""
+    def step(self, place: Place) -> dict[str, float]:
+        """One update on rollouts of the present policy, or of one at most `staleness` steps older."""
         clock = [time.monotonic()]
-        rollouts = self.sample([row["query"] for row in batch])
+        rows, rollouts = self.rollouts(place)
         clock.append(time.monotonic())
-        values = self.update(batch, rollouts)
+        values = self.update(place, rows, rollouts)
         clock.append(time.monotonic())
-        self.sync()
+        restarts = self.sync(place.step + 1)
         clock.append(time.monotonic())
-        names = ("rollout", "train", "sync")
-        values |= {f"{name}_s": end - start for name, start, end in zip(names, clock, clock[1:], strict=False)}
-        return (
-            values,
-            f"reward {values['reward']:.3f} rank {values['rank']:.1f} format {values['format']:.2f}",
-        )
+        names = ("rollout_s", "train_s", "sync_s")
+        phases = {name: end - begin for name, begin, end in zip(names, clock, clock[1:], strict=False)}
+        samples = total(torch.tensor(float(len(rows) * self.stage.group_size), device=self.engine.device)).item()
+        return values | phases | {"samples_per_s": samples / (clock[-1] - clock[0]), "actor_restarts": restarts}
 
-    def sample(self, queries: list[str]) -> list[list[Rollout]]:
-        """G rollouts of each query, the queries dealt out over the vLLM actors.
+    def rollouts(self, place: Place) -> tuple[list[Row], list[list[Rollout]]]:
+        """This step's rows and their rollouts; those of the next `staleness` steps are asked for already.
 
         Raises:
-            RuntimeError: an actor still served an older policy.
+            RolloutError: rollouts are older than that, or the pool has given up.
         """
-        engines, group = self.rollout_engines, self.config.reinforce.group_size
-        shares = [queries[i :: len(engines)] for i in range(len(engines))]
-        calls = [engine.sample.remote(share, group) for engine, share in zip(engines, shares, strict=True) if share]
-        parts = wait(calls, self.config.rollout.timeout_s, f"rollouts of policy version {self.version}")
-        groups = [parts[i % len(engines)][i // len(engines)] for i in range(len(queries))]
-        stale = {rollout.version for group in groups for rollout in group} - {self.version}
-        if stale:
-            raise RuntimeError(f"rollouts of policy version {stale} at version {self.version}: the weight sync failed")
-        return groups
+        last = min(place.step + self.stage.staleness, self.steps - 1)
+        for step in range(place.step + len(self.waiting), last + 1):
+            rows = self.shard.take(self.shard.place(step))
+            seeds = [identity(str(self.config.seed), str(step), str(row["row"])) % 2**31 for row in rows]
+            asked = self.pool.sample.remote([row["query"] for row in rows], self.stage.group_size, seeds)
+            self.waiting.append((rows, asked))
+        rows, asked = self.waiting.popleft()
+        [groups] = wait([asked], patience(self.config), f"the rollouts of step {place.step + 1}")
+        oldest = min(rollout.version for group in groups for rollout in group)
+        if self.version - oldest > self.stage.staleness:
+            raise RolloutError(
+                f"rollouts of policy version {oldest} at version {self.version}, staleness={self.stage.staleness} is "
+                "allowed: the weight sync failed"
+            )
+        return rows, groups
 
-    def update(self, batch: list[Row], groups: list[list[Rollout]]) -> dict[str, float]:
-        """Forward once, reward, and take one optimiser step; returns the logged values."""
-        rl, device = self.config.reinforce, self.engine.device
-        queries, old, parsed = render(self.engine.module, batch, groups)
-        queries, old = queries.to(device), old.to(device)
-        items = pad([self.engine.module.renderer.item(row["title"]) for row in batch]).to(device)
-        item_keys = torch.tensor([row["item_key"] for row in batch], device=device)
-        known = torch.from_numpy(self.known.table([row["query_key"] for row in batch])).to(device)
-        owner = torch.arange(len(batch), device=device).repeat_interleave(rl.group_size)  # [B] of each rollout
-        extra, extra_ids = self.extra_items()
-        encoded = self.engine(queries, self.config.rollout.temperature)
-        item_embeddings = self.engine(items).embeddings
-        sampled, log_probs = queries.scored, encoded.log_probs
-        assert sampled is not None  # `render` scores what was sampled
-        assert log_probs is not None
-        ids = torch.tensor([self.position[row["item_id"]] for row in batch], device=device)
-        candidates = gather(torch.cat([item_embeddings.detach(), extra])), gather(torch.cat([ids, extra_ids]))
-        ranks, count = rank_of(encoded.embeddings.detach(), ids[owner], *candidates)
-        rewards, values = self.reward(parsed, ranks, count)
-        advantages = group_advantage(rewards.view(-1, rl.group_size)).flatten()
-        clip = Clip(rl.ratio, rl.clip_low, rl.clip_high)
-        policy = policy_gradient(log_probs, old, advantages, sampled, clip)
-        contrast = info_nce(encoded.embeddings, item_embeddings, owner, item_keys, known[owner], rl.temperature)
-        engine_backward(self.engine)(rl.grpo_weight * policy + rl.info_nce_weight * contrast, True)
-        norm = update(self.engine)
-        self.engine.module.state_gradients.clear()
-        log_probs = log_probs.detach()
-        return values | {
-            "policy": global_loss(policy),
-            "info_nce": global_loss(contrast),
-            "entropy": -mean(log_probs[sampled]),  # unbiased: the policy's own samples
-            "mismatch_kl": mean((old - log_probs)[sampled]),
-            "clip_fraction": clip_fraction(log_probs, old, sampled, clip).item(),
-            "grad_norm": norm,
-        }
-
-    def reward(self, parsed: list[Parsed], ranks: Tensor, candidates: int) -> tuple[Tensor, dict[str, float]]:
-        """Rewards [B], and the means of their parts for the log."""
-        well_formed = torch.tensor([p.well_formed for p in parsed], device=ranks.device)
-        lengths = torch.tensor([len(p.reasoning) for p in parsed], device=ranks.device)
-        parts = reward_parts(well_formed, lengths, self.engine.module.template.budget, ranks, candidates)
-        rewards = combine(parts, self.config.reinforce.rewards.model_dump())
-        shown = parts | {"reward": rewards, "rank": ranks.float(), "reasoning_length": lengths.float()}
-        return rewards, {name: mean(values) for name, values in shown.items()}
+    def update(self, place: Place, rows: list[Row], rollouts: list[list[Rollout]]) -> dict[str, float]:
+        """Forward, reward, and take one optimiser step; returns the logged values."""
+        engine, rl, temperature = self.engine, self.stage, self.config.rollout.temperature
+        batch = collate(rows, rollouts, engine.module.renderer, self.known)
+        reference = self.reference
+        found = accumulate_gradients(
+            batch,
+            rl,
+            engine.module.template.budget,
+            lambda sequences: engine(sequences, temperature),
+            engine_backward(engine),
+            engine.device,
+            self.candidates(place.step),
+            None if reference is None else lambda sequences: reference(sequences, temperature),
+        )
+        engine.module.state_gradients.clear()
+        check_finite(place.step + 1, found.values)  # before the weights take it
+        self._write_samples(place.step + 1, batch.reasonings, rows, rollouts, found)
+        lags = (self.version - batch.versions).float().to(engine.device)
+        staleness = total(lags.sum()) / total(torch.tensor(float(lags.numel()), device=engine.device))
+        values = found.values | {"staleness": staleness.item(), "lr": engine.get_lr()[0]}
+        return values | {"grad_norm": update(engine), "epoch": place.epoch}
 
     @torch.no_grad()
-    def extra_items(self) -> tuple[Tensor, Tensor]:
-        """Embeddings [M, H] and ids [M] of this rank's share of the random items that widen the ranking.
+    def candidates(self, step: int) -> Candidates:
+        """This rank's share of the random items that widen the ranking, embedded afresh.
 
-        Every rank embeds equally many, so that ZeRO-3 gathers weights alike; what overlaps counts once.
+        All ranks draw alike and each embeds equally many, so that ZeRO-3 gathers weights alike; what overlaps counts
+        once.
         """
-        count = min(self.config.reinforce.extra_candidates, len(self.catalogue))
-        drawn = torch.randperm(len(self.catalogue), generator=self.random)[:count]
+        device, count = self.engine.device, min(self.stage.extra_candidates, len(self.items))
         if count == 0:
-            model: ReasoningEmbedder = self.engine.module
-            return torch.empty(0, model.dimension, device=self.engine.device), drawn.to(self.engine.device)
+            none = torch.empty(0, self.engine.module.dimension, device=device)
+            return Candidates(none, torch.empty(0, dtype=torch.long, device=device))
+        drawn = np.random.default_rng([self.config.seed, step]).choice(len(self.items), count, replace=False)
         share = -(-count // world_size())
-        mine = drawn[torch.arange(rank() * share, (rank() + 1) * share) % count]
-        rows = [self.engine.module.renderer.item(self.catalogue[i]["title"]) for i in mine.tolist()]
-        return self.engine.module.embed(pad(rows).to(self.engine.device)), mine.to(self.engine.device)
+        mine = [self.items[i] for i in drawn[np.arange(rank() * share, (rank() + 1) * share) % count]]
+        rows = [self.engine.module.renderer.item(item["title"]) for item in mine]
+        keys = torch.tensor([identity(item["item_id"]) for item in mine], device=device)
+        return Candidates(dev_set.encode_rows(self.engine, rows, self.stage.chunk_tokens), keys)
 
-    def sync(self) -> None:
-        """Push the whole state to every vLLM actor in memory, in one call each, under the next version."""
-        self.version += 1
+    def sync(self, version: int) -> int:
+        """Push the whole state to every engine under `version`, and check that they sample the trainer's policy.
+
+        Returns how many engines the pool has replaced so far. Every rank calls, and each meets a failure alike.
+
+        Raises:
+            RolloutError: an engine did not take the weights in time, or samples another policy; it is named.
+        """
         state = full_state(self.engine)
+        answer: list[Any] = [None]
         if rank() == 0:
-            weights = ray.put(list(state.items()))
-            calls = [engine.update_weights.remote(weights, self.version) for engine in self.rollout_engines]
-            wait(calls, self.config.rollout.timeout_s, f"the vLLM actors to take policy version {self.version}")
-        total(torch.zeros(1, device=self.engine.device))  # nobody samples before the sync is done
+            weights = pack(state)
+            sent = checksum(weights)
+            try:
+                asked = self.pool.sync.remote([ray.put(weights)], version)
+                answer = [(sent, *wait([asked], patience(self.config), f"the pool to take policy version {version}"))]
+            except (RolloutError, TimeoutError) as error:
+                answer = [error]
+        if world_size() > 1:
+            dist.broadcast_object_list(answer)
+        if isinstance(answer[0], Exception):
+            raise RolloutError(str(answer[0]))
+        sent, synced = answer[0]
+        for name, loaded in synced.loaded.items():
+            compare(name, loaded, self.expected(version, sent, loaded), self.config.rollout.probe_tolerance)
+        self.version, self.syncs = version, self.syncs + 1
+        return int(synced.restarts)
 
+    @torch.no_grad()
+    def expected(self, version: int, sent: int, loaded: Loaded) -> Loaded:
+        """What an engine should have said: the probe's tokens with the trainer's own log-probabilities."""
+        prompts = probe_prompts(self.engine.module.renderer)
+        rows = [prompt + rollout.tokens for prompt, rollout in zip(prompts, loaded.probe, strict=True)]
+        spans = [(len(prompt), len(row)) for prompt, row in zip(prompts, rows, strict=True)]
+        sequences = pad(rows, spans).to(self.engine.device)
+        log_probs = self.engine(sequences, self.config.rollout.temperature).log_probs
+        own = [log_probs[i, start].item() for i, (start, _) in enumerate(spans)]
+        probe = [Rollout(rollout.tokens, [value], version) for rollout, value in zip(loaded.probe, own, strict=True)]
+        return Loaded(version, sent, probe)
 
-def render(
-    model: ReasoningEmbedder, batch: list[Row], groups: list[list[Rollout]]
-) -> tuple[Sequences, Tensor, list[Parsed]]:
-    """Rollouts → (sequences [B, L] with the sampled tokens scored, old log-probabilities [B, L], parsed).
+    def measure(self) -> dict[str, float]:
+        """Metrics of the dev set with the model's own greedy reasoning, on rank 0."""
+        if self.dev is None:
+            return {}
+        own: list[Any] = [None]
+        if rank() == 0:
+            asked = self.pool.reason.remote(self.dev.queries, 0.0, None)
+            own = wait([asked], patience(self.config), "the reasonings of the dev set")
+        if world_size() > 1:
+            dist.broadcast_object_list(own)
+        reasoned = self.dev._replace(reasonings=own[0])
+        return dev_set.measure(self.engine, reasoned, self.stage.checkpoint.k, self.stage.chunk_tokens)
 
-    A malformed sample gets a forced `</think><emb>` to be embedded at; forced tokens are never scored.
-    """
-    renderer = model.renderer
-    rows, spans, parsed, sampled = [], [], [], []
-    for row, group in zip(batch, groups, strict=True):
-        prompt = renderer.query_prompt(row["query"])
-        for rollout in group:
-            read = renderer.parse(rollout.tokens)
-            forced = [] if read.well_formed else [renderer.close, renderer.emb]
-            rows.append(prompt + rollout.tokens + forced)
-            spans.append((len(prompt), len(prompt) + len(rollout.tokens)))
-            parsed.append(read)
-            sampled.append(rollout.log_probs)
-    sequences = pad(rows, spans)
-    old = torch.zeros(sequences.ids.shape)
-    for i, ((start, end), log_probs) in enumerate(zip(spans, sampled, strict=True)):
-        old[i, start:end] = torch.tensor(log_probs)
-    return sequences, old, parsed
+    def note(self, values: dict[str, float]) -> str:
+        """Reward, median rank, share of well-formed rollouts."""
+        return f"reward {values['reward']:.3f} rank {values['rank_p50']:.0f} format {values['format_rate']:.2f}"
 
+    def record(self) -> dict[str, Any]:
+        """What trained the model."""
+        return {"objective": NAME, "weight_syncs": self.syncs}
 
-def mean(values: Tensor) -> float:
-    """Mean over every rank's elements."""
-    return (total(values.sum()) / total(torch.tensor(float(values.numel()), device=values.device))).item()
+    def _write_samples(
+        self, step: int, reasonings: list[str], rows: list[Row], rollouts: list[list[Rollout]], found: Step
+    ) -> None:
+        """The first groups of this rank, for people to read."""
+        size = self.stage.group_size
+        for number, row in enumerate(rows[: self.stage.samples]):
+            for i in range(number * size, (number + 1) * size):
+                rollout = rollouts[number][i - number * size]
+                said = {"query": row["query"], "item_id": row["item_id"], "reasoning": reasonings[i]}
+                parts = {name: round(part[i].item(), 4) for name, part in found.parts.items()}
+                rewarded = {"reward": round(found.rewards[i].item(), 4), **parts, "rank": int(found.ranks[i])}
+                self.samples.write(step, said | rewarded | {"version": rollout.version})

@@ -17,7 +17,7 @@ from ray import serve
 
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.settings import RolloutConfig
-from ray_apps.rollout import VllmEngine
+from ray_apps.engines import VllmEngine
 
 THREADS = 1  # of torch in an embedder: scale by replicas, never oversubscribe the cores
 BATCH = 32  # requests that one call of an engine answers together

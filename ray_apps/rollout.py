@@ -1,130 +1,272 @@
-"""vLLM in Ray actors: they sample reasonings, and take new weights in memory.
+"""The rollout pool: engines in Ray actors behind one queue, kept alive and on one version of the policy.
 
-Every rollout carries its tokens, its log-probabilities and the version of the policy that wrote it.
+    ranks → RolloutPool (one asyncio actor) → N engine actors
+
+The pool cuts what it is asked for into calls, gives each to an idle engine in order, and asks another engine again
+where one dies or does not answer in time; a lost engine is replaced and given the present weights. A sync waits for
+the calls before it and holds back those after it. Knows no model: engines do, see ray_apps.engines.
 """
 
-import os
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ray
-import torch
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
 
 from lrem.config import Config
-from lrem.settings import RolloutConfig
-from lrem.template import Renderer, Template
+from lrem.grpo import Rollout
 from ray_apps.cluster import gpu_plan
+from ray_apps.engines import ENGINES, Loaded
+
+Answer = TypeVar("Answer")
 
 
-class Rollout(NamedTuple):
-    """One sampled completion: ids after the prompt, their log-probabilities (nats), the policy's version."""
-
-    tokens: list[int]
-    log_probs: list[float]
-    version: int
+class RolloutError(RuntimeError):
+    """The pool cannot go on; the message names the actor and what it was to do."""
 
 
-class VllmEngine:
-    """One vLLM engine over a model folder, in this process."""
+class Synced(NamedTuple):
+    """What a sync left behind: what each engine says it loaded, by its name."""
 
-    def __init__(self, folder: str, config: RolloutConfig, seed: int = 0, gpu_memory: float = 0.9) -> None:
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
-        from transformers import AutoTokenizer
-        from vllm import LLM
+    loaded: dict[str, Loaded]
+    restarts: int  # engines replaced so far
 
-        self.version = 0
-        self.config = config
-        self.renderer = Renderer(Template.load(Path(folder)), AutoTokenizer.from_pretrained(folder))
-        self.llm = LLM(
-            folder,
-            runner="generate",  # the folder also describes its item side, which vLLM would take for its only one
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            gpu_memory_utilization=gpu_memory,
-            enforce_eager=not torch.cuda.is_available(),
-            logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature included
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            seed=seed,
-        )
 
-    def generate(
-        self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, stop: list[int]
-    ) -> list[list[Rollout]]:
-        """Sample `n` completions of each prompt; temperature 0 is greedy. The stop token is kept.
+class _Member:
+    """One place of the pool; its actor may change."""
 
-        top-p and top-k stay off: truncated sampling would bias the importance ratio.
+    def __init__(self, number: int, actor: ActorHandle) -> None:
+        self.number, self.actor, self.attempt = number, actor, 0
+
+    @property
+    def name(self) -> str:
+        """As messages and logs call it."""
+        return f"rollout actor {self.number}"
+
+
+class RolloutPool:
+    """An asyncio actor's state; see the module. Its methods may be called by any number of ranks at once.
+
+    Args:
+        gpus: of each engine. gpu_memory: the share of a GPU's memory that an engine may take.
+    """
+
+    def __init__(self, folder: str, config: Config, gpus: float, gpu_memory: float) -> None:
+        self.folder, self.config, self.gpus, self.gpu_memory = folder, config, gpus, gpu_memory
+        self.rollout = config.rollout
+        self.idle: asyncio.Queue[_Member] = asyncio.Queue()
+        self.room = asyncio.Semaphore(self.rollout.queue)
+        self.members: list[_Member] = []
+        self.busy, self.restarts = 0, 0
+        self.open, self.quiet = asyncio.Event(), asyncio.Event()
+        self.open.set()
+        self.quiet.set()
+        self.weights: list[Any] = []  # a reference to the present weights, once there has been a sync
+        self.present: Loaded | None = None
+        self.starting = asyncio.Lock()
+
+    async def start(self) -> list[str]:
+        """Start the engines, if they are not up; returns their names. Every other method does so by itself.
+
+        Raises:
+            RolloutError: one was not up within ray.start_timeout_s.
         """
-        from vllm import SamplingParams, TokensPrompt
+        async with self.starting:
+            if not self.members:
+                members = [_Member(i, self._actor(i)) for i in range(self.rollout.actors)]
+                await asyncio.gather(*(self._ready(member) for member in members))
+                for member in members:
+                    self.idle.put_nowait(member)
+                self.members = members
+        return [member.name for member in self.members]
 
-        params = SamplingParams(
-            n=n,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            stop_token_ids=stop,
-            ignore_eos=True,
-            detokenize=False,
-            logprobs=0,
-        )
-        outputs = self.llm.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
-        return [[self._rollout(completion) for completion in output.outputs] for output in outputs]
+    async def sample(self, queries: list[str], n: int, seeds: list[int]) -> list[list[Rollout]]:
+        """n rollouts of each query, in order; `seeds`, one a query, make them repeatable.
 
-    def sample(self, queries: list[str], n: int) -> list[list[Rollout]]:
-        """n training rollouts of each query, free from the first token on, cut at budget + slack."""
-        renderer = self.renderer
-        prompts = [renderer.query_prompt(query) for query in queries]
-        length = renderer.template.budget + self.config.slack
-        return self.generate(prompts, n, self.config.temperature, length, [renderer.emb])
+        Raises:
+            RolloutError: more than rollout.restarts engines were lost, or one could not be replaced.
+        """
 
-    def reason(self, queries: list[str], temperature: float = 0.0) -> list[str]:
-        """One reasoning a query: `<think>` is given, the close is forced at the budget."""
-        renderer = self.renderer
-        prompts = [[*renderer.query_prompt(query), renderer.think] for query in queries]
-        budget = renderer.template.budget
-        groups = self.generate(prompts, 1, temperature, budget, [renderer.close, renderer.emb])
-        return [self._text(group[0].tokens) for group in groups]
+        def call(actor: ActorHandle, rows: slice) -> Any:
+            return actor.sample.remote(queries[rows], n, seeds[rows])
 
-    def update_weights(self, weights: list[tuple[str, torch.Tensor]], version: int) -> int:
-        """Replace all weights in one call and forget cached prefixes; returns the version now served."""
-        self.llm.collective_rpc(_reload, args=(weights,))
-        if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache after a weight update: requests were still running")
-        self.version = version
-        return version
+        return await self._spread(len(queries), call, "sample")
 
-    def _text(self, tokens: list[int]) -> str:
-        return self.renderer.reasoning_text([t for t in tokens if t not in self.renderer.special])
+    async def reason(self, queries: list[str], temperature: float, seeds: list[int] | None) -> list[str]:
+        """One closed reasoning of each query, in order; temperature 0 is greedy. Raises as `sample`."""
 
-    def _rollout(self, completion: Any) -> Rollout:
-        tokens = list(completion.token_ids)
-        log_probs = [step[token].logprob for token, step in zip(tokens, completion.logprobs, strict=True)]
-        return Rollout(tokens, log_probs, self.version)
+        def call(actor: ActorHandle, rows: slice) -> Any:
+            return actor.reason.remote(queries[rows], temperature, seeds and seeds[rows])
+
+        return await self._spread(len(queries), call, "reason")
+
+    async def sync(self, weights: list[Any], version: int) -> Synced:
+        """Give every engine the weights under `version`, once the calls before are done.
+
+        Args:
+            weights: a list that holds one reference to ray_apps.weights.Weights (Ray would fetch a bare one).
+
+        Raises:
+            RolloutError: an engine did not take them in time, or serves another version; it is named.
+        """
+        await self.start()
+        self.open.clear()
+        try:
+            await self.quiet.wait()
+            self.weights, self.present = weights, None
+            loaded = await asyncio.gather(*(self._update(member, version) for member in self.members))
+            self.present = loaded[0]
+            return Synced(dict(zip((m.name for m in self.members), loaded, strict=True)), self.restarts)
+        finally:
+            self.open.set()
+
+    async def actors(self) -> list[ActorHandle]:
+        """The present engines' handles."""
+        await self.start()
+        return [member.actor for member in self.members]
+
+    async def _spread(self, count: int, call: Callable[[ActorHandle, slice], Any], what: str) -> list[Any]:
+        """Cut `count` queries into calls, as even as they can be, and put the answers together again."""
+        await self.start()
+        pieces = max(1, -(-count // self.rollout.batch_size), min(count, len(self.members)))
+        bounds = [count * i // pieces for i in range(pieces + 1)]
+        parts = await asyncio.gather(*(self._answer(call, slice(*rows), what) for rows in itertools.pairwise(bounds)))
+        return [answer for part in parts for answer in part]
+
+    async def _answer(self, call: Callable[[ActorHandle, slice], Any], rows: slice, what: str) -> Any:
+        async with self.room:
+            await self.open.wait()
+            self.busy += 1
+            self.quiet.clear()
+            try:
+                while True:
+                    member = await self.idle.get()
+                    try:
+                        return await _within(call(member.actor, rows), self.rollout.timeout_s)
+                    except (RayActorError, TimeoutError) as error:
+                        await self._replace(member, what, self.rollout.timeout_s, error)
+                    finally:
+                        self.idle.put_nowait(member)
+            finally:
+                self.busy -= 1
+                if self.busy == 0:
+                    self.quiet.set()
+
+    async def _update(self, member: _Member, version: int) -> Loaded:
+        """Weights into one engine; one that dies is replaced, one that hangs is an error: the fault may be theirs."""
+        limit = self.rollout.sync_timeout_s
+        while True:
+            try:
+                loaded: Loaded = await _within(member.actor.update_weights.remote(self.weights[0], version), limit)
+                break
+            except TimeoutError as error:
+                raise RolloutError(
+                    f"{member.name} did not take policy version {version} within {limit:.0f} s: see its log, or raise "
+                    "rollout.sync_timeout_s"
+                ) from error
+            except RayActorError as error:
+                await self._replace(member, "take new weights", limit, error)
+        if loaded.version != version:
+            raise RolloutError(f"{member.name} serves policy version {loaded.version} after a sync to {version}")
+        return loaded
+
+    async def _replace(self, member: _Member, what: str, limit: float, error: Exception) -> None:
+        """Another actor in a member's place, on the present weights, found to sample as the others do."""
+        reason = f"gave no answer within {limit:.0f} s" if isinstance(error, TimeoutError) else "was lost"
+        self.restarts += 1
+        if self.restarts > self.rollout.restarts:
+            raise RolloutError(
+                f"{member.name} {reason} when asked to {what}, and {self.rollout.restarts} were replaced before it: "
+                "see the log of its worker, or raise rollout.restarts"
+            ) from error
+        ray.kill(member.actor)
+        member.attempt += 1
+        member.actor = self._actor(member.number)
+        await self._ready(member)
+        if self.present is not None:
+            loaded = await self._update(member, self.present.version)
+            compare(member.name, loaded, self.present, self.rollout.probe_tolerance)
+
+    def _actor(self, number: int) -> ActorHandle:
+        engine = ENGINES[self.rollout.engine]
+        actor = ray.remote(num_cpus=1, num_gpus=self.gpus)(engine)
+        return actor.remote(self.folder, self.rollout, self.config.seed + number, self.gpu_memory)
+
+    async def _ready(self, member: _Member) -> None:
+        limit = self.config.ray.start_timeout_s
+        try:
+            await _within(member.actor.__ray_ready__.remote(), limit)
+        except TimeoutError as error:
+            raise RolloutError(
+                f"{member.name} was not up on {self.folder} within {limit:.0f} s: look at `ray status` for what is "
+                "missing, or raise ray.start_timeout_s"
+            ) from error
+        except RayError as error:
+            raise RolloutError(f"{member.name} could not start on {self.folder}: {error}") from error
 
 
-def _reload(worker: Any, weights: list[tuple[str, torch.Tensor]]) -> None:
-    worker.reload_weights(weights_iterator=iter(weights))
+async def _within(reference: Awaitable[Answer], limit: float) -> Answer:
+    return await asyncio.wait_for(asyncio.ensure_future(reference), limit)
 
 
-def start_engines(folder: Path, config: Config, workers: int = 0) -> list[ActorHandle]:
-    """Start the configured number of vLLM actors on one model folder, beside `workers` training workers.
+def compare(name: str, loaded: Loaded, expected: Loaded, tolerance: float) -> None:
+    """Check what an engine says against what it should say.
 
     Raises:
-        TimeoutError: an actor was not up within ray.start_timeout_s.
+        RolloutError: another version or checksum, or a probe that differs by more than `tolerance` nats.
     """
-    count = config.rollout.actors
-    _, gpus = gpu_plan(config, workers, count)
-    actor = ray.remote(num_cpus=1, num_gpus=gpus)(VllmEngine)
+    if (loaded.version, loaded.checksum) != (expected.version, expected.checksum):
+        raise RolloutError(
+            f"{name} holds policy version {loaded.version} with checksum {loaded.checksum:x}, version "
+            f"{expected.version} with {expected.checksum:x} was sent: the weight sync failed"
+        )
+    worst = 0.0
+    for got, wanted in zip(loaded.probe, expected.probe, strict=True):
+        if got.tokens != wanted.tokens:
+            continue  # a draw on the edge between two tokens; the probabilities of the others tell
+        worst = max(worst, abs(got.log_probs[0] - wanted.log_probs[0]))
+    if worst > tolerance:
+        raise RolloutError(
+            f"{name} samples another policy than version {expected.version}: log-probabilities of the probe differ by "
+            f"{worst:.4f} nats (rollout.probe_tolerance={tolerance}): the weight sync failed"
+        )
+
+
+def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
+    """Start a pool on one model folder, beside `workers` training workers; returns when its engines are up.
+
+    Raises:
+        RolloutError: an engine was not up in time.
+    """
+    rollout = config.rollout
+    _, gpus = gpu_plan(config, workers, rollout.actors, rollout.tensor_parallel)
     share = 0.4 if gpus == 0.5 else 0.9  # of the GPU's memory: half where a training worker has the other
-    engines = [actor.remote(str(folder), config.rollout, config.seed + i, share) for i in range(count)]
-    ready = [engine.__ray_ready__.remote() for engine in engines]
-    wait(ready, config.ray.start_timeout_s, f"{count} vLLM actors to start on {folder}")
-    return engines
+    # a pool that dies takes its engines along and begins anew; whoever trains then syncs again
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000)(RolloutPool)
+    pool = actor.remote(str(folder), config, gpus, share)
+    wait([pool.start.remote()], config.ray.start_timeout_s + 30, f"the rollout pool to start on {folder}")
+    return pool
+
+
+def patience(config: Config) -> float:
+    """Seconds after which the pool itself must be lost: it gives up on every engine before that."""
+    rollout = config.rollout
+    return (rollout.restarts + 1) * (rollout.timeout_s + rollout.sync_timeout_s + config.ray.start_timeout_s)
 
 
 def wait(references: list[Any], timeout_s: float, what: str) -> list[Any]:
-    """ray.get with a deadline whose error says what was waited for."""
+    """ray.get with a deadline whose error says what was waited for.
+
+    Raises:
+        TimeoutError: the deadline passed. RolloutError: as the pool raised it.
+    """
     try:
         return list(ray.get(references, timeout=timeout_s))
     except ray.exceptions.GetTimeoutError as error:
         raise TimeoutError(f"waited {timeout_s:.0f} s for {what}: look at `ray status` for what is missing") from error
+    except RolloutError as error:
+        raise RolloutError(str(getattr(error, "cause", error))) from error

@@ -55,10 +55,10 @@ def _mine_negatives(config: Config) -> dict[str, Any]:
     return mine_negatives.run(config)
 
 
-def _reinforce(config: Config) -> dict[str, Any]:
+def _reinforce(config: Config, resume: bool = False) -> dict[str, Any]:
     from ray_apps import reinforce
 
-    return reinforce.run(config)
+    return reinforce.run(config, resume)
 
 
 def _embed(config: Config) -> dict[str, Any]:

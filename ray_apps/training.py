@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from lrem.model import ReasoningEmbedder
 from lrem.settings import OptimConfig
 from ray_apps.cluster import gpu_plan
 from ray_apps.progress import progress
+from ray_apps.rollout import RolloutError
 
 Row = dict[str, Any]
 
@@ -67,7 +68,7 @@ def fit(
         TrainingError: the loop gave up for a reason that a restart would not cure.
         ray.train.TrainingFailedError: a worker failed; its traceback is the cause.
     """
-    workers, gpus = gpu_plan(config, workers, engines)
+    workers, gpus = gpu_plan(config, workers, engines, config.rollout.tensor_parallel)
     resources = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
     with progress(title) as board:
         trainer = TorchTrainer(
@@ -91,8 +92,8 @@ def fit(
 def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     """Tell the driver what a restart would not cure; Ray Train would try the same again.
 
-    All ranks meet a TrainingError alike and just end. A rank that runs out of memory is alone: it has to fail, so
-    that the others are stopped, and the restart then finds the reason on the board and ends.
+    All ranks meet a TrainingError alike and just end. A rank that runs out of memory, or whose rollouts failed, is
+    alone: it has to fail, so that the others are stopped, and the restart then finds the reason on the board and ends.
     """
 
     def guarded(settings: dict[str, Any]) -> None:
@@ -103,6 +104,9 @@ def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
             loop(settings)
         except TrainingError as error:
             ray.get(board.fail.remote(str(error)), timeout=30)
+        except RolloutError as error:
+            ray.get(board.fail.remote(str(error)), timeout=30)
+            raise
         except torch.OutOfMemoryError as error:
             reason = f"out of GPU memory ({error}): lower chunk_tokens or graph_tokens, or set gradient_checkpointing"
             ray.get(board.fail.remote(reason), timeout=30)
@@ -150,15 +154,14 @@ class Shard:
         self.table = pa.concat_tables(list(parts)).combine_chunks()
         self.seed = seed
         self.per_epoch = steps_per_epoch(total, world_size(), batch_size)
+        self.order, self.drawn = np.empty(0, dtype=np.int64), -1
 
-    def places(self, first: int, steps: int) -> Iterator[Place]:
-        """Steps `first` … steps-1: every row once an epoch, in an order that seed, epoch and rank decide."""
-        order, drawn = np.empty(0, dtype=np.int64), -1
-        for step in range(first, steps):
-            epoch, within = divmod(step, self.per_epoch)
-            if epoch != drawn:
-                order, drawn = epoch_order(self.table.num_rows, self.seed, epoch, rank()), epoch
-            yield Place(step, epoch, step_rows(order, self.per_epoch, within))
+    def place(self, step: int) -> Place:
+        """The rows of one step: every row once an epoch, in an order that seed, epoch and rank decide."""
+        epoch, within = divmod(step, self.per_epoch)
+        if self.drawn != epoch:
+            self.order, self.drawn = epoch_order(self.table.num_rows, self.seed, epoch, rank()), epoch
+        return Place(step, epoch, step_rows(self.order, self.per_epoch, within))
 
     def take(self, place: Place) -> list[Row]:
         """The rows of one step."""

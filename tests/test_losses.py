@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrem.distributed import gather
-from lrem.losses import Clip, clip_fraction, group_advantage, info_nce, policy_gradient, ratio, sft
-from lrem.model import ReasoningEmbedder, pad
+from lrem.losses import info_nce, sft
+from lrem.model import ReasoningEmbedder
+from lrem.policy import policy_gradient, token_weights
+from lrem.sequences import pad
 from lrem.settings import ModelConfig
 from lrem.tokenizer import train_tokenizer
 
@@ -98,49 +100,6 @@ def test_parts_of_a_batch_add_up_to_its_sft() -> None:
     assert per_sequence.item() == pytest.approx(-(log_probs * scored).sum(1).mean().item(), abs=1e-6)
 
 
-def test_group_advantage_by_hand() -> None:
-    advantages = group_advantage(torch.tensor([[1.0, 2.0, 3.0, 6.0], [0.3, 0.3, 0.3, 0.3]]))
-    deviation = math.sqrt((4 + 1 + 0 + 9) / 4)
-    assert advantages[0].tolist() == pytest.approx([-2 / deviation, -1 / deviation, 0, 3 / deviation], abs=1e-6)
-    assert advantages[1].tolist() == [0, 0, 0, 0]
-
-
-def test_ratio_of_tokens_and_of_the_sequence() -> None:
-    log_probs, old = torch.log(torch.tensor([[0.6, 0.2, 0.9]])), torch.log(torch.tensor([[0.3, 0.4, 0.1]]))
-    scored = torch.tensor([[True, True, False]])
-    assert ratio(log_probs, old, scored)[0].tolist() == pytest.approx([2.0, 0.5, 1.0])
-    assert ratio(log_probs, old, scored, "sequence")[0].tolist() == pytest.approx([1.0, 1.0, 1.0])
-
-
-@pytest.mark.parametrize(
-    ("advantage", "expected"),
-    [(1.0, -(1.2 + 0.5) / 2), (-1.0, (2.0 + 0.8) / 2)],  # the clip bites where it would gain
-)
-def test_policy_gradient_clips_the_gain(advantage: float, expected: float) -> None:
-    log_probs, old = torch.log(torch.tensor([[0.6, 0.2]])), torch.log(torch.tensor([[0.3, 0.4]]))
-    scored = torch.ones(1, 2, dtype=torch.bool)
-    loss = policy_gradient(log_probs, old, torch.tensor([advantage]), scored)
-    assert loss.item() == pytest.approx(expected, abs=1e-6)
-    assert clip_fraction(log_probs, old, scored).item() == 1.0
-
-
-def test_on_policy_gradient_is_the_advantage_times_the_score() -> None:
-    log_probs = torch.log(torch.tensor([[0.5, 0.25], [0.1, 0.3]])).requires_grad_()
-    scored = torch.tensor([[True, True], [True, False]])
-    policy_gradient(log_probs, log_probs.detach(), torch.tensor([2.0, -1.0]), scored).backward()
-    assert log_probs.grad is not None
-    assert log_probs.grad.tolist() == pytest.approx([pytest.approx([-2 / 3, -2 / 3]), pytest.approx([1 / 3, 0.0])])
-
-
-def test_sequence_level_counts_every_sequence_once() -> None:
-    log_probs = torch.log(torch.tensor([[0.5, 0.5], [0.5, 0.5]])).requires_grad_()
-    scored = torch.tensor([[True, True], [True, False]])
-    policy_gradient(log_probs, log_probs.detach(), torch.ones(2), scored, Clip("sequence")).backward()
-    assert log_probs.grad is not None
-    # d/dlog p of the sequence's ratio reaches each of its tokens whole
-    assert log_probs.grad.tolist() == [pytest.approx([-0.5, -0.5]), pytest.approx([-0.5, 0.0])]
-
-
 TITLES = ["red wool coat", "blue linen shirt", "green tea", "black coffee", "iron kettle", "oak chair", "silk scarf"]
 REASONINGS = ["coat, wool", "", "leaf", "bean, roast, dark", "boil", "seat", "neck, soft"]
 
@@ -157,10 +116,11 @@ def joint_gradient(rows: list[int], model: ReasoningEmbedder) -> torch.Tensor:
     assert encoded.log_probs is not None
     old = encoded.log_probs.detach() + 0.1 * torch.tensor([[float(i % 3 - 1)] for i in rows])
     advantages = torch.tensor([float(i - 3) for i in rows])
+    assert queries.scored is not None
     loss = (
         info_nce(encoded.embeddings, items, torch.arange(len(rows)), item_keys, known, 0.05)
         + 0.3 * sft(encoded.log_probs, queries.scored)
-        + 0.7 * policy_gradient(encoded.log_probs, old, advantages, queries.scored)
+        + 0.7 * policy_gradient(encoded.log_probs, old, advantages, token_weights(queries.scored))
     )
     model.zero_grad()
     loss.backward()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AddedToken, AutoModelForCausalLM
 
-from lrem.model import ReasoningEmbedder, fingerprint, pad
+from lrem.model import ReasoningEmbedder, fingerprint
+from lrem.sequences import pad
 from lrem.template import CHAT, COMPACT, Template
 
 QUERIES = ["red coat", "something warm for a long walk in the snow", "hat"]

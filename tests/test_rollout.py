@@ -9,7 +9,8 @@ import torch
 from ray.actor import ActorHandle
 
 from lrem.config import Config, load_config
-from lrem.model import ReasoningEmbedder, pad
+from lrem.model import ReasoningEmbedder
+from lrem.sequences import pad
 from ray_apps.cluster import cluster
 from ray_apps.rollout import start_engines, wait
 
