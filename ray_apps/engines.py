@@ -84,6 +84,10 @@ class Engine(ABC):
         groups = self.generate(prompts, 1, self.config.temperature, 1, [], list(range(len(prompts))))
         return [group[0] for group in groups]
 
+    def pid(self) -> int:
+        """The process that holds the engine."""
+        return os.getpid()
+
     def _text(self, tokens: list[int]) -> str:
         return self.renderer.reasoning_text([t for t in tokens if t not in self.renderer.special])
 

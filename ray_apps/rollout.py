@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayError
 from lrem.config import Config
 from lrem.grpo import Rollout
 from ray_apps.cluster import gpu_plan
-from ray_apps.engines import ENGINES, Loaded
+from ray_apps.engines import ENGINES, Engine, Loaded
 
 Answer = TypeVar("Answer")
 
@@ -52,11 +52,12 @@ class RolloutPool:
     """An asyncio actor's state; see the module. Its methods may be called by any number of ranks at once.
 
     Args:
-        gpus: of each engine. gpu_memory: the share of a GPU's memory that an engine may take.
+        engine: the class of the engines. gpus: of each. gpu_memory: the share of a GPU's memory that one may take.
     """
 
-    def __init__(self, folder: str, config: Config, gpus: float, gpu_memory: float) -> None:
-        self.folder, self.config, self.gpus, self.gpu_memory = folder, config, gpus, gpu_memory
+    def __init__(self, folder: str, config: Config, engine: type[Engine], gpus: float, gpu_memory: float) -> None:
+        self.folder, self.config, self.engine = folder, config, engine
+        self.gpus, self.gpu_memory = gpus, gpu_memory
         self.rollout = config.rollout
         self.idle: asyncio.Queue[_Member] = asyncio.Queue()
         self.room = asyncio.Semaphore(self.rollout.queue)
@@ -192,8 +193,7 @@ class RolloutPool:
             compare(member.name, loaded, self.present, self.rollout.probe_tolerance)
 
     def _actor(self, number: int) -> ActorHandle:
-        engine = ENGINES[self.rollout.engine]
-        actor = ray.remote(num_cpus=1, num_gpus=self.gpus)(engine)
+        actor = ray.remote(num_cpus=1, num_gpus=self.gpus)(self.engine)
         return actor.remote(self.folder, self.rollout, self.config.seed + number, self.gpu_memory)
 
     async def _ready(self, member: _Member) -> None:
@@ -236,8 +236,11 @@ def compare(name: str, loaded: Loaded, expected: Loaded, tolerance: float) -> No
         )
 
 
-def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
+def start_pool(folder: Path, config: Config, workers: int = 0, engine: type[Engine] | None = None) -> ActorHandle:
     """Start a pool on one model folder, beside `workers` training workers; returns when its engines are up.
+
+    Args:
+        engine: a class of your own in place of the one that rollout.engine names.
 
     Raises:
         RolloutError: an engine was not up in time.
@@ -247,7 +250,8 @@ def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
     share = 0.4 if gpus == 0.5 else 0.9  # of the GPU's memory: half where a training worker has the other
     # a pool that dies takes its engines along and begins anew; whoever trains then syncs again
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000)(RolloutPool)
-    pool = actor.remote(str(folder), config, gpus, share)
+    gpus *= rollout.tensor_parallel
+    pool = actor.remote(str(folder), config, engine or ENGINES[rollout.engine], gpus, share)
     wait([pool.start.remote()], config.ray.start_timeout_s + 30, f"the rollout pool to start on {folder}")
     return pool
 

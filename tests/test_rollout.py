@@ -1,7 +1,11 @@
-"""vLLM actors against transformers: same greedy tokens, same log-probabilities, before and after a weight sync."""
+"""The rollout pool on real engines: same policy as the trainer, before and after syncs; killed, hung, corrupted."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -9,24 +13,47 @@ import torch
 from ray.actor import ActorHandle
 
 from lrem.config import Config, load_config
+from lrem.grpo import Rollout
 from lrem.model import ReasoningEmbedder
 from lrem.sequences import pad
 from ray_apps.cluster import cluster
-from ray_apps.rollout import start_engines, wait
+from ray_apps.engines import Engine, Loaded, TransformersEngine, probe_prompts
+from ray_apps.rollout import RolloutError, compare, start_pool, wait
+from ray_apps.weights import checksum, pack
 
 QUERIES = ["red coat", "warm hat, not silk", "blue", "something for the winter"]
+SEEDS = [11, 12, 13, 14]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Iterator[None]:
+    with cluster(load_config(None, ["ray.num_cpus=4"])):
+        yield
+
+
+def configured(*more: str) -> Config:
+    return load_config(None, ["ray.num_cpus=4", "rollout.batch_size=2", *more])
 
 
 @pytest.fixture(scope="module")
-def config() -> Config:
-    return load_config(None, ["ray.num_cpus=4"])
+def pool(tiny_folder: Path) -> Iterator[ActorHandle]:
+    """Two vLLM actors."""
+    made = start_pool(tiny_folder, configured("rollout.actors=2"))
+    yield made
+    ray.kill(made)
 
 
-@pytest.fixture(scope="module")
-def engine(config: Config, tiny_folder: Path) -> Iterator[ActorHandle]:
-    with cluster(config):
-        [actor] = start_engines(tiny_folder, config)
-        yield actor
+def engines(pool: ActorHandle) -> list[ActorHandle]:
+    return list(ray.get(pool.actors.remote(), timeout=60))
+
+
+def sample(pool: ActorHandle, n: int = 8) -> list[list[Rollout]]:
+    return list(ray.get(pool.sample.remote(QUERIES, n, SEEDS), timeout=120))
+
+
+def push(pool: ActorHandle, model: ReasoningEmbedder, version: int) -> Any:
+    weights = pack(model.lm.state_dict())
+    return wait([pool.sync.remote([ray.put(weights)], version)], 60, "a weight sync")[0], checksum(weights)
 
 
 def greedy(model: ReasoningEmbedder, prompt: list[int], length: int) -> list[int]:
@@ -62,38 +89,77 @@ def assert_same_policy(engine: ActorHandle, model: ReasoningEmbedder) -> None:
         assert rollout.tokens == expected[:stop]
 
 
-def test_greedy_tokens_after_weight_syncs(
-    engine: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path, config: Config
-) -> None:
-    assert_same_policy(engine, tiny)
-    for version, model in ((1, changed(tiny, tiny_folder, 1)), (2, changed(tiny, tiny_folder, 2)), (3, tiny)):
-        weights = ray.put(list(model.lm.state_dict().items()))
-        assert wait([engine.update_weights.remote(weights, version)], 60, "a weight sync") == [version]
-        assert_same_policy(engine, model)
-        [[rollout]] = ray.get(engine.sample.remote(["hat"], 1), timeout=60)
-        assert rollout.version == version
-
-
-def test_log_probs_are_the_trainers(engine: ActorHandle, tiny: ReasoningEmbedder) -> None:
-    """On-policy the ratio is 1 within 1e-3: the sampler and the trainer are the same distribution."""
-    groups = ray.get(engine.sample.remote(QUERIES, 8), timeout=60)
-    prompts = [tiny.renderer.query_prompt(query) for query in QUERIES]
-    rows = [(p, rollout) for p, group in zip(prompts, groups, strict=True) for rollout in group]
-    assert [len(group) for group in groups] == [8] * 4
-    assert len({tuple(rollout.tokens) for _, rollout in rows}) > 16  # sampled, not repeated
-    batch = pad([p + r.tokens for p, r in rows], [(len(p), len(p) + len(r.tokens)) for p, r in rows])
+def log_probs_of(model: ReasoningEmbedder, prompts: list[list[int]], rollouts: list[Rollout]) -> list[torch.Tensor]:
+    rows = [prompt + rollout.tokens for prompt, rollout in zip(prompts, rollouts, strict=True)]
+    spans = [(len(prompt), len(row)) for prompt, row in zip(prompts, rows, strict=True)]
     with torch.no_grad():
-        log_probs = tiny(batch).log_probs
-    for (prompt, rollout), got in zip(rows, log_probs, strict=True):
-        own = got[len(prompt) : len(prompt) + len(rollout.tokens)]
-        ratio = (own - torch.tensor(rollout.log_probs)).exp()
-        assert (ratio - 1).abs().max().item() < 1e-3
-        budget = tiny.template.budget
-        assert len(rollout.tokens) <= budget + 8
+        found = model(pad(rows, spans)).log_probs
+    return [found[i, start:end] for i, (start, end) in enumerate(spans)]
 
 
-def test_reasoning_is_closed_at_the_budget(engine: ActorHandle, tiny: ReasoningEmbedder) -> None:
-    texts = ray.get(engine.reason.remote(QUERIES), timeout=60)
+def expected_of(model: ReasoningEmbedder, loaded: Loaded, version: int, sent: int) -> Loaded:
+    own = log_probs_of(model, probe_prompts(model.renderer), loaded.probe)
+    probe = [Rollout(r.tokens, lp.tolist(), version) for r, lp in zip(loaded.probe, own, strict=True)]
+    return Loaded(version, sent, probe)
+
+
+def test_every_engine_takes_every_version(pool: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
+    """Greedy tokens equal transformers' after each sync, a tied head included; the probe agrees with the trainer."""
+    for version, model in ((1, changed(tiny, tiny_folder, 1)), (2, changed(tiny, tiny_folder, 2)), (3, tiny)):
+        synced, sent = push(pool, model, version)
+        assert list(synced.loaded) == ["rollout actor 0", "rollout actor 1"]
+        for name, loaded in synced.loaded.items():
+            compare(name, loaded, expected_of(model, loaded, version, sent), 1e-3)
+        for engine in engines(pool):
+            assert_same_policy(engine, model)
+        assert {rollout.version for group in sample(pool) for rollout in group} == {version}
+
+
+def test_the_probe_tells_another_policy(pool: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
+    """A tensor that is not what the trainer holds, a byte lost on the way, and an engine left behind: each is named."""
+    other = ReasoningEmbedder.load(tiny_folder)
+    with torch.no_grad():
+        other.lm.model.layers[1].self_attn.v_proj.weight[3] += 2.0
+    synced, sent = push(pool, other, 4)
+    loaded = synced.loaded["rollout actor 1"]
+    with pytest.raises(RolloutError, match="rollout actor 1 samples another policy than version 4"):
+        compare("rollout actor 1", loaded, expected_of(tiny, loaded, 4, sent), 1e-2)
+    broken = pack(tiny.lm.state_dict())
+    name, kind, shape, data = broken[2]
+    flipped = data.copy()
+    flipped[17] ^= 1
+    broken[2] = (name, kind, shape, flipped)
+    [synced] = wait([pool.sync.remote([ray.put(broken)], 5)], 60, "a weight sync")
+    loaded, sent = synced.loaded["rollout actor 0"], checksum(pack(tiny.lm.state_dict()))
+    with pytest.raises(RolloutError, match="rollout actor 0 holds policy version 5 with checksum"):
+        compare("rollout actor 0", loaded, expected_of(tiny, loaded, 5, sent), 1e-2)
+    with pytest.raises(RolloutError, match=r"holds policy version 5 .* version 6 .*: the weight sync failed"):
+        compare("rollout actor 0", loaded, expected_of(tiny, loaded, 6, loaded.checksum), 1e-2)
+    push(pool, tiny, 3)
+
+
+def test_log_probs_are_the_trainers(pool: ActorHandle, tiny: ReasoningEmbedder) -> None:
+    """On-policy the ratio is 1 within 1e-3: the sampler and the trainer are the same distribution."""
+    groups = sample(pool)
+    assert [len(group) for group in groups] == [8] * 4
+    prompts = [tiny.renderer.query_prompt(query) for query in QUERIES for _ in range(8)]
+    flat = [rollout for group in groups for rollout in group]
+    assert len({tuple(rollout.tokens) for rollout in flat}) > 16  # sampled, not repeated
+    for rollout, own in zip(flat, log_probs_of(tiny, prompts, flat), strict=True):
+        assert ((own - torch.tensor(rollout.log_probs)).exp() - 1).abs().max().item() < 1e-3
+        assert len(rollout.tokens) <= tiny.template.budget + 8
+
+
+def test_seeds_make_samples_repeatable(pool: ActorHandle) -> None:
+    """Whichever engine answers."""
+    first, again = ([[r.tokens for r in group] for group in sample(pool)] for _ in range(2))
+    assert first == again
+    other = ray.get(pool.sample.remote(QUERIES, 8, [seed + 1000 for seed in SEEDS]), timeout=60)
+    assert [[r.tokens for r in group] for group in other] != first
+
+
+def test_reasoning_is_closed_at_the_budget(pool: ActorHandle, tiny: ReasoningEmbedder) -> None:
+    texts = ray.get(pool.reason.remote(QUERIES, 0.0, None), timeout=60)
     expected = []
     for query in QUERIES:
         tokens = greedy(tiny, [*tiny.renderer.query_prompt(query), tiny.renderer.think], tiny.template.budget)
@@ -103,11 +169,88 @@ def test_reasoning_is_closed_at_the_budget(engine: ActorHandle, tiny: ReasoningE
     assert texts == expected
 
 
-def test_a_wait_names_what_it_waited_for(engine: ActorHandle) -> None:
+def test_a_killed_engine_is_replaced(pool: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
+    """Killed while it samples: every query is answered, once, by the present policy; the new engine has its weights."""
+    moved = changed(tiny, tiny_folder, 5)
+    push(pool, moved, 6)
+    queries = [f"{query} {i}" for i in range(40) for query in QUERIES]
+    asked = pool.sample.remote(queries, 8, list(range(len(queries))))
+    time.sleep(0.3)
+    os.kill(ray.get(engines(pool)[1].pid.remote(), timeout=60), signal.SIGKILL)
+    groups = ray.get(asked, timeout=180)
+    assert [len(group) for group in groups] == [8] * len(queries)
+    assert {rollout.version for group in groups for rollout in group} == {6}
+    untouched = ray.get(pool.sample.remote(queries, 8, list(range(len(queries)))), timeout=180)
+    assert [[r.tokens for r in group] for group in untouched] == [[r.tokens for r in group] for group in groups]
+    for engine in engines(pool):
+        assert_same_policy(engine, moved)
+    synced, _ = push(pool, tiny, 3)
+    assert synced.restarts == 1
+
+
+class Slow(TransformersEngine):
+    """A real engine that stops answering: when told to, at what it is told."""
+
+    stuck = ""
+
+    def hang(self, what: str) -> None:
+        self.stuck = what
+
+    def sample(self, *arguments: Any) -> list[list[Rollout]]:
+        time.sleep(600 if self.stuck == "sample" else 0)
+        return super().sample(*arguments)
+
+    def load(self, weights: Any) -> None:
+        time.sleep(600 if self.stuck == "load" else 0)
+        super().load(weights)
+
+
+@pytest.fixture
+def slow_pool(tiny_folder: Path) -> Iterator[ActorHandle]:
+    more = ["rollout.actors=2", "rollout.timeout_s=15", "rollout.sync_timeout_s=3", "rollout.restarts=1"]
+    made = start_pool(tiny_folder, configured(*more), engine=Slow)
+    yield made
+    ray.kill(made)
+
+
+def test_a_hung_engine_is_found_by_its_deadline(slow_pool: ActorHandle) -> None:
+    ray.get(engines(slow_pool)[0].hang.remote("sample"), timeout=30)
+    started = time.monotonic()
+    assert [len(group) for group in sample(slow_pool, 2)] == [2] * 4
+    assert time.monotonic() - started > 14
+    for engine in engines(slow_pool):
+        ray.get(engine.hang.remote("sample"), timeout=30)
+    asked = slow_pool.sample.remote(QUERIES, 2, SEEDS)
+    with pytest.raises(RolloutError, match=r"rollout actor \d gave no answer within 15 s when asked to sample, and 1 "):
+        wait([asked], 120, "rollouts")
+
+
+def test_a_sync_that_takes_too_long_names_the_actor(slow_pool: ActorHandle, tiny: ReasoningEmbedder) -> None:
+    ray.get(engines(slow_pool)[1].hang.remote("load"), timeout=30)
+    with pytest.raises(RolloutError, match="rollout actor 1 did not take policy version 9 within 3 s"):
+        push(slow_pool, tiny, 9)
+
+
+def test_transformers_behind_the_same_interface(tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
+    engine: Engine = TransformersEngine(str(tiny_folder), configured().rollout)
+    prompts = [tiny.renderer.query_prompt(query) for query in QUERIES]
+    groups = engine.sample(QUERIES, 4, SEEDS)
+    assert groups == engine.sample(QUERIES, 4, SEEDS)
+    flat = [rollout for group in groups for rollout in group]
+    own = log_probs_of(tiny, [prompt for prompt in prompts for _ in range(4)], flat)
+    for rollout, expected in zip(flat, own, strict=True):
+        assert rollout.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
+        assert tiny.renderer.emb not in rollout.tokens[:-1]
+    moved = changed(tiny, tiny_folder, 7)
+    loaded = engine.update_weights(pack(moved.lm.state_dict()), 2)
+    compare("engine", loaded, expected_of(moved, loaded, 2, checksum(pack(moved.lm.state_dict()))), 1e-3)
+    for prompt, [rollout] in zip(prompts, engine.generate(prompts, 1, 0.0, 8, []), strict=True):
+        assert rollout.tokens == greedy(moved, prompt, 8)
+
+
+def test_a_wait_names_what_it_waited_for() -> None:
     @ray.remote(num_cpus=0)
     def sleep() -> None:
-        import time
-
         time.sleep(30)
 
     with pytest.raises(TimeoutError, match="waited 0 s for a nap"):
