@@ -14,15 +14,15 @@ of its two processes'.
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from turns import answer, ask, in_turn, start, wait_for_step
 
 THREADS, TAU, WARM_UP = 2, 0.03, 1
 CHUNK_TOKENS, GRAPH_TOKENS = 2048, 8192
@@ -129,10 +129,10 @@ def compare(folder: Path, size: int, given: argparse.Namespace) -> dict[str, Any
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(WARM_UP + given.pairs):
         for side, process in sides.items():
-            taken = ask(process, "step")
+            taken = ask(process, "step")["value"]
             if turn >= WARM_UP:
                 seconds[side].append(taken)
-    memory = {side: ask(process, "memory") for side, process in sides.items()}
+    memory = {side: ask(process, "memory")["value"] for side, process in sides.items()}
     for process in sides.values():
         process.kill()
         process.wait()
@@ -160,42 +160,6 @@ def summary(size: int, seconds: dict[str, list[float]], memory: dict[str, float]
         "seconds": {side: round(value, 3) for side, value in medians.items()},
         "peak_mib": {side: round(value) for side, value in memory.items()},
     }
-
-
-def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
-    )
-
-
-def ask(process: subprocess.Popen[str], what: str) -> float:
-    """Send one command; the number it answers. Other output of the libraries is passed over."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(what + "\n")
-    process.stdin.flush()
-    for line in process.stdout:
-        if line.startswith("answer "):
-            return float(line.split()[1])
-    raise SystemExit(f"a side ended with exit code {process.wait()}: run it alone with --side to see why")
-
-
-def answer(value: float) -> None:
-    sys.__stdout__.write(f"answer {value}\n")  # type: ignore[union-attr]
-    sys.__stdout__.flush()  # type: ignore[union-attr]
-
-
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def wait_for_step() -> None:
-    """Block until the parent wants a step; answers what else it asks."""
-    for line in sys.stdin:
-        if line.strip() == "step":
-            return
-        answer(peak_mib())
-    raise SystemExit(0)
 
 
 def run_side(side: str, folder: Path, size: int, graph_tokens: int) -> None:
@@ -270,21 +234,6 @@ def bare_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], None]:
             (loss if encoded.log_probs is None else loss + encoded.log_probs.sum()).backward()
 
     return step
-
-
-def in_turn() -> Any:
-    """A callback that makes a transformers Trainer wait for the parent before each step, and answer after it."""
-    from transformers import TrainerCallback
-
-    class InTurn(TrainerCallback):
-        def on_step_begin(self, *arguments: Any, **named: Any) -> None:
-            wait_for_step()
-            self.started = time.perf_counter()
-
-        def on_step_end(self, *arguments: Any, **named: Any) -> None:
-            answer(time.perf_counter() - self.started)
-
-    return InTurn()
 
 
 def arguments_of(kind: Any, size: int, **more: Any) -> Any:
