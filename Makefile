@@ -2,7 +2,7 @@ SEED ?= 0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench-cold-start check format clean
+.PHONY: help setup demo test test-slow bench-cold-start bench-rl check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -21,6 +21,9 @@ test-slow: setup ## the slow tests alone
 
 bench-cold-start: setup ## stage 1 beside sentence-transformers and an SFT trainer
 	$(BIN)/python benchmarks/cold_start.py --out benchmarks/results/cold_start.json
+
+bench-rl: setup ## stage 2 beside TRL's GRPOTrainer
+	$(BIN)/python benchmarks/reinforce.py --out benchmarks/results/reinforce.json
 
 check: setup ## ruff and mypy
 	$(BIN)/ruff check .
