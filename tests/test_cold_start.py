@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -25,7 +26,7 @@ from lrem.schema import ITEMS, TRIPLETS, DataError
 from ray_apps import cold_start
 from ray_apps.checkpoints import CURSOR, STATE, Checkpoints
 from ray_apps.cluster import cluster
-from ray_apps.rollout import start_engines
+from ray_apps.rollout import start_pool
 from ray_apps.training import TrainingError
 from tests.test_rollout import assert_same_policy
 
@@ -323,7 +324,7 @@ def test_variants_train_and_load(whole: Path, tmp_path: Path, variant: str) -> N
     with cluster(config):
         cold_start.run(config, config.cold_start, folder)
         if variant == "zero-3":  # what ZeRO gathered is what vLLM loads
-            [engine] = start_engines(folder, config)
+            [engine] = ray.get(start_pool(folder, config).actors.remote(), timeout=60)
             assert_same_policy(engine, ReasoningEmbedder.load(folder))
     values = curve(tmp_path)
     assert values[-1][1] < values[0][1]
