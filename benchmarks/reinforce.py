@@ -9,10 +9,10 @@ theirs/ours, the median over the pairs.
 TRL generates by transformers or by vLLM in its own process (`colocate`); on a CPU its way to push weights to vLLM may
 fail, so `reloaded` is the same with vLLM's own way put in its place. It is tuned: no gradient checkpointing, no
 importance-sampling correction (another forward), vLLM uncompiled (faster at this size), several sizes of micro-batch
-in rows, and the fastest of each counts. Its reward function is what a TRL user would write for ours: prompt, completion and `</think><emb>` embedded
-by the trained model in one forward, the 64 positives in another, r = 1 − log rank / log N. TRL has no InfoNCE: our
-step trains the embedding too, which the peer's does not. Where vLLM does not run under TRL, the JSON has the last
-line of that side's stderr as `trl_vllm`.
+in rows, and the fastest of each counts. Its reward function is what a TRL user would write for ours: prompt,
+completion and `</think><emb>` embedded by the trained model in one forward, the 64 positives in another,
+r = 1 − log rank / log N. TRL has no InfoNCE: our step trains the embedding too, which the peer's does not. Where vLLM
+does not run under TRL, the JSON has the last line of that side's stderr as `trl_vllm`.
 
     python benchmarks/reinforce.py --out benchmarks/results/reinforce.json
 """

@@ -324,7 +324,8 @@ def test_variants_train_and_load(whole: Path, tmp_path: Path, variant: str) -> N
     with cluster(config):
         cold_start.run(config, config.cold_start, folder)
         if variant == "zero-3":  # what ZeRO gathered is what vLLM loads
-            [engine] = ray.get(start_pool(folder, config).actors.remote(), timeout=60)
+            pool = start_pool(folder, config)
+            [engine] = ray.get(pool.actors.remote(), timeout=60)
             assert_same_policy(engine, ReasoningEmbedder.load(folder))
     values = curve(tmp_path)
     assert values[-1][1] < values[0][1]
