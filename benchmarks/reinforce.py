@@ -18,6 +18,7 @@ does not run under TRL, the JSON has the last line of that side's stderr as `trl
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -25,10 +26,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from turns import SideEnded, answer, ask, in_turn, start, wait_for_step
 
 THREADS, WARM_UP = 2, 1
@@ -208,8 +211,67 @@ def run_side(side: str, folder: Path) -> None:
 
 
 def our_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], dict[str, float]]:
-    """The trainer's own step, which gives the seconds of its parts."""
-    raise NotImplementedError
+    """The trainer's own step, which gives the seconds of its parts: one rank here, one vLLM actor of a pool on Ray."""
+    import numpy as np
+    import ray
+    import torch.distributed as dist
+
+    from lrem.config import load_config
+    from lrem.model import ReasoningEmbedder
+    from lrem.positives import KnownPositives
+    from ray_apps.cluster import cluster
+    from ray_apps.engines import VllmEngine
+    from ray_apps.reinforce import Trainer
+    from ray_apps.rollout import start_pool
+    from ray_apps.training import Place, make_engine
+
+    class SixteenTokens(VllmEngine):
+        """Samples NEW_TOKENS and never stops early, as the peer is made to."""
+
+        def sample(self, queries: list[str], n: int, seeds: list[int] | None = None) -> Any:
+            prompts = [self.renderer.query_prompt(query) for query in queries]
+            return self.generate(prompts, n, self.config.temperature, NEW_TOKENS, [], seeds)
+
+    class Rows:
+        """The same rows at every step."""
+
+        def place(self, step: int) -> Place:
+            return Place(step, 0, np.arange(len(rows)))
+
+        def take(self, place: Place) -> list[dict[str, Any]]:
+            return made
+
+    class OneRank(Trainer):
+        """A trainer outside Ray Train, whose rows are in memory."""
+
+        def __init__(self) -> None:
+            self.config, self.stage, self.steps = config, config.reinforce, 1000
+            self.shard, self.pool, self.reference = Rows(), pool, None
+            self.known = KnownPositives(np.arange(len(rows)), np.arange(len(rows)))
+            self.items, self.version, self.syncs, self.waiting = [], 0, 0, deque()
+            self.engine = make_engine(ReasoningEmbedder.load(folder / "model"), self.stage.optim, len(rows), self.steps)
+            self.engine.train()
+
+    made = [{**row, "row": i, "query_key": i, "item_key": i} for i, row in enumerate(rows)]
+    fixed = ["extra_candidates=0", f"optim.lr={LEARNING_RATE}", "optim.zero_stage=0", "samples=0"]
+    settings = ["ray.num_cpus=4", f"run_dir={folder}", *(f"reinforce.{setting}" for setting in fixed)]
+    config = load_config(None, settings)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
+    context = cluster(config)
+    context.__enter__()  # for the life of this process
+    pool = start_pool(folder / "model", config, engine=SixteenTokens)
+    [actor] = ray.get(pool.actors.remote(), timeout=60)
+    trainer, number = OneRank(), itertools.count()
+    trainer.sync(0)
+
+    def step() -> dict[str, float]:
+        values = trainer.step(trainer.shard.place(next(number)))
+        in_actor = psutil.Process(ray.get(actor.pid.remote(), timeout=60)).memory_info().rss / 2**20
+        parts = {"generation": "rollout_s", "train": "train_s", "sync": "sync_s"}
+        return {name: values[key] for name, key in parts.items()} | {"actor_mib": in_actor}
+
+    return step
 
 
 class Clock:

@@ -68,7 +68,7 @@ class RolloutPool:
         self.quiet.set()
         self.weights: list[Any] = []  # a reference to the present weights, once there has been a sync
         self.present: Loaded | None = None
-        self.starting = asyncio.Lock()
+        self.starting, self.syncing = asyncio.Lock(), asyncio.Lock()
 
     async def start(self) -> list[str]:
         """Start the engines, if they are not up; returns their names. Every other method does so by itself.
@@ -115,15 +115,16 @@ class RolloutPool:
             RolloutError: an engine did not take them in time, or serves another version; it is named.
         """
         await self.start()
-        self.open.clear()
-        try:
-            await self.quiet.wait()
-            self.weights, self.present = weights, None
-            loaded = await asyncio.gather(*(self._update(member, version) for member in self.members))
-            self.present = loaded[0]
-            return Synced(dict(zip((m.name for m in self.members), loaded, strict=True)), self.restarts)
-        finally:
-            self.open.set()
+        async with self.syncing:  # one of a trainer that was lost may still be under way
+            self.open.clear()
+            try:
+                await self.quiet.wait()
+                self.weights, self.present = weights, None
+                loaded = await asyncio.gather(*(self._update(member, version) for member in self.members))
+                self.present = loaded[0]
+                return Synced(dict(zip((m.name for m in self.members), loaded, strict=True)), self.restarts)
+            finally:
+                self.open.set()
 
     async def actors(self) -> list[ActorHandle]:
         """The present engines' handles."""

@@ -83,10 +83,16 @@ def fit(
             datasets={"train": dataset},
             dataset_config=RowShards(),
         )
-        _in_thread(trainer.fit)
+        lost: Exception | None = None
+        try:
+            _in_thread(trainer.fit)
+        except Exception as error:  # what a worker said of it comes first
+            lost = error
         failure = ray.get(board.failure.remote(), timeout=30)
     if failure:
-        raise TrainingError(failure)
+        raise TrainingError(failure) from lost
+    if lost:
+        raise lost
 
 
 def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
