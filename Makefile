@@ -23,7 +23,7 @@ bench-cold-start: setup ## stage 1 beside sentence-transformers and an SFT train
 	$(BIN)/python benchmarks/cold_start.py --out benchmarks/results/cold_start.json
 
 bench-rl: setup ## stage 2 beside TRL's GRPOTrainer
-	$(BIN)/python benchmarks/reinforce.py --out benchmarks/results/reinforce.json
+	$(BIN)/python benchmarks/reinforce.py --out benchmarks/results/rl.json
 
 check: setup ## ruff and mypy
 	$(BIN)/ruff check .

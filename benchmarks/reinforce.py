@@ -14,7 +14,7 @@ completion and `</think><emb>` embedded by the trained model in one forward, the
 r = 1 − log rank / log N. TRL has no InfoNCE: our step trains the embedding too, which the peer's does not. Where vLLM
 does not run under TRL, the JSON has the last line of that side's stderr as `trl_vllm`.
 
-    python benchmarks/reinforce.py --out benchmarks/results/reinforce.json
+    python benchmarks/reinforce.py --out benchmarks/results/rl.json
 """
 
 import argparse
