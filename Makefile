@@ -2,7 +2,7 @@ SEED ?= 0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench-cold-start bench-rl check format clean
+.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -24,6 +24,9 @@ bench-cold-start: setup ## stage 1 beside sentence-transformers and an SFT train
 
 bench-rl: setup ## stage 2 beside TRL's GRPOTrainer
 	$(BIN)/python benchmarks/reinforce.py --out benchmarks/results/rl.json
+
+chaos-rl: setup ## stage 2 with a process killed every 20 steps
+	$(BIN)/python benchmarks/chaos_reinforce.py --out benchmarks/results/chaos_rl.json
 
 check: setup ## ruff and mypy
 	$(BIN)/ruff check .

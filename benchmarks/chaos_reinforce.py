@@ -1,0 +1,121 @@
+"""Stage 2 under fire: a run of 200 steps in which every 20 steps a process is killed with SIGKILL, drawn at random.
+
+Victims are the rollout actors and the training workers. The run has to finish, and every query has to be trained
+exactly once an epoch, as the rows that each rank writes down say. Prints a table fault → what happened, and writes a
+JSON; exits with 1 where a query was lost or counted twice.
+
+    python benchmarks/chaos_reinforce.py --out benchmarks/results/chaos_rl.json
+"""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+LREM = [sys.executable, "-m", "ray_apps.cli"]
+PATIENCE_S = 300
+VICTIMS = {"ray::VllmEngine": "rollout actor", "ray::RayTrainWorker": "training worker"}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments.add_argument("--steps", type=int, default=200)
+    arguments.add_argument("--every", type=int, default=20, help="steps between two kills")
+    arguments.add_argument("--seed", type=int, default=0, help="which processes are drawn")
+    arguments.add_argument("--out", type=Path, required=True)
+    given = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = run(Path(folder), given)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(report, indent=2) + "\n")
+    show(report)
+    if report["lost"] or report["twice"] or report["steps"] != given.steps:
+        raise SystemExit(1)
+
+
+def run(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Make a model on the tiny world, reinforce it, kill what is drawn, and count."""
+    settings = ["--config", "configs/tiny.yaml", f"run_dir={folder}", "seed=3", "curate.rl_share=0.5"]
+    for stage in ("world", "curate", "cold-start"):
+        subprocess.run([*LREM, stage, *settings, "cold_start.epochs=60"], check=True, stdout=subprocess.DEVNULL)
+    more = [f"reinforce.steps={given.steps}", "reinforce.log_rows=true", "reinforce.checkpoint.every=10"]
+    more += ["reinforce.restarts=50", "rollout.restarts=50", "rollout.actors=2", "rollout.batch_size=4"]
+    with (folder / "said").open("w") as said:
+        process = subprocess.Popen([*LREM, "reinforce", *settings, *more], stdout=said, stderr=subprocess.STDOUT)
+        faults, draw = [], random.Random(given.seed)
+        for step in range(given.every, given.steps, given.every):
+            wait_for(folder, process, step)
+            faults.append({"step": step} | kill(process, draw))
+            reached = steps_done(folder)
+            wait_for(folder, process, reached + 1, faults[-1])
+        code = process.wait(timeout=PATIENCE_S)
+    if code:
+        raise SystemExit(f"lrem reinforce ended with {code}:\n{(folder / 'said').read_text()[-3000:]}")
+    return {"faults": faults, "steps": steps_done(folder), **counts(folder)}
+
+
+def wait_for(folder: Path, process: subprocess.Popen[bytes], step: int, fault: dict[str, Any] | None = None) -> None:
+    """Until so many steps are recorded; of a fault it notes the seconds, and how far the run went back."""
+    started, lowest = time.monotonic(), step - 1
+    while (done := steps_done(folder)) < step:
+        lowest = min(lowest, done)
+        if process.poll() is not None:
+            raise SystemExit(f"the run ended at step {done}:\n{(folder / 'said').read_text()[-3000:]}")
+        if time.monotonic() - started > PATIENCE_S:
+            raise SystemExit(
+                f"step {step} was not reached within {PATIENCE_S} s:\n{(folder / 'said').read_text()[-3000:]}"
+            )
+        time.sleep(0.02)
+    if fault is not None:
+        fault |= {"seconds": round(time.monotonic() - started, 1), "steps_again": step - 1 - lowest}
+
+
+def kill(process: subprocess.Popen[bytes], draw: random.Random) -> dict[str, str]:
+    """kill -9 of one rollout actor or training worker of this run."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    known = [(child, name) for child in family for name in VICTIMS if " ".join(child.cmdline()).startswith(name)]
+    victim, name = draw.choice(sorted(known, key=lambda pair: (pair[1], pair[0].pid)))
+    victim.send_signal(signal.SIGKILL)
+    return {"killed": VICTIMS[name]}
+
+
+def steps_done(folder: Path) -> int:
+    file = folder / "logs/reinforce.jsonl"
+    return file.read_text().count('"reward"') if file.exists() else 0
+
+
+def counts(folder: Path) -> dict[str, Any]:
+    """Rows of each whole epoch that were trained not once, and the sum of rewards at both ends of the run."""
+    epochs: dict[int, Counter[int]] = {}
+    for file in folder.glob("logs/reinforce.rows-*.jsonl"):
+        for line in map(json.loads, file.read_text().splitlines()):
+            epochs.setdefault(line["epoch"], Counter()).update(line["rows"])
+    rows = set(epochs[0])
+    whole = [epochs[epoch] for epoch in sorted(epochs)[:-1]]
+    lost = sum(len(rows - epoch.keys()) for epoch in whole)
+    twice = sum(count - 1 for epoch in epochs.values() for count in epoch.values())
+    rewards = [json.loads(line).get("reward") for line in (folder / "logs/reinforce.jsonl").read_text().splitlines()]
+    known = [reward for reward in rewards if reward is not None]
+    ends = {"reward_first_20": sum(known[:20]) / 20, "reward_last_20": sum(known[-20:]) / 20}
+    return {"epochs": len(epochs), "queries": len(rows), "lost": lost, "twice": twice} | ends
+
+
+def show(report: dict[str, Any]) -> None:
+    print(f"{'at step':>7}  {'killed':<16} {'next step after':>15}  {'steps done again':>16}")
+    for fault in report["faults"]:
+        seconds = f"{fault['seconds']} s"
+        print(f"{fault['step']:>7}  {fault['killed']:<16} {seconds:>15}  {fault['steps_again']:>16}")
+    print(", ".join(f"{name} {value}" for name, value in report.items() if name != "faults"))
+
+
+if __name__ == "__main__":
+    main()
