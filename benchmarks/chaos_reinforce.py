@@ -23,7 +23,7 @@ import psutil
 
 LREM = [sys.executable, "-m", "ray_apps.cli"]
 PATIENCE_S = 300
-VICTIMS = {"ray::VllmEngine": "rollout actor", "ray::RayTrainWorker": "training worker"}
+VICTIMS = {"ray::EngineActor": "rollout actor", "ray::RayTrainWorker": "training worker"}
 
 
 def main() -> None:

@@ -220,17 +220,9 @@ def our_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], dict[str,
     from lrem.model import ReasoningEmbedder
     from lrem.positives import KnownPositives
     from ray_apps.cluster import cluster
-    from ray_apps.engines import VllmEngine
     from ray_apps.reinforce import Trainer
     from ray_apps.rollout import start_pool
     from ray_apps.training import Place, make_engine
-
-    class SixteenTokens(VllmEngine):
-        """Samples NEW_TOKENS and never stops early, as the peer is made to."""
-
-        def sample(self, queries: list[str], n: int, seeds: list[int] | None = None) -> Any:
-            prompts = [self.renderer.query_prompt(query) for query in queries]
-            return self.generate(prompts, n, self.config.temperature, NEW_TOKENS, [], seeds)
 
     class Rows:
         """The same rows at every step."""
@@ -260,7 +252,7 @@ def our_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], dict[str,
     dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
     context = cluster(config)
     context.__enter__()  # for the life of this process
-    pool = start_pool(folder / "model", config, engine=SixteenTokens)
+    pool = start_pool(folder / "model", config, engine="reinforce:engine")
     [actor] = ray.get(pool.actors.remote(), timeout=60)
     trainer, number = OneRank(), itertools.count()
     trainer.sync(0)
@@ -272,6 +264,18 @@ def our_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], dict[str,
         return {name: values[key] for name, key in parts.items()} | {"actor_mib": in_actor}
 
     return step
+
+
+def engine(*given: Any) -> Any:
+    """A vLLM engine that samples NEW_TOKENS and never stops early, as the peer is made to."""
+    from ray_apps.engines import VllmEngine
+
+    class SixteenTokens(VllmEngine):
+        def sample(self, queries: list[str], n: int, seeds: list[int] | None = None) -> Any:
+            prompts = [self.renderer.query_prompt(query) for query in queries]
+            return self.generate(prompts, n, self.config.temperature, NEW_TOKENS, [], seeds)
+
+    return SixteenTokens(*given)
 
 
 class Clock:

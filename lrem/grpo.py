@@ -28,19 +28,12 @@ from lrem.policy import (
 )
 from lrem.positives import KnownPositives
 from lrem.rewards import Outcome, evaluate, rank
+from lrem.rollout import Rollout
 from lrem.sequences import Group, Sequences
 from lrem.settings import ReinforceConfig
 from lrem.template import Parsed, Renderer
 
 PERCENTILES = (10, 50, 90)
-
-
-class Rollout(NamedTuple):
-    """One sampled completion: ids after the prompt, their log-probabilities (nats), the policy's version."""
-
-    tokens: list[int]
-    log_probs: list[float]
-    version: int
 
 
 class Batch(NamedTuple):

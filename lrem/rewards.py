@@ -4,8 +4,8 @@
 function Outcome → Tensor [B], named by its import path. Source: paper, "Stage 2".
 """
 
-import importlib
 import math
+import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -160,11 +160,10 @@ def find(name: str) -> Reward:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ValueError(f"no reward '{name}': one of {', '.join(BUILT_IN)}, or your own as package.module:function")
     try:
-        reward: Reward = getattr(importlib.import_module(module), function)
+        reward: Reward = pkgutil.resolve_name(name)
         return reward
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward '{name}' cannot be imported ({error}): is its package on every worker?") from error

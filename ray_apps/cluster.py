@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-import transformers
 from ray.data import DataContext
 
 from lrem.config import Config
@@ -90,7 +89,9 @@ def cluster(config: Config) -> Iterator[None]:
     )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray has put an aborting handler in its place
-    transformers.utils.logging.disable_progress_bar()
+    from transformers.utils import logging as bars  # here: the rollout pool imports this module, and stays light
+
+    bars.disable_progress_bar()
     data = DataContext.get_current()
     data.enable_progress_bars = False  # each stage draws its own
     data.use_datasource_v2 = False  # it starts actors to list files: 8 s a read on two cores, against 0.1 s

@@ -7,26 +7,18 @@ starts it, and what happens when it is lost, is ray_apps.rollout's.
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
-from lrem.grpo import Rollout
 from lrem.model import ReasoningEmbedder
+from lrem.rollout import Loaded, Rollout
 from lrem.settings import RolloutConfig
 from lrem.template import Renderer, Template
 from ray_apps.weights import Weights, checksum, unpack
 
 PROBE_QUERY, PROBE_WORDS = "red shoes for the rain", "boots, waterproof, leather shoes, rubber sole"
-
-
-class Loaded(NamedTuple):
-    """What an engine says of the weights it took: their version and checksum, and a probe of what it now samples."""
-
-    version: int
-    checksum: int
-    probe: list[Rollout]
 
 
 class Engine(ABC):
@@ -83,10 +75,6 @@ class Engine(ABC):
         prompts = probe_prompts(self.renderer)
         groups = self.generate(prompts, 1, self.config.temperature, 1, [], list(range(len(prompts))))
         return [group[0] for group in groups]
-
-    def pid(self) -> int:
-        """The process that holds the engine."""
-        return os.getpid()
 
     def _text(self, tokens: list[int]) -> str:
         return self.renderer.reasoning_text([t for t in tokens if t not in self.renderer.special])
@@ -219,6 +207,3 @@ class TransformersEngine(Engine):
     def load(self, weights: Weights) -> None:
         """Into the module's own parameters."""
         self.model.lm.load_state_dict(dict(unpack(weights)))
-
-
-ENGINES: dict[str, type[Engine]] = {"vllm": VllmEngine, "transformers": TransformersEngine}

@@ -19,17 +19,18 @@ import torch.distributed as dist
 from lrem.config import Config
 from lrem.distributed import rank, total, world_size
 from lrem.files import atomic_folder
-from lrem.grpo import Candidates, Rollout, Step, accumulate_gradients, collate
+from lrem.grpo import Candidates, Step, accumulate_gradients, collate
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.positives import KnownPositives, identity, query_identity
 from lrem.rewards import find
+from lrem.rollout import Loaded, Rollout
 from lrem.schema import NEGATIVES, RL_PAIRS, DataError, read_items, read_table
 from lrem.sequences import pad
 from lrem.settings import ReinforceConfig
 from ray_apps import dev_set
 from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
-from ray_apps.engines import Loaded, probe_prompts
+from ray_apps.engines import probe_prompts
 from ray_apps.loop import StageTrainer, must_stay, run_steps
 from ray_apps.rollout import RolloutError, compare, patience, start_pool, wait
 from ray_apps.tracking import JsonLines, check_finite, require

@@ -4,11 +4,14 @@
 
 The pool cuts what it is asked for into calls, gives each to an idle engine in order, and asks another engine again
 where one dies or does not answer in time; a lost engine is replaced and given the present weights. A sync waits for
-the calls before it and holds back those after it. Knows no model: engines do, see ray_apps.engines.
+the calls before it and holds back those after it. Knows no model: engines do, see ray_apps.engines, which only their
+own processes import.
 """
 
 import asyncio
 import itertools
+import os
+import pkgutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,11 +21,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
 from lrem.config import Config
-from lrem.grpo import Rollout
+from lrem.rollout import Loaded, Rollout
 from ray_apps.cluster import gpu_plan
-from ray_apps.engines import ENGINES, Engine, Loaded
 
 Answer = TypeVar("Answer")
+ENGINES = {"vllm": "ray_apps.engines:VllmEngine", "transformers": "ray_apps.engines:TransformersEngine"}
 
 
 class RolloutError(RuntimeError):
@@ -34,6 +37,25 @@ class Synced(NamedTuple):
 
     loaded: dict[str, Loaded]
     restarts: int  # engines replaced so far
+
+
+class EngineActor:
+    """An engine in a process of its own.
+
+    Args:
+        engine: `module:class`. arguments: the engine's own.
+    """
+
+    def __init__(self, engine: str, *arguments: Any) -> None:
+        self.engine = pkgutil.resolve_name(engine)(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """One of the engine's methods."""
+        return getattr(self.engine, method)(*arguments)
+
+    def pid(self) -> int:
+        """The process that holds the engine."""
+        return os.getpid()
 
 
 class _Member:
@@ -52,10 +74,10 @@ class RolloutPool:
     """An asyncio actor's state; see the module. Its methods may be called by any number of ranks at once.
 
     Args:
-        engine: the class of the engines. gpus: of each. gpu_memory: the share of a GPU's memory that one may take.
+        engine: `module:class` of the engines. gpus: of each. gpu_memory: the share of a GPU's memory that one may take.
     """
 
-    def __init__(self, folder: str, config: Config, engine: type[Engine], gpus: float, gpu_memory: float) -> None:
+    def __init__(self, folder: str, config: Config, engine: str, gpus: float, gpu_memory: float) -> None:
         self.folder, self.config, self.engine = folder, config, engine
         self.gpus, self.gpu_memory = gpus, gpu_memory
         self.rollout = config.rollout
@@ -93,7 +115,7 @@ class RolloutPool:
         """
 
         def call(actor: ActorHandle, rows: slice) -> Any:
-            return actor.sample.remote(queries[rows], n, seeds[rows])
+            return actor.call.remote("sample", queries[rows], n, seeds[rows])
 
         return await self._spread(len(queries), call, "sample")
 
@@ -101,7 +123,7 @@ class RolloutPool:
         """One closed reasoning of each query, in order; temperature 0 is greedy. Raises as `sample`."""
 
         def call(actor: ActorHandle, rows: slice) -> Any:
-            return actor.reason.remote(queries[rows], temperature, seeds and seeds[rows])
+            return actor.call.remote("reason", queries[rows], temperature, seeds and seeds[rows])
 
         return await self._spread(len(queries), call, "reason")
 
@@ -163,7 +185,9 @@ class RolloutPool:
         limit = self.rollout.sync_timeout_s
         while True:
             try:
-                loaded: Loaded = await _within(member.actor.update_weights.remote(self.weights[0], version), limit)
+                loaded: Loaded = await _within(
+                    member.actor.call.remote("update_weights", self.weights[0], version), limit
+                )
                 break
             except TimeoutError as error:
                 raise RolloutError(
@@ -194,8 +218,9 @@ class RolloutPool:
             compare(member.name, loaded, self.present, self.rollout.probe_tolerance)
 
     def _actor(self, number: int) -> ActorHandle:
-        actor = ray.remote(num_cpus=1, num_gpus=self.gpus)(self.engine)
-        return actor.remote(self.folder, self.rollout, self.config.seed + number, self.gpu_memory)
+        actor = ray.remote(num_cpus=1, num_gpus=self.gpus)(EngineActor)
+        seed = self.config.seed + number
+        return actor.remote(self.engine, self.folder, self.rollout, seed, self.gpu_memory)
 
     async def _ready(self, member: _Member) -> None:
         limit = self.config.ray.start_timeout_s
@@ -237,11 +262,11 @@ def compare(name: str, loaded: Loaded, expected: Loaded, tolerance: float) -> No
         )
 
 
-def start_pool(folder: Path, config: Config, workers: int = 0, engine: type[Engine] | None = None) -> ActorHandle:
+def start_pool(folder: Path, config: Config, workers: int = 0, engine: str | None = None) -> ActorHandle:
     """Start a pool on one model folder, beside `workers` training workers; returns when its engines are up.
 
     Args:
-        engine: a class of your own in place of the one that rollout.engine names.
+        engine: `module:class` of your own in place of the one that rollout.engine names.
 
     Raises:
         RolloutError: an engine was not up in time.

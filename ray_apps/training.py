@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import get_cosine_schedule_with_warmup
 
@@ -23,31 +23,13 @@ from lrem.settings import OptimConfig
 from ray_apps.cluster import gpu_plan
 from ray_apps.progress import progress
 from ray_apps.rollout import RolloutError
+from ray_apps.shards import RowShards
 
 Row = dict[str, Any]
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on, and would not if it was tried again; the message says what to change."""
-
-
-class RowShards(DataConfig):
-    """Repeatable shards: the same rows reach the same rank in every run, every row one rank.
-
-    Ray's default streams blocks to whichever rank asks first, so a run could not be repeated.
-    """
-
-    def configure(
-        self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
-    ) -> list[dict[str, Any]]:
-        """One materialised split a rank, of sizes that differ by at most one."""
-        shards = {name: _split(dataset, world_size) for name, dataset in datasets.items()}
-        return [{name: parts[i].iterator() for name, parts in shards.items()} for i in range(world_size)]
-
-
-def _split(dataset: ray.data.Dataset, parts: int) -> list[ray.data.Dataset]:
-    count = dataset.count()
-    return dataset.split_at_indices([count * i // parts for i in range(1, parts)]) if parts > 1 else [dataset]
 
 
 def fit(

@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lrem.grpo import Batch, Candidates, Rollout, accumulate_gradients, collate
+from lrem.grpo import Batch, Candidates, accumulate_gradients, collate
 from lrem.losses import info_nce
 from lrem.model import ReasoningEmbedder
 from lrem.policy import Clip, group_advantage, kl_to_reference, policy_gradient, token_weights
 from lrem.positives import KnownPositives
 from lrem.rewards import Outcome, evaluate, rank
+from lrem.rollout import Rollout
 from lrem.sequences import pad
 from lrem.settings import ReinforceConfig
 from tests.test_deepspeed import full_gradient

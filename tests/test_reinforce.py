@@ -253,7 +253,7 @@ def test_killed_workers_and_actors_are_replaced(straight: Path, taught: Path, tm
         wait_until(lambda: steps_done(tmp_path) < 5 or steps_done(tmp_path) >= 9, process, "the restart")
         wait_until(lambda: steps_done(tmp_path) >= 9, process, "step 9")
         family = psutil.Process(process.pid).children(recursive=True)
-        victims = [child for child in family if (child.cmdline() or [""])[0].startswith("ray::VllmEngine")]
+        victims = [child for child in family if (child.cmdline() or [""])[0].startswith("ray::EngineActor")]
         assert len(victims) == 2
         victims[0].send_signal(signal.SIGKILL)
         said, _ = process.communicate(timeout=400)

@@ -13,11 +13,11 @@ import torch
 from ray.actor import ActorHandle
 
 from lrem.config import Config, load_config
-from lrem.grpo import Rollout
 from lrem.model import ReasoningEmbedder
+from lrem.rollout import Loaded, Rollout
 from lrem.sequences import pad
 from ray_apps.cluster import cluster
-from ray_apps.engines import Engine, Loaded, TransformersEngine, probe_prompts
+from ray_apps.engines import Engine, TransformersEngine, probe_prompts
 from ray_apps.rollout import RolloutError, compare, start_pool, wait
 from ray_apps.weights import checksum, pack
 
@@ -82,7 +82,7 @@ def changed(model: ReasoningEmbedder, folder: Path, seed: int) -> ReasoningEmbed
 
 def assert_same_policy(engine: ActorHandle, model: ReasoningEmbedder) -> None:
     prompts = [model.renderer.query_prompt(query) for query in QUERIES]
-    groups = ray.get(engine.generate.remote(prompts, 1, 0.0, 16, [model.renderer.emb]), timeout=60)
+    groups = ray.get(engine.call.remote("generate", prompts, 1, 0.0, 16, [model.renderer.emb]), timeout=60)
     for prompt, [rollout] in zip(prompts, groups, strict=True):
         expected = greedy(model, prompt, 16)
         stop = expected.index(model.renderer.emb) + 1 if model.renderer.emb in expected else 16
@@ -208,25 +208,25 @@ class Slow(TransformersEngine):
 @pytest.fixture
 def slow_pool(tiny_folder: Path) -> Iterator[ActorHandle]:
     more = ["rollout.actors=2", "rollout.timeout_s=15", "rollout.sync_timeout_s=3", "rollout.restarts=1"]
-    made = start_pool(tiny_folder, configured(*more), engine=Slow)
+    made = start_pool(tiny_folder, configured(*more), engine=f"{__name__}:Slow")
     yield made
     ray.kill(made)
 
 
 def test_a_hung_engine_is_found_by_its_deadline(slow_pool: ActorHandle) -> None:
-    ray.get(engines(slow_pool)[0].hang.remote("sample"), timeout=30)
+    ray.get(engines(slow_pool)[0].call.remote("hang", "sample"), timeout=30)
     started = time.monotonic()
     assert [len(group) for group in sample(slow_pool, 2)] == [2] * 4
     assert time.monotonic() - started > 14
     for engine in engines(slow_pool):
-        ray.get(engine.hang.remote("sample"), timeout=30)
+        ray.get(engine.call.remote("hang", "sample"), timeout=30)
     asked = slow_pool.sample.remote(QUERIES, 2, SEEDS)
     with pytest.raises(RolloutError, match=r"rollout actor \d gave no answer within 15 s when asked to sample, and 1 "):
         wait([asked], 120, "rollouts")
 
 
 def test_a_sync_that_takes_too_long_names_the_actor(slow_pool: ActorHandle, tiny: ReasoningEmbedder) -> None:
-    ray.get(engines(slow_pool)[1].hang.remote("load"), timeout=30)
+    ray.get(engines(slow_pool)[1].call.remote("hang", "load"), timeout=30)
     with pytest.raises(RolloutError, match="rollout actor 1 did not take policy version 9 within 3 s"):
         push(slow_pool, tiny, 9)
 
