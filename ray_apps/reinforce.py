@@ -99,15 +99,12 @@ def read_pairs(config: Config) -> pa.Table:
     known = set(read_items(config.path("items"))["item_id"].to_pylist())
     rows = pairs.to_pylist()
     for row in rows:
+        where = f"{uri}: query '{row['query_id']}', item '{row['item_id']}'"
         for name in ("query", "title"):
             if not row[name].strip():
-                raise DataError(
-                    f"{uri}: query '{row['query_id']}', item '{row['item_id']}': the {name} is empty: drop it"
-                )
+                raise DataError(f"{where}: the {name} is empty: fill it or drop the row")
         if row["item_id"] not in known:
-            raise DataError(
-                f"{uri}: item '{row['item_id']}' is not in {config.path('items')}: drop the row or add the item"
-            )
+            raise DataError(f"{where}: the item is not in {config.path('items')}: drop the row or add the item")
         content = (row["query"], row["item_id"], row["title"])
         row["row"] = identity(str(config.seed), *content)
         row["query_key"], row["item_key"] = query_identity(row["query"]), identity(row["item_id"])

@@ -1,5 +1,6 @@
 """Stage 1 as a user runs it: one whole run with all that it writes; then killed, stopped, resumed and saved apart."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -287,9 +288,12 @@ def test_a_kill_during_a_save_leaves_no_folder_that_loads(tmp_path: Path) -> Non
     checkpoints = tmp_path / "checkpoints/cold_start"
     with start(tmp_path, "cold_start.checkpoint.every=1") as process:
         wait_until(lambda: steps_done(tmp_path) >= 4, process, "step 4")
+        family = psutil.Process(process.pid).children(recursive=True)  # now: it takes longer than a save
+        writers = train_workers(process)
         wait_until(lambda: any(checkpoints.glob(".step-*/config.json")), process, "a save")
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
+        for child in [*writers, *family]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         process.kill()
         process.communicate(timeout=60)
     assert list(checkpoints.glob(".step-*")), "the kill came after the save"

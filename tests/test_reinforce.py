@@ -70,8 +70,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"query_ids": ids, "start": start, "item_ids": renderer.item(row["title"]), "query_key": i})
         rows[-1] |= {"item_key": i % 20, "negative_ids": [], "negative_keys": []}
     known = KnownPositives(*(torch.tensor([row[name] for row in rows]).numpy() for name in ("query_key", "item_key")))
-    batch, optimizer = collate(rows, known), torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
+    batch, optimizer = collate(rows, known), torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(200):
         optimizer.zero_grad()
         accumulate_gradients(batch, ColdStartConfig(), model, lambda loss, last: loss.backward(), torch.device("cpu"))
         optimizer.step()
@@ -205,7 +205,7 @@ def test_bad_input_ends_in_a_clear_error(taught: Path, tmp_path: Path, settings:
     }.items():
         table = pa.Table.from_pylist([{"query_id": "q", "title": "b"} | row] * 3, RL_PAIRS)
         write_parquet(table, tmp_path / f"{name}.parquet")
-    config = configured(tmp_path, taught, *(setting.format(run=tmp_path) for setting in settings))
+    config = configured(tmp_path, taught, *(setting.replace("{run}", str(tmp_path)) for setting in settings))
     with pytest.raises((DataError, FileNotFoundError), match=message):
         reinforce.run(config)
     assert not config.path("model").exists()
