@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
+
+from lrem.positives import identity
 
 LREM = [sys.executable, "-m", "ray_apps.cli"]
-PATIENCE_S = 300
+PATIENCE_S, SEED = 300, 3
 VICTIMS = {"ray::EngineActor": "rollout actor", "ray::RayTrainWorker": "training worker"}
 
 
@@ -44,20 +47,23 @@ def main() -> None:
 
 def run(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Make a model on the tiny world, reinforce it, kill what is drawn, and count."""
-    settings = ["--config", "configs/tiny.yaml", f"run_dir={folder}", "seed=3", "curate.rl_share=0.5"]
+    settings = ["--config", "configs/tiny.yaml", f"run_dir={folder}", f"seed={SEED}", "curate.rl_share=0.5"]
     for stage in ("world", "curate", "cold-start"):
         subprocess.run([*LREM, stage, *settings, "cold_start.epochs=60"], check=True, stdout=subprocess.DEVNULL)
     more = [f"reinforce.steps={given.steps}", "reinforce.log_rows=true", "reinforce.checkpoint.every=10"]
     more += ["reinforce.restarts=50", "rollout.restarts=50", "rollout.actors=2", "rollout.batch_size=4"]
     with (folder / "said").open("w") as said:
         process = subprocess.Popen([*LREM, "reinforce", *settings, *more], stdout=said, stderr=subprocess.STDOUT)
-        faults, draw = [], random.Random(given.seed)
-        for step in range(given.every, given.steps, given.every):
-            wait_for(folder, process, step)
-            faults.append({"step": step} | kill(process, draw))
-            reached = steps_done(folder)
-            wait_for(folder, process, reached + 1, faults[-1])
-        code = process.wait(timeout=PATIENCE_S)
+        try:
+            faults, draw = [], random.Random(given.seed)
+            for step in range(given.every, given.steps, given.every):
+                wait_for(folder, process, step)
+                faults.append({"step": step} | kill(process, draw))
+                wait_for(folder, process, steps_done(folder) + 1, faults[-1])
+            code = process.wait(timeout=PATIENCE_S)
+        finally:
+            process.terminate()  # like Ctrl-C: the run stops its Ray
+            process.wait(timeout=60)
     if code:
         raise SystemExit(f"lrem reinforce ended with {code}:\n{(folder / 'said').read_text()[-3000:]}")
     return {"faults": faults, "steps": steps_done(folder), **counts(folder)}
@@ -99,7 +105,8 @@ def counts(folder: Path) -> dict[str, Any]:
     for file in folder.glob("logs/reinforce.rows-*.jsonl"):
         for line in map(json.loads, file.read_text().splitlines()):
             epochs.setdefault(line["epoch"], Counter()).update(line["rows"])
-    rows = set(epochs[0])
+    pairs = pq.read_table(folder / "curated/rl_pairs.parquet").to_pylist()
+    rows = {identity(str(SEED), row["query"], row["item_id"], row["title"]) for row in pairs}
     whole = [epochs[epoch] for epoch in sorted(epochs)[:-1]]
     lost = sum(len(rows - epoch.keys()) for epoch in whole)
     twice = sum(count - 1 for epoch in epochs.values() for count in epoch.values())

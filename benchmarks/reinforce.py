@@ -213,6 +213,7 @@ def run_side(side: str, folder: Path) -> None:
 def our_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], dict[str, float]]:
     """The trainer's own step, which gives the seconds of its parts: one rank here, one vLLM actor of a pool on Ray."""
     import numpy as np
+    import pyarrow as pa
     import ray
     import torch.distributed as dist
 
@@ -240,19 +241,24 @@ def our_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], dict[str,
             self.config, self.stage, self.steps = config, config.reinforce, 1000
             self.shard, self.pool, self.reference = Rows(), pool, None
             self.known = KnownPositives(np.arange(len(rows)), np.arange(len(rows)))
-            self.items, self.version, self.syncs, self.waiting = [], 0, 0, deque()
+            self.items, self.version, self.syncs, self.waiting = pa.table({}), 0, 0, deque()
             self.engine = make_engine(ReasoningEmbedder.load(folder / "model"), self.stage.optim, len(rows), self.steps)
             self.engine.train()
 
     made = [{**row, "row": i, "query_key": i, "item_key": i} for i, row in enumerate(rows)]
     fixed = ["extra_candidates=0", f"optim.lr={LEARNING_RATE}", "optim.zero_stage=0", "samples=0"]
-    settings = ["ray.num_cpus=4", f"run_dir={folder}", *(f"reinforce.{setting}" for setting in fixed)]
+    settings = [
+        "ray.num_cpus=4",
+        "rollout.engine=reinforce:engine",
+        f"run_dir={folder}",
+        *(f"reinforce.{setting}" for setting in fixed),
+    ]
     config = load_config(None, settings)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
     context = cluster(config)
     context.__enter__()  # for the life of this process
-    pool = start_pool(folder / "model", config, engine="reinforce:engine")
+    pool = start_pool(folder / "model", config)
     [actor] = ray.get(pool.actors.remote(), timeout=60)
     trainer, number = OneRank(), itertools.count()
     trainer.sync(0)

@@ -5,6 +5,7 @@ reward's ranks are taken from, and InfoNCE. Knows rollouts, the model's forward 
 drives the backward, is handed in. Source: paper, "Stage 2".
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrem.distributed import gather, largest, total, world_size
+from lrem.distributed import gather, total, world_size
 from lrem.gradcache import Backward, Chunk, backward, cut, cut_groups
 from lrem.losses import info_nce
 from lrem.model import Encoded
@@ -109,6 +110,7 @@ def accumulate_gradients(
     batch: Batch,
     settings: ReinforceConfig,
     budget: int,
+    longest: int,
     forward: Callable[[Sequences], Encoded],
     step_backward: Backward,
     device: torch.device,
@@ -118,15 +120,15 @@ def accumulate_gradients(
     """Back-propagate L = grpo_weight · L_GRPO + info_nce_weight · L_InfoNCE + kl_weight · KL, in chunks.
 
     Args:
-        budget: tokens of reasoning that earn the length reward.
+        budget: tokens of reasoning that earn the length reward. longest: tokens of the longest possible sample.
         forward: at the temperature that the rollouts were sampled at.
         reference: the policy that KL is taken against; None: no KL.
     """
-    objective = _Objective(batch, settings, budget, device, candidates, reference)
+    objective = _Objective(batch, settings, (budget, longest), device, candidates, reference)
     parts = cut_groups(batch.groups, settings.chunk_tokens, device)
     parts += cut(batch.items, None, len(batch.parsed), settings.chunk_tokens, device)
-    value = backward(parts, forward, objective.contrast, objective.policy, step_backward, settings.graph_tokens)
-    return objective.found(value)
+    backward(parts, forward, objective.contrast, objective.policy, step_backward, settings.graph_tokens)
+    return objective.found()
 
 
 class _Objective:
@@ -136,12 +138,13 @@ class _Objective:
         self,
         batch: Batch,
         settings: ReinforceConfig,
-        budget: int,
+        limits: tuple[int, int],
         device: torch.device,
         candidates: Candidates,
         reference: Callable[[Sequences], Encoded] | None,
     ) -> None:
-        self.settings, self.budget, self.batch = settings, budget, batch
+        self.settings, self.batch = settings, batch
+        self.budget, self.longest = limits
         self.candidates, self.reference = candidates, reference
         self.old, self.sampled = batch.old.to(device), batch.sampled.to(device)
         self.item_keys, self.known = batch.item_keys.to(device), batch.known.to(device)
@@ -157,9 +160,12 @@ class _Objective:
         """Reward the embeddings [B+M, H], then InfoNCE over all G reasonings of each query."""
         settings, size = self.settings, len(self.owner)
         queries, items = embeddings[:size], embeddings[size:]
+        started = time.perf_counter()
         with torch.no_grad():
             self._reward(queries.detach(), items.detach())
+        self.reward_s = time.perf_counter() - started
         loss = info_nce(queries, items, self.owner, self.item_keys, self.known[self.owner], settings.temperature)
+        self.info_nce = loss.detach()
         return settings.info_nce_weight * loss
 
     def _reward(self, queries: Tensor, items: Tensor) -> None:
@@ -180,8 +186,7 @@ class _Objective:
         counted = self.sampled
         if settings.zero_variance == "drop":
             counted = counted & self.varied[self.owner][:, None]
-        longest = largest(self.old.shape[1], device)
-        self.weights = token_weights(counted, settings.aggregate, longest)
+        self.weights = token_weights(counted, settings.aggregate, self.longest)
 
     def policy(self, encoded: Encoded, part: Chunk) -> Tensor | None:
         """The policy's term of one chunk of groups; items have none."""
@@ -208,17 +213,18 @@ class _Objective:
         difference = (log_probs - old)[scored]
         self._add("entropy", -log_probs[scored].sum())  # unbiased on-policy: the policy's own samples
         self._add("mismatch_kl", (difference.exp() - difference - 1).sum())
-        self._add("clip_fraction", clipped(log_probs, old, scored, self.clip).sum())
+        cut = clipped(log_probs, old, scored, self.clip) if self.correction is None else torch.zeros_like(scored)
+        self._add("clip_fraction", cut.sum())
 
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums.get(name, torch.zeros_like(self.policy_loss)) + value
 
-    def found(self, contrast: Tensor) -> Step:
+    def found(self) -> Step:
         """The step's values, over the global batch."""
-        shares = total(torch.stack([self.policy_loss, contrast, *self.sums.values()]))
+        shares = total(torch.stack([self.policy_loss, self.info_nce, *self.sums.values()]))
         losses = (shares[:2] / world_size()).tolist()
         sums = dict(zip(self.sums, shares[2:].tolist(), strict=True))
-        values = {"policy": losses[0], "info_nce": losses[1] / (self.settings.info_nce_weight or 1.0)}
+        values = {"policy": losses[0], "info_nce": losses[1], "reward_s": self.reward_s}
         if "kl" in sums:
             values["kl"] = sums.pop("kl") / world_size()
         tokens = total(self.sampled.sum().float()).item()

@@ -165,7 +165,7 @@ def encode(
         watched: takes the squared gradients that reach the states each loss reads, `info_nce` and `sft`.
     """
     tree = batch.tree
-    where = {} if tree is None else {"attention_mask": tree.mask, "position_ids": tree.positions}
+    where = {} if tree is None else {"attention_mask": _block_mask(lm, tree.mask), "position_ids": tree.positions}
     hidden = lm.base_model(input_ids=batch.ids, use_cache=False, **where).last_hidden_state  # [B, L, H]
     rows = torch.arange(len(batch.lengths), device=hidden.device)
     pooled = hidden[rows, batch.lengths - 1] if tree is None else hidden[tree.ends[:, 0], tree.ends[:, 1]]  # [R, H]
@@ -186,6 +186,16 @@ def encode(
         return Encoded(embeddings, log_probs.index_put((tree.slots[:, 0], tree.slots[:, 1]), chosen))
     log_probs = torch.zeros(batch.ids.shape, dtype=chosen.dtype, device=chosen.device)
     return Encoded(embeddings, log_probs.index_put((row, column), chosen))
+
+
+def _block_mask(lm: PreTrainedModel, mask: Tensor) -> Tensor:
+    """A [B, 1, L, L] bool mask as the model's attention takes it: sdpa as it is, eager adds numbers to the scores."""
+    kind = lm.config._attn_implementation
+    if kind == "sdpa":
+        return mask
+    if kind != "eager":
+        raise ValueError(f"attention '{kind}' takes no block mask: load the model with sdpa or eager attention")
+    return torch.where(mask, 0.0, torch.finfo(lm.dtype).min).to(lm.dtype)
 
 
 def _watch(states: Tensor, reader: str, watched: dict[str, Tensor] | None) -> None:

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-WEIGHT_NEEDED = "a rank among {} candidates says nothing: use a batch of at least 2 items"
+
+class RewardError(ValueError):
+    """A reward that cannot be found or used; the message names it."""
 
 
 class Ranking(NamedTuple):
@@ -83,11 +85,11 @@ def accuracy_reward(outcome: Outcome) -> Tensor:
     """r_acc = 1 − log rank / log N: 1 at rank 1, 0 at rank N.
 
     Raises:
-        ValueError: fewer than two candidates.
+        RewardError: fewer than two candidates.
     """
     ranks, candidates, _ = outcome.ranking
     if candidates < 2:
-        raise ValueError(WEIGHT_NEEDED.format(candidates))
+        raise RewardError(f"a rank among {candidates} candidates says nothing: use a batch of at least 2 items")
     return 1 - torch.log(ranks.float()) / math.log(candidates)
 
 
@@ -103,8 +105,8 @@ def top_ranks_reward(outcome: Outcome) -> Tensor:
 
 
 def margin_reward(outcome: Outcome) -> Tensor:
-    """The wanted item's cosine less the best other candidate's, in [−2, 2]: says more than a rank that is 1 already."""
-    return outcome.ranking.margins
+    """½ + ¼ of (the wanted item's cosine less the best other's), in [0, 1]: goes on where a rank is 1 already."""
+    return 0.5 + outcome.ranking.margins / 4
 
 
 def exclusivity_reward(outcome: Outcome) -> Tensor:
@@ -156,36 +158,39 @@ def find(name: str) -> Reward:
     """A built-in reward by name, or a user's own by `module:function`.
 
     Raises:
-        ValueError: there is no such reward; the message names what there is.
+        RewardError: there is no such reward; the message names what there is.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
     if ":" not in name:
-        raise ValueError(f"no reward '{name}': one of {', '.join(BUILT_IN)}, or your own as package.module:function")
+        raise RewardError(f"no reward '{name}': one of {', '.join(BUILT_IN)}, or your own as package.module:function")
     try:
         reward: Reward = pkgutil.resolve_name(name)
         return reward
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward '{name}' cannot be imported ({error}): is its package on every worker?") from error
+        raise RewardError(f"reward '{name}' cannot be imported ({error}): is its package on every worker?") from error
 
 
 def evaluate(outcome: Outcome, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-    """r = Σ w·r_part [B], and the parts by name [B] each. Malformed output earns nothing.
+    """r = Σ w·r_part [B], and the parts by name [B] each. Malformed output earns nothing, so no part may be negative.
 
     Args:
         weights: name (see `find`) → weight; a part of weight 0 is left out.
 
     Raises:
-        ValueError: a part is not [B] finite numbers.
+        RewardError: a part is not [B] finite numbers from 0 up.
     """
     parts: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if weight == 0:
             continue
         value = find(name)(outcome).float()
-        if value.shape != outcome.lengths.shape or not value.isfinite().all():
-            raise ValueError(
-                f"reward '{name}' gave {tuple(value.shape)} values: {len(outcome.queries)} finite ones are due"
+        if value.shape != outcome.lengths.shape:
+            raise RewardError(f"reward '{name}' gave {tuple(value.shape)} values for {len(outcome.queries)} rollouts")
+        if not value.isfinite().all() or (value < 0).any():
+            raise RewardError(
+                f"reward '{name}' gave {value.min().item():.4g} to {value.max().item():.4g}: finite values from 0 up "
+                "are due, or malformed output, which earns 0, would be worth more"
             )
         parts[name] = value * outcome.well_formed
     rewards = torch.zeros(len(outcome.queries), device=outcome.lengths.device)

@@ -158,6 +158,13 @@ class RewardWeights(Section):
     literals: float = 0.0
     own: dict[str, float] = Field(default_factory=dict)  # a reward of your own, package.module:function → its weight
 
+    @model_validator(mode="after")
+    def _apart(self) -> "RewardWeights":
+        wrong = [name for name in self.own if ":" not in name]
+        if wrong:
+            raise ValueError(f"own reward '{wrong[0]}' has to be named as package.module:function")
+        return self
+
     def weights(self) -> dict[str, float]:
         """Name → weight, your own included."""
         return self.model_dump(exclude={"own"}) | self.own
@@ -180,7 +187,7 @@ class ReinforceConfig(TrainConfig):
     aggregate: Literal["token", "sequence", "constant"] = "token"  # what counts alike, see policy.token_weights
     clip_low: float = Field(0.2, ge=0)
     clip_high: float = Field(0.2, ge=0)
-    staleness: int = Field(0, ge=0, le=8)  # steps that rollouts may lag behind; 1: sampled while the last step trains
+    staleness: Literal[0, 1] = 0  # steps that rollouts may lag behind; 1: sampled while the step before trains
     correction: Literal["none", "token", "sequence"] = "none"  # of stale rollouts; none: the clipped ratio alone
     correction_cap: float = Field(3.0, gt=0)
     samples: int = Field(2, ge=0)  # groups of each step and worker written to logs/reinforce.rollouts-RANK.jsonl
@@ -190,7 +197,7 @@ class ReinforceConfig(TrainConfig):
 class RolloutConfig(Section):
     """The actors that sample reasonings."""
 
-    engine: Literal["vllm", "transformers"] = "vllm"  # transformers: slower, for machines without vLLM, and parity
+    engine: str = "vllm"  # or transformers: slower, for machines without vLLM; or package.module:Class of your own
     actors: int = Field(1, ge=1)
     tensor_parallel: int = Field(1, ge=1)  # GPUs of one actor
     batch_size: int = Field(256, ge=1)  # queries of one call; what a lost actor has to sample again

@@ -101,12 +101,12 @@ class Trainer(StageTrainer):
         stage = ColdStartConfig.model_validate(settings["stage"])
         super().__init__(Path(settings["out"]).name, stage, settings, stage.epochs)
         self.out = Path(settings["out"])
-        self.shape = Shape.of(self.engine.module.lm)
         cuda = self.engine.device.type == "cuda"
         self.peak = stage.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if cuda else None)
 
     def prepare(self, model: ReasoningEmbedder) -> None:
-        """Low-rank adapters, where they are asked for."""
+        """Low-rank adapters, where they are asked for; the shape is the model's without them."""
+        self.shape = Shape.of(model.lm)
         if self.stage.lora.rank:
             _adapt(model, self.stage)
 
@@ -115,6 +115,7 @@ class Trainer(StageTrainer):
         clock = [time.monotonic()]
         random = np.random.default_rng([self.config.seed, place.step, rank()])
         rows = self.shard.take(place)
+        self.trained = [row["row"] for row in rows]
         batch = collate(rows, self.known, self.stage.objective == "joint", self.stage.thought_dropout, random)
         clock.append(time.monotonic())
         engine = self.engine

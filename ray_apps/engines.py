@@ -18,6 +18,7 @@ from lrem.settings import RolloutConfig
 from lrem.template import Renderer, Template
 from ray_apps.weights import Weights, checksum, unpack
 
+GREEDY = {"do_sample": False}
 PROBE_QUERY, PROBE_WORDS = "red shoes for the rain", "boots, waterproof, leather shoes, rubber sole"
 
 
@@ -71,7 +72,7 @@ class Engine(ABC):
         return Loaded(version, found, self.probe())
 
     def probe(self) -> list[Rollout]:
-        """One token after each of `probe_prompts`, sampled as rollouts are: cheap, and it passes every weight."""
+        """One token after each of `probe_prompts`, sampled as rollouts are: cheap, and it goes through every layer."""
         prompts = probe_prompts(self.renderer)
         groups = self.generate(prompts, 1, self.config.temperature, 1, [], list(range(len(prompts))))
         return [group[0] for group in groups]
@@ -175,30 +176,32 @@ class TransformersEngine(Engine):
         stop: list[int],
         seeds: list[int] | None = None,
     ) -> list[list[Rollout]]:
-        """See `Engine.generate`; one random stream for the call, begun with the first seed."""
-        if seeds is not None:
-            torch.manual_seed(seeds[0])
-        width = max(map(len, prompts))
-        fill = self.model.tokenizer.pad_token_id
-        ids = torch.tensor([[fill] * (width - len(p)) + p for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-        out = self.model.lm.generate(
-            ids,
-            attention_mask=mask,
-            num_return_sequences=n,
-            max_new_tokens=max_tokens,
-            eos_token_id=stop or None,
-            pad_token_id=fill,
-            return_dict_in_generate=True,
-            output_scores=True,
-            **({"do_sample": False} | how),
-        )
-        log_probs = torch.stack(out.scores, 1).log_softmax(-1)  # [B·n, T, V] of the distribution sampled from
-        sampled = out.sequences[:, width:]
-        chosen = log_probs.gather(2, sampled[:, :, None])[:, :, 0]
-        rows = [self._rollout(*row, stop) for row in zip(sampled.tolist(), chosen.tolist(), strict=True)]
-        return [rows[i : i + n] for i in range(0, len(rows), n)]
+        """See `Engine.generate`. A prompt at a time: each has its own seed, and the scores of one fit into memory."""
+        groups = []
+        for i, prompt in enumerate(prompts):
+            if seeds is not None:
+                torch.manual_seed(seeds[i])
+            ids = torch.tensor([prompt], device=self.device)
+            out = self.model.lm.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                num_return_sequences=n,
+                max_new_tokens=max_tokens,
+                eos_token_id=stop or None,
+                pad_token_id=self.model.tokenizer.pad_token_id,
+                return_dict_in_generate=True,
+                output_scores=True,
+                repetition_penalty=1.0,  # some models come with one, which would bend the distribution
+                **(
+                    {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else GREEDY
+                ),
+            )
+            log_probs = torch.stack(out.scores, 1).log_softmax(-1)  # [n, T, V] of the distribution sampled from
+            sampled = out.sequences[:, len(prompt) :]
+            chosen = log_probs.gather(2, sampled[:, :, None])[:, :, 0]
+            rows = zip(sampled.tolist(), chosen.tolist(), strict=True)
+            groups.append([self._rollout(*row, stop) for row in rows])
+        return groups
 
     def _rollout(self, tokens: list[int], log_probs: list[float], stop: list[int]) -> Rollout:
         end = next((i + 1 for i, token in enumerate(tokens) if token in stop), len(tokens))

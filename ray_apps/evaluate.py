@@ -20,7 +20,8 @@ from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.schema import QRELS, QUERIES, DataError, read_items, read_table
 from ray_apps.cluster import cluster
 from ray_apps.embed_items import build_index, embed
-from ray_apps.rollout import patience, start_pool, wait
+from ray_apps.rollout import ask as ask_pool
+from ray_apps.rollout import start_pool, wait
 
 Queries = dict[str, dict[str, str]]  # query_id → its row
 
@@ -113,9 +114,9 @@ def reason(config: Config, folder: Path, queries: list[str]) -> list[str]:
     """Greedy reasonings by the engines of a rollout pool."""
     pool = start_pool(folder, config)
     try:
-        asked = pool.reason.remote(queries, 0.0, None)
-        [found] = wait([asked], patience(config), "the reasonings of the test queries")
-        return list(found)
+        return list(
+            ask_pool(pool, pool.reason.remote(queries, 0.0, None), config, "the reasonings of the test queries")
+        )
     finally:
         ray.kill(pool)
 

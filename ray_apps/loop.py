@@ -59,6 +59,7 @@ class StageTrainer(ABC):
         self.engine = make_engine(model, stage.optim, stage.batch_size, self.steps)
         self.engine.train()
         torch.manual_seed(self.config.seed * world_size() + rank())  # dropout differs between them
+        self.trained: list[int] = []  # ids of the rows that the last step trained on
         self.started = time.monotonic()
 
     def prepare(self, model: ReasoningEmbedder) -> None:
@@ -71,7 +72,7 @@ class StageTrainer(ABC):
 
     @abstractmethod
     def step(self, place: Place) -> dict[str, float]:
-        """One update; returns the logged values, those of the global batch."""
+        """One update; sets `trained`; returns the logged values, those of the global batch."""
 
     @abstractmethod
     def note(self, values: dict[str, float]) -> str:
@@ -115,13 +116,15 @@ def run_steps(trainer: StageTrainer, board: ActorHandle) -> None:
         place, done = trainer.shard.place(step), step + 1
         values = trainer.step(place)
         if consumed:
-            consumed.write(done, {"epoch": place.epoch, "rows": trainer.shard.ids(place)})
+            consumed.write(done, {"epoch": place.epoch, "rows": trainer.trained})
         log(done, values, trainer.note(values))
         if done % stage.checkpoint.every == 0 or done == trainer.steps:
             measured = trainer.measure()
             if measured:
                 log.add(done, {f"dev_{metric}": value for metric, value in measured.items()})
             trainer.save(done, place.epoch, measured)
+    if consumed:
+        consumed.close()
     log.close()
 
 

@@ -1,12 +1,14 @@
 """Stage 2 on Ray Train, DeepSpeed and the rollout pool: GRPO on the reasoning and InfoNCE on the embedding.
 
 One step: G reasonings of each query from the pool, one update, the new weights to every engine. Departures from the
-paper, each a setting: the ratio is per token, the rank is taken among random items too, known relevant items cost
-no rank, and malformed output earns nothing. Holds no formula: lrem.grpo does.
+paper: malformed output earns nothing, known relevant items cost no rank, the loss is a mean over a group and not its
+sum; and, as settings, the ratio is per token and the rank is taken among random items too. Holds no formula: lrem.grpo
+does.
 """
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from lrem.files import atomic_folder
 from lrem.grpo import Candidates, Step, accumulate_gradients, collate
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.positives import KnownPositives, identity, query_identity
-from lrem.rewards import find
+from lrem.rewards import RewardError, find
 from lrem.rollout import Loaded, Rollout
 from lrem.schema import NEGATIVES, RL_PAIRS, DataError, read_items, read_table
 from lrem.sequences import pad
@@ -32,7 +34,7 @@ from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.engines import probe_prompts
 from ray_apps.loop import StageTrainer, must_stay, run_steps
-from ray_apps.rollout import RolloutError, compare, patience, start_pool, wait
+from ray_apps.rollout import RolloutError, Synced, ask, compare, start_pool
 from ray_apps.tracking import JsonLines, check_finite, require
 from ray_apps.training import Place, Row, engine_backward, fit, full_state, update
 from ray_apps.weights import checksum, pack
@@ -48,8 +50,7 @@ def run(config: Config, resume: bool = False) -> dict[str, Any]:
     """
     rl, start = config.reinforce, config.path("cold_start")
     require(rl.trackers)
-    for name in rl.rewards.weights():
-        _known_reward(name)
+    _check(config)
     made_of = fingerprint(start)  # said here if there is no model, rather than by an actor
     rows = read_pairs(config)
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / NAME, rl.checkpoint.keep)
@@ -67,7 +68,7 @@ def run(config: Config, resume: bool = False) -> dict[str, Any]:
                 "known": ray.put(known),
                 "dev": ray.put(dev),
                 "checkpoints": str(checkpoints.folder),
-                "run": must_stay(config, rl, data, made_of, dev),
+                "run": must_stay(config, rl, data, made_of, dev) | {"rollout": sampled_as(config)},
             }
             checkpoints.begin(settings["run"])
             dataset = ray.data.from_arrow(rows)
@@ -80,18 +81,30 @@ def run(config: Config, resume: bool = False) -> dict[str, Any]:
     return {"rows": rows.num_rows}
 
 
-def _known_reward(name: str) -> None:
+def _check(config: Config) -> None:
+    """Raises DataError for settings that could not work."""
+    rl = config.reinforce
     try:
-        find(name)
-    except ValueError as error:
+        for name in rl.rewards.weights():
+            find(name)
+    except RewardError as error:
         raise DataError(f"reinforce.rewards: {error}") from error
+    if rl.batch_size * rl.workers + rl.extra_candidates < 2:
+        raise DataError("a rank among one item says nothing: raise reinforce.batch_size or extra_candidates")
+
+
+def sampled_as(config: Config) -> list[Any]:
+    """What a resumed run has to sample alike."""
+    rollout = config.rollout
+    return [rollout.engine, rollout.temperature, rollout.slack, rollout.dtype]
 
 
 def read_pairs(config: Config) -> pa.Table:
     """RL_PAIRS with `row` (hash of content and seed, sorted), `query_key`, `item_key`, and hard negatives if any.
 
     Raises:
-        DataError: a row is blank or its item is not in the catalogue, or there are too few for the workers.
+        DataError: a row is blank, its item is not in the catalogue or its negatives lack titles, or there are too few
+            rows for the workers.
     """
     uri, rl = config.uri("rl_pairs"), config.reinforce
     pairs = read_table(uri, RL_PAIRS, keep_extra=True)
@@ -105,10 +118,14 @@ def read_pairs(config: Config) -> pa.Table:
                 raise DataError(f"{where}: the {name} is empty: fill it or drop the row")
         if row["item_id"] not in known:
             raise DataError(f"{where}: the item is not in {config.path('items')}: drop the row or add the item")
-        content = (row["query"], row["item_id"], row["title"])
-        row["row"] = identity(str(config.seed), *content)
+        hard = row.get("negative_ids") or [], row.get("negative_titles") or []
+        if len(hard[0]) != len(hard[1]) or not all(isinstance(text, str) for text in [*hard[0], *hard[1]]):
+            raise DataError(
+                f"{where}: {len(hard[0])} negative_ids, {len(hard[1])} negative_titles: give each id its title"
+            )
+        row["row"] = identity(str(config.seed), row["query"], row["item_id"], row["title"], *hard[0])
         row["query_key"], row["item_key"] = query_identity(row["query"]), identity(row["item_id"])
-        row["negative_keys"] = [identity(item) for item in row.get("negative_ids") or []]
+        row["negative_keys"] = [identity(item) for item in hard[0]]
     if len(rows) < rl.workers:
         raise DataError(f"{len(rows)} RL pairs for {rl.workers} workers: raise curate.rl_share, or lower workers")
     keys = [(name, pa.int64()) for name in ("row", "query_key", "item_key")]
@@ -131,7 +148,7 @@ class Trainer(StageTrainer):
         super().__init__(NAME, rl, settings, 1, rl.steps)
         self.pool, self.version, self.syncs = settings["pool"], 0, 0
         self.waiting: deque[tuple[list[Row], Any]] = deque()  # of the next steps: rows, and their rollouts to come
-        self.items = read_items(self.config.path("items")).select(["item_id", "title"]).to_pylist()
+        self.items = read_items(self.config.path("items")).select(["item_id", "title"])
         self.reference: ReasoningEmbedder | None = None
         if rl.kl_weight:
             self.reference = ReasoningEmbedder.load(self.start).eval().requires_grad_(False).to(self.engine.device)
@@ -147,13 +164,16 @@ class Trainer(StageTrainer):
         rows, rollouts = self.rollouts(place)
         clock.append(time.monotonic())
         values = self.update(place, rows, rollouts)
+        self.trained = [row["row"] for row in rows]
         clock.append(time.monotonic())
-        restarts = self.sync(place.step + 1)
+        synced = self.sync(place.step + 1)
         clock.append(time.monotonic())
         names = ("rollout_s", "train_s", "sync_s")
         phases = {name: end - begin for name, begin, end in zip(names, clock, clock[1:], strict=False)}
+        phases["sync_s"] -= synced.waited  # for rollouts of the next step, where these are sampled ahead
+        phases["rollout_s"] += synced.waited
         samples = total(torch.tensor(float(len(rows) * self.stage.group_size), device=self.engine.device)).item()
-        return values | phases | {"samples_per_s": samples / (clock[-1] - clock[0]), "actor_restarts": restarts}
+        return values | phases | {"samples_per_s": samples / (clock[-1] - clock[0]), "actor_restarts": synced.restarts}
 
     def rollouts(self, place: Place) -> tuple[list[Row], list[list[Rollout]]]:
         """This step's rows and their rollouts; those of the next `staleness` steps are asked for already.
@@ -168,7 +188,7 @@ class Trainer(StageTrainer):
             asked = self.pool.sample.remote([row["query"] for row in rows], self.stage.group_size, seeds)
             self.waiting.append((rows, asked))
         rows, asked = self.waiting.popleft()
-        [groups] = wait([asked], patience(self.config), f"the rollouts of step {place.step + 1}")
+        groups = ask(self.pool, asked, self.config, f"the rollouts of step {place.step + 1}")
         oldest = min(rollout.version for group in groups for rollout in group)
         if self.version - oldest > self.stage.staleness:
             raise RolloutError(
@@ -186,6 +206,7 @@ class Trainer(StageTrainer):
             batch,
             rl,
             engine.module.template.budget,
+            engine.module.template.budget + self.config.rollout.slack,
             lambda sequences: engine(sequences, temperature),
             engine_backward(engine),
             engine.device,
@@ -207,68 +228,65 @@ class Trainer(StageTrainer):
         All ranks draw alike and each embeds equally many, so that ZeRO-3 gathers weights alike; what overlaps counts
         once.
         """
-        device, count = self.engine.device, min(self.stage.extra_candidates, len(self.items))
+        device, count = self.engine.device, min(self.stage.extra_candidates, self.items.num_rows)
         if count == 0:
             none = torch.empty(0, self.engine.module.dimension, device=device)
             return Candidates(none, torch.empty(0, dtype=torch.long, device=device))
-        drawn = np.random.default_rng([self.config.seed, step]).choice(len(self.items), count, replace=False)
+        drawn = np.random.default_rng([self.config.seed, step]).choice(self.items.num_rows, count, replace=False)
         share = -(-count // world_size())
-        mine = [self.items[i] for i in drawn[np.arange(rank() * share, (rank() + 1) * share) % count]]
-        rows = [self.engine.module.renderer.item(item["title"]) for item in mine]
-        keys = torch.tensor([identity(item["item_id"]) for item in mine], device=device)
+        mine = self.items.take(drawn[np.arange(rank() * share, (rank() + 1) * share) % count])
+        rows = [self.engine.module.renderer.item(title) for title in mine["title"].to_pylist()]
+        keys = torch.tensor([identity(item) for item in mine["item_id"].to_pylist()], device=device)
         return Candidates(dev_set.encode_rows(self.engine, rows, self.stage.chunk_tokens), keys)
 
-    def sync(self, version: int) -> int:
+    def sync(self, version: int) -> Synced:
         """Push the whole state to every engine under `version`, and check that they sample the trainer's policy.
 
-        Returns how many engines the pool has replaced so far. Every rank calls, and each meets a failure alike.
+        Every rank calls, and each meets a failure alike.
 
         Raises:
             RolloutError: an engine did not take the weights in time, or samples another policy; it is named.
         """
-        state = full_state(self.engine)
-        answer: list[Any] = [None]
-        if rank() == 0:
-            weights = pack(state)
-            sent = checksum(weights)
-            try:
-                asked = self.pool.sync.remote([ray.put(weights)], version)
-                answer = [(sent, *wait([asked], patience(self.config), f"the pool to take policy version {version}"))]
-            except (RolloutError, TimeoutError) as error:
-                answer = [error]
-        if world_size() > 1:
-            dist.broadcast_object_list(answer)
-        if isinstance(answer[0], Exception):
-            raise RolloutError(str(answer[0]))
-        sent, synced = answer[0]
-        for name, loaded in synced.loaded.items():
-            compare(name, loaded, self.expected(version, sent, loaded), self.config.rollout.probe_tolerance)
+        weights = pack(full_state(self.engine))  # nothing but on rank 0
+        sent = checksum(weights)
+
+        def push() -> tuple[int, Synced]:
+            asked = self.pool.sync.remote([ray.put(weights)], version)
+            return sent, ask(self.pool, asked, self.config, f"policy version {version} to be taken")
+
+        sent, synced = _on_first_rank(push)
+        for name, loaded, expected in self.expected(version, sent, synced.loaded):
+            compare(name, loaded, expected, self.config.rollout.probe_tolerance)
         self.version, self.syncs = version, self.syncs + 1
-        return int(synced.restarts)
+        found: Synced = synced
+        return found
 
     @torch.no_grad()
-    def expected(self, version: int, sent: int, loaded: Loaded) -> Loaded:
-        """What an engine should have said: the probe's tokens with the trainer's own log-probabilities."""
-        prompts = probe_prompts(self.engine.module.renderer)
-        rows = [prompt + rollout.tokens for prompt, rollout in zip(prompts, loaded.probe, strict=True)]
-        spans = [(len(prompt), len(row)) for prompt, row in zip(prompts, rows, strict=True)]
-        sequences = pad(rows, spans).to(self.engine.device)
-        log_probs = self.engine(sequences, self.config.rollout.temperature).log_probs
-        own = [log_probs[i, start].item() for i, (start, _) in enumerate(spans)]
-        probe = [Rollout(rollout.tokens, [value], version) for rollout, value in zip(loaded.probe, own, strict=True)]
-        return Loaded(version, sent, probe)
+    def expected(self, version: int, sent: int, found: dict[str, Loaded]) -> Iterator[tuple[str, Loaded, Loaded]]:
+        """Each engine's answer, and what it should have been: its tokens with the trainer's own log-probabilities."""
+        prompts = probe_prompts(self.engine.module.renderer) * len(found)
+        probes = [rollout for loaded in found.values() for rollout in loaded.probe]
+        rows = [prompt + rollout.tokens for prompt, rollout in zip(prompts, probes, strict=True)]
+        sequences = pad(rows, [(len(prompt), len(row)) for prompt, row in zip(prompts, rows, strict=True)])
+        self.engine.eval()
+        log_probs = self.engine(sequences.to(self.engine.device), self.config.rollout.temperature).log_probs
+        self.engine.train()
+        own = iter([log_probs[i, len(prompt)].item() for i, prompt in enumerate(prompts)])
+        for name, loaded in found.items():
+            probe = [Rollout(rollout.tokens, [next(own)], version) for rollout in loaded.probe]
+            yield name, loaded, Loaded(version, sent, probe)
 
     def measure(self) -> dict[str, float]:
         """Metrics of the dev set with the model's own greedy reasoning, on rank 0."""
         if self.dev is None:
             return {}
-        own: list[Any] = [None]
-        if rank() == 0:
-            asked = self.pool.reason.remote(self.dev.queries, 0.0, None)
-            own = wait([asked], patience(self.config), "the reasonings of the dev set")
-        if world_size() > 1:
-            dist.broadcast_object_list(own)
-        reasoned = self.dev._replace(reasonings=own[0])
+        queries = self.dev.queries
+
+        def reason() -> list[str]:
+            asked = self.pool.reason.remote(queries, 0.0, None)
+            return list(ask(self.pool, asked, self.config, "the reasonings of the dev set"))
+
+        reasoned = self.dev._replace(reasonings=_on_first_rank(reason))
         return dev_set.measure(self.engine, reasoned, self.stage.checkpoint.k, self.stage.chunk_tokens)
 
     def note(self, values: dict[str, float]) -> str:
@@ -291,3 +309,18 @@ class Trainer(StageTrainer):
                 parts = {name: round(part[i].item(), 4) for name, part in found.parts.items()}
                 rewarded = {"reward": round(found.rewards[i].item(), 4), **parts, "rank": int(found.ranks[i])}
                 self.samples.write(step, said | rewarded | {"version": rollout.version})
+
+
+def _on_first_rank(work: Callable[[], Any]) -> Any:
+    """What `work` gives on rank 0, for every rank; if it fails there, each raises RolloutError."""
+    answer: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            answer[0] = work()
+        except Exception as error:  # whatever it is, the others wait for it
+            answer[1] = f"{error}"
+    if world_size() > 1:
+        dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise RolloutError(answer[1])
+    return answer[0]

@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import os
 import pkgutil
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -36,6 +37,7 @@ class Synced(NamedTuple):
     """What a sync left behind: what each engine says it loaded, by its name."""
 
     loaded: dict[str, Loaded]
+    waited: float  # seconds for the calls before it
     restarts: int  # engines replaced so far
 
 
@@ -62,7 +64,7 @@ class _Member:
     """One place of the pool; its actor may change."""
 
     def __init__(self, number: int, actor: ActorHandle) -> None:
-        self.number, self.actor, self.attempt = number, actor, 0
+        self.number, self.actor = number, actor
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ class RolloutPool:
         self.idle: asyncio.Queue[_Member] = asyncio.Queue()
         self.room = asyncio.Semaphore(self.rollout.queue)
         self.members: list[_Member] = []
-        self.busy, self.restarts = 0, 0
+        self.busy, self.answered, self.restarts = 0, 0, 0
         self.open, self.quiet = asyncio.Event(), asyncio.Event()
         self.open.set()
         self.quiet.set()
@@ -140,13 +142,19 @@ class RolloutPool:
         async with self.syncing:  # one of a trainer that was lost may still be under way
             self.open.clear()
             try:
-                await self.quiet.wait()
+                started = time.monotonic()
+                await self.quiet.wait()  # each of those calls has its own deadline
+                waited = time.monotonic() - started
                 self.weights, self.present = weights, None
-                loaded = await asyncio.gather(*(self._update(member, version) for member in self.members))
+                loaded = await asyncio.gather(*(self._update(member, weights, version) for member in self.members))
                 self.present = loaded[0]
-                return Synced(dict(zip((m.name for m in self.members), loaded, strict=True)), self.restarts)
+                return Synced(dict(zip((m.name for m in self.members), loaded, strict=True)), waited, self.restarts)
             finally:
                 self.open.set()
+
+    async def progress(self) -> int:
+        """Grows with every call that is answered and every engine that is replaced."""
+        return self.answered + self.restarts
 
     async def actors(self) -> list[ActorHandle]:
         """The present engines' handles."""
@@ -171,23 +179,21 @@ class RolloutPool:
                     member = await self.idle.get()
                     try:
                         return await _within(call(member.actor, rows), self.rollout.timeout_s)
-                    except (RayActorError, TimeoutError) as error:
+                    except (RayError, TimeoutError) as error:  # an engine that raised may hold half of a batch
                         await self._replace(member, what, self.rollout.timeout_s, error)
                     finally:
                         self.idle.put_nowait(member)
             finally:
-                self.busy -= 1
+                self.busy, self.answered = self.busy - 1, self.answered + 1
                 if self.busy == 0:
                     self.quiet.set()
 
-    async def _update(self, member: _Member, version: int) -> Loaded:
+    async def _update(self, member: _Member, weights: list[Any], version: int) -> Loaded:
         """Weights into one engine; one that dies is replaced, one that hangs is an error: the fault may be theirs."""
         limit = self.rollout.sync_timeout_s
         while True:
             try:
-                loaded: Loaded = await _within(
-                    member.actor.call.remote("update_weights", self.weights[0], version), limit
-                )
+                loaded: Loaded = await _within(member.actor.call.remote("update_weights", weights[0], version), limit)
                 break
             except TimeoutError as error:
                 raise RolloutError(
@@ -196,13 +202,15 @@ class RolloutPool:
                 ) from error
             except RayActorError as error:
                 await self._replace(member, "take new weights", limit, error)
+            except RayError as error:
+                raise RolloutError(f"{member.name} could not take policy version {version}: {_short(error)}") from error
         if loaded.version != version:
             raise RolloutError(f"{member.name} serves policy version {loaded.version} after a sync to {version}")
         return loaded
 
     async def _replace(self, member: _Member, what: str, limit: float, error: Exception) -> None:
         """Another actor in a member's place, on the present weights, found to sample as the others do."""
-        reason = f"gave no answer within {limit:.0f} s" if isinstance(error, TimeoutError) else "was lost"
+        reason = f"gave no answer within {limit:.0f} s" if isinstance(error, TimeoutError) else _short(error)
         self.restarts += 1
         if self.restarts > self.rollout.restarts:
             raise RolloutError(
@@ -210,11 +218,10 @@ class RolloutPool:
                 "see the log of its worker, or raise rollout.restarts"
             ) from error
         ray.kill(member.actor)
-        member.attempt += 1
         member.actor = self._actor(member.number)
         await self._ready(member)
         if self.present is not None:
-            loaded = await self._update(member, self.present.version)
+            loaded = await self._update(member, self.weights, self.present.version)
             compare(member.name, loaded, self.present, self.rollout.probe_tolerance)
 
     def _actor(self, number: int) -> ActorHandle:
@@ -239,6 +246,12 @@ async def _within(reference: Awaitable[Answer], limit: float) -> Answer:
     return await asyncio.wait_for(asyncio.ensure_future(reference), limit)
 
 
+def _short(error: Exception) -> str:
+    """The reason alone; Ray puts a traceback around it."""
+    cause = getattr(error, "cause", None)
+    return "was lost" if isinstance(error, RayActorError) else f"failed ({cause or error})"
+
+
 def compare(name: str, loaded: Loaded, expected: Loaded, tolerance: float) -> None:
     """Check what an engine says against what it should say.
 
@@ -250,23 +263,20 @@ def compare(name: str, loaded: Loaded, expected: Loaded, tolerance: float) -> No
             f"{name} holds policy version {loaded.version} with checksum {loaded.checksum:x}, version "
             f"{expected.version} with {expected.checksum:x} was sent: the weight sync failed"
         )
-    worst = 0.0
-    for got, wanted in zip(loaded.probe, expected.probe, strict=True):
-        if got.tokens != wanted.tokens:
-            continue  # a draw on the edge between two tokens; the probabilities of the others tell
-        worst = max(worst, abs(got.log_probs[0] - wanted.log_probs[0]))
-    if worst > tolerance:
+    pairs = list(zip(loaded.probe, expected.probe, strict=True))
+    alike = [(got, wanted) for got, wanted in pairs if got.tokens == wanted.tokens]
+    worst = max((abs(got.log_probs[0] - wanted.log_probs[0]) for got, wanted in alike), default=0.0)
+    # the same seeds draw the same tokens, but for one on the edge between two
+    if worst > tolerance or len(alike) < len(pairs) - 1:
         raise RolloutError(
-            f"{name} samples another policy than version {expected.version}: log-probabilities of the probe differ by "
-            f"{worst:.4f} nats (rollout.probe_tolerance={tolerance}): the weight sync failed"
+            f"{name} samples another policy than version {expected.version}: of the probe's {len(pairs)} tokens "
+            f"{len(alike)} agree, their log-probabilities to {worst:.4f} nats (rollout.probe_tolerance={tolerance}): "
+            "the weight sync failed"
         )
 
 
-def start_pool(folder: Path, config: Config, workers: int = 0, engine: str | None = None) -> ActorHandle:
+def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
     """Start a pool on one model folder, beside `workers` training workers; returns when its engines are up.
-
-    Args:
-        engine: `module:class` of your own in place of the one that rollout.engine names.
 
     Raises:
         RolloutError: an engine was not up in time.
@@ -274,29 +284,41 @@ def start_pool(folder: Path, config: Config, workers: int = 0, engine: str | Non
     rollout = config.rollout
     _, gpus = gpu_plan(config, workers, rollout.actors, rollout.tensor_parallel)
     share = 0.4 if gpus == 0.5 else 0.9  # of the GPU's memory: half where a training worker has the other
-    # a pool that dies takes its engines along and begins anew; whoever trains then syncs again
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000)(RolloutPool)
+    actor = ray.remote(num_cpus=0, max_concurrency=1000)(RolloutPool)
     gpus *= rollout.tensor_parallel
-    pool = actor.remote(str(folder), config, engine or ENGINES[rollout.engine], gpus, share)
-    wait([pool.start.remote()], config.ray.start_timeout_s + 30, f"the rollout pool to start on {folder}")
+    pool = actor.remote(str(folder), config, ENGINES.get(rollout.engine, rollout.engine), gpus, share)
+    ask(pool, pool.start.remote(), config, f"its start on {folder}")
     return pool
 
 
-def patience(config: Config) -> float:
-    """Seconds after which the pool itself must be lost: it gives up on every engine before that."""
-    rollout = config.rollout
-    return (rollout.restarts + 1) * (rollout.timeout_s + rollout.sync_timeout_s + config.ray.start_timeout_s)
+def ask(pool: ActorHandle, asked: Any, config: Config, what: str) -> Any:
+    """The pool's answer. It may take long, while the pool gets on: calls are answered, or engines replaced.
+
+    Raises:
+        TimeoutError: nothing was answered or replaced for longer than the pool's own deadlines allow.
+        RolloutError: as the pool raised it, or the pool was lost.
+    """
+    limit = config.rollout.timeout_s + config.rollout.sync_timeout_s + config.ray.start_timeout_s
+    seen = -1
+    try:
+        while not ray.wait([asked], timeout=limit)[0]:
+            before, seen = seen, ray.get(pool.progress.remote(), timeout=limit)
+            if seen == before:
+                raise TimeoutError(f"waited {limit:.0f} s for {what}, and the rollout pool does nothing: see its log")
+        return ray.get(asked, timeout=limit)
+    except RolloutError as error:
+        raise RolloutError(str(getattr(error, "cause", error))) from error
+    except RayActorError as error:
+        raise RolloutError(f"the rollout pool was lost while asked for {what}: run again with --resume") from error
 
 
 def wait(references: list[Any], timeout_s: float, what: str) -> list[Any]:
     """ray.get with a deadline whose error says what was waited for.
 
     Raises:
-        TimeoutError: the deadline passed. RolloutError: as the pool raised it.
+        TimeoutError: the deadline passed.
     """
     try:
         return list(ray.get(references, timeout=timeout_s))
     except ray.exceptions.GetTimeoutError as error:
         raise TimeoutError(f"waited {timeout_s:.0f} s for {what}: look at `ray status` for what is missing") from error
-    except RolloutError as error:
-        raise RolloutError(str(getattr(error, "cause", error))) from error

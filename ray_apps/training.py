@@ -19,6 +19,7 @@ from lrem.batches import epoch_order, step_rows, steps_per_epoch
 from lrem.config import Config
 from lrem.distributed import rank, world_size
 from lrem.model import ReasoningEmbedder
+from lrem.rewards import RewardError
 from lrem.settings import OptimConfig
 from ray_apps.cluster import gpu_plan
 from ray_apps.progress import progress
@@ -80,8 +81,8 @@ def fit(
 def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     """Tell the driver what a restart would not cure; Ray Train would try the same again.
 
-    All ranks meet a TrainingError alike and just end. A rank that runs out of memory, or whose rollouts failed, is
-    alone: it has to fail, so that the others are stopped, and the restart then finds the reason on the board and ends.
+    All ranks meet a TrainingError alike and just end. A rank that runs out of memory, or whose rollouts or rewards fail,
+    is alone: it has to fail, so that the others are stopped, and the restart then finds the reason on the board and ends.
     """
 
     def guarded(settings: dict[str, Any]) -> None:
@@ -92,7 +93,7 @@ def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
             loop(settings)
         except TrainingError as error:
             ray.get(board.fail.remote(str(error)), timeout=30)
-        except RolloutError as error:
+        except (RolloutError, RewardError) as error:
             ray.get(board.fail.remote(str(error)), timeout=30)
             raise
         except torch.OutOfMemoryError as error:
@@ -155,11 +156,6 @@ class Shard:
         """The rows of one step."""
         rows: list[Row] = self.table.take(pa.array(place.rows)).to_pylist()
         return rows
-
-    def ids(self, place: Place) -> list[int]:
-        """Their `row` ids."""
-        found: list[int] = self.table["row"].take(pa.array(place.rows)).to_pylist()
-        return found
 
 
 def make_engine(model: ReasoningEmbedder, optim: OptimConfig, batch_size: int, steps: int) -> Any:

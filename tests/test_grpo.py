@@ -117,7 +117,7 @@ def plain(model: ReasoningEmbedder, reference: ReasoningEmbedder, way: str) -> d
         assert 2 in alike
         assert len(alike) < 5
         counted[[q * G + i for q in alike for i in range(G)]] = False
-    weights = token_weights(counted, rl.aggregate, batch.old.shape[1])
+    weights = token_weights(counted, rl.aggregate, 24)
     if rl.correction == "token":
         pulled = (log_probs.detach() - batch.old).exp().clamp(max=rl.correction_cap)
         policy = policy_gradient(log_probs, log_probs.detach(), advantages, weights * pulled)
@@ -145,6 +145,7 @@ def test_a_step_is_its_definition(tiny_folder: Path, way: str, chunks: str) -> N
         make(model, [0, 1, 2, 3, 4]),
         settings(way, chunks),
         16,
+        24,
         lambda sequences: model(sequences, TEMPERATURE),
         lambda loss, last: loss.backward(),
         CPU,
@@ -164,7 +165,7 @@ def test_malformed_and_overlong_rollouts(tiny_folder: Path) -> None:
     assert malformed[-2:] == [renderer.close, renderer.emb]
     assert batch.groups[1].sampled[1] == len(malformed) - 2 == int(batch.sampled[G + 1].sum())
     found = accumulate_gradients(
-        batch, settings("token"), 16, model, lambda loss, last: loss.backward(), CPU, extra(model)
+        batch, settings("token"), 16, 24, model, lambda loss, last: loss.backward(), CPU, extra(model)
     )
     assert found.rewards[G + 1].item() == 0
     assert {name: part[G + 1].item() for name, part in found.parts.items()} == {"format": 0, "length": 0, "accuracy": 0}
@@ -190,6 +191,7 @@ def run_rank(number: int, zero_stage: int, start: str, folder: str) -> None:
                 make(engine.module, SHARES[number]),
                 rl,
                 16,
+                24,
                 lambda sequences, engine=engine: engine(sequences, TEMPERATURE),
                 engine_backward(engine),
                 engine.device,

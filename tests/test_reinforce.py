@@ -26,6 +26,7 @@ from lrem.tokenizer import train_tokenizer
 from ray_apps import reinforce
 from ray_apps.checkpoints import CURSOR, STATE
 from ray_apps.cluster import cluster
+from ray_apps.engines import TransformersEngine
 from ray_apps.training import TrainingError
 from tests.test_cold_start import LREM, train_workers, wait_until
 
@@ -133,7 +134,7 @@ def test_the_record_of_a_run(whole: Path) -> None:
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
     wanted = {"reward_format", "reward_length", "reward_accuracy", "rank_p10", "rank_p50", "rank_p90", "format_rate"}
     wanted |= {"reasoning_length", "entropy", "policy", "info_nce", "grad_norm", "lr", "varied_groups", "candidates"}
-    wanted |= {"rollout_s", "train_s", "sync_s", "samples_per_s", "actor_restarts"}
+    wanted |= {"rollout_s", "reward_s", "train_s", "sync_s", "samples_per_s", "actor_restarts"}
     for step in steps:
         assert wanted <= step.keys()
         assert abs(step["mismatch_kl"]) < 1e-6  # the sampler is the policy of this step: every sync took
@@ -190,7 +191,8 @@ def brevity(outcome: Outcome) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["reinforce.rewards.own={brevity: 1.0}"], "no reward 'brevity': one of format, length, accuracy"),
+        (["reinforce.rewards.own={no.such:reward: 1.0}"], "reward 'no.such:reward' cannot be imported"),
+        (["reinforce.batch_size=1", "reinforce.workers=1", "reinforce.extra_candidates=0"], "a rank among one item"),
         (["reinforce.workers=38"], "37 RL pairs for 38 workers: raise curate.rl_share"),
         (["paths.cold_start={run}/nothing"], "nothing holds no .*safetensors: train a model"),
         (["paths.rl_pairs={run}/strange.parquet"], "query 'q', item 'gone': the item is not in .*items.parquet"),
@@ -215,6 +217,25 @@ def test_a_sync_that_takes_too_long_ends_the_run(taught: Path, tmp_path: Path) -
     write_data(tmp_path)
     with pytest.raises(TrainingError, match="rollout actor . did not take policy version 0 within 0 s"):
         reinforce.run(configured(tmp_path, taught, "rollout.sync_timeout_s=0.0001", "reinforce.restarts=0"))
+    assert not (tmp_path / "model").exists()
+
+
+class Corrupting(TransformersEngine):
+    """A real engine whose loader goes wrong at version 2: one tensor is not what was sent."""
+
+    def load(self, weights: Any) -> None:
+        super().load(weights)
+        if self.version == 1:  # the version before
+            with torch.no_grad():
+                self.model.lm.model.layers[0].mlp.up_proj.weight *= 3
+
+
+def test_an_engine_that_samples_another_policy_ends_the_run(taught: Path, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    engine = f"rollout.engine={__name__}:Corrupting"
+    with pytest.raises(TrainingError, match="rollout actor . samples another policy than version 2: of the probe's"):
+        reinforce.run(configured(tmp_path, taught, engine, "reinforce.restarts=0"))
+    assert len(steps_of(tmp_path)) == 1
     assert not (tmp_path / "model").exists()
 
 

@@ -11,6 +11,7 @@ from lrem.rewards import (
     BUILT_IN,
     Outcome,
     Ranking,
+    RewardError,
     accuracy_reward,
     evaluate,
     find,
@@ -82,7 +83,7 @@ def test_accuracy_is_one_at_the_top_and_nought_at_the_bottom(candidates: int) ->
 
 
 def test_one_candidate_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 2 items"):
+    with pytest.raises(RewardError, match="at least 2 items"):
         accuracy_reward(outcome([1], 1))
 
 
@@ -100,7 +101,8 @@ def test_the_papers_weights() -> None:
 def test_malformed_output_earns_nothing_and_overlong_output_no_length_reward() -> None:
     found = outcome([10, 1, 1], 100, [True, False, True], [20, 3, 17])
     rewards, parts = evaluate(found, PAPER | {"margin": 2.0})
-    assert rewards.tolist() == pytest.approx([0.5 + 0.5 + 0.5, 0.0, 0.5 + 1.0 + 0.5])
+    margin = 2 * (0.5 + 0.25 / 4)
+    assert rewards.tolist() == pytest.approx([0.5 + 0.5 + margin, 0.0, 0.5 + 1.0 + margin])
     assert parts["accuracy"].tolist() == pytest.approx([0.5, 0.0, 1.0])
 
 
@@ -120,16 +122,22 @@ def broken(found: Outcome) -> torch.Tensor:
     return torch.ones(1)
 
 
+def negative(found: Outcome) -> torch.Tensor:
+    return torch.tensor([0.5, -0.25])
+
+
 def test_a_reward_of_ones_own() -> None:
     rewards, parts = evaluate(outcome([1, 1], lengths=[1, 9]), {"format": 1.0, f"{__name__}:short": 0.5, "margin": 0.0})
     assert rewards.tolist() == [1.5, 1.0]
     assert list(parts) == ["format", f"{__name__}:short"]
-    with pytest.raises(ValueError, match=r"broken' gave \(1,\) values: 2 finite ones are due"):
+    with pytest.raises(RewardError, match=r"broken' gave \(1,\) values for 2 rollouts"):
         evaluate(outcome([1, 1]), {f"{__name__}:broken": 1.0})
+    with pytest.raises(RewardError, match=r"negative' gave -0.25 to 0.5: finite values from 0 up"):
+        evaluate(outcome([1, 1]), {f"{__name__}:negative": 1.0})
 
 
 @pytest.mark.parametrize("name", ["acuracy", "no.such.module:f", "lrem.rewards:nothing"])
 def test_an_unknown_reward_is_named(name: str) -> None:
-    with pytest.raises(ValueError, match=name) as error:
+    with pytest.raises(RewardError, match=name) as error:
         find(name)
     assert ", ".join(BUILT_IN) in str(error.value) or "cannot be imported" in str(error.value)

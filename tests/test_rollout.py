@@ -18,7 +18,7 @@ from lrem.rollout import Loaded, Rollout
 from lrem.sequences import pad
 from ray_apps.cluster import cluster
 from ray_apps.engines import Engine, TransformersEngine, probe_prompts
-from ray_apps.rollout import RolloutError, compare, start_pool, wait
+from ray_apps.rollout import RolloutError, ask, compare, start_pool, wait
 from ray_apps.weights import checksum, pack
 
 QUERIES = ["red coat", "warm hat, not silk", "blue", "something for the winter"]
@@ -53,7 +53,8 @@ def sample(pool: ActorHandle, n: int = 8) -> list[list[Rollout]]:
 
 def push(pool: ActorHandle, model: ReasoningEmbedder, version: int) -> Any:
     weights = pack(model.lm.state_dict())
-    return wait([pool.sync.remote([ray.put(weights)], version)], 60, "a weight sync")[0], checksum(weights)
+    asked = pool.sync.remote([ray.put(weights)], version)
+    return ask(pool, asked, configured(), "a weight sync"), checksum(weights)
 
 
 def greedy(model: ReasoningEmbedder, prompt: list[int], length: int) -> list[int]:
@@ -208,7 +209,7 @@ class Slow(TransformersEngine):
 @pytest.fixture
 def slow_pool(tiny_folder: Path) -> Iterator[ActorHandle]:
     more = ["rollout.actors=2", "rollout.timeout_s=15", "rollout.sync_timeout_s=3", "rollout.restarts=1"]
-    made = start_pool(tiny_folder, configured(*more), engine=f"{__name__}:Slow")
+    made = start_pool(tiny_folder, configured(*more, f"rollout.engine={__name__}:Slow"))
     yield made
     ray.kill(made)
 
@@ -222,7 +223,7 @@ def test_a_hung_engine_is_found_by_its_deadline(slow_pool: ActorHandle) -> None:
         ray.get(engine.call.remote("hang", "sample"), timeout=30)
     asked = slow_pool.sample.remote(QUERIES, 2, SEEDS)
     with pytest.raises(RolloutError, match=r"rollout actor \d gave no answer within 15 s when asked to sample, and 1 "):
-        wait([asked], 120, "rollouts")
+        ask(slow_pool, asked, configured(), "rollouts")
 
 
 def test_a_sync_that_takes_too_long_names_the_actor(slow_pool: ActorHandle, tiny: ReasoningEmbedder) -> None:
