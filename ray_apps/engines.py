@@ -18,7 +18,7 @@ from lrem.settings import RolloutConfig
 from lrem.template import Renderer, Template
 from ray_apps.weights import Weights, checksum, unpack
 
-GREEDY = {"do_sample": False}
+GREEDY, SAMPLED = {"do_sample": False}, {"do_sample": True, "top_k": 0, "top_p": 1.0}
 PROBE_QUERY, PROBE_WORDS = "red shoes for the rain", "boots, waterproof, leather shoes, rubber sole"
 
 
@@ -192,9 +192,7 @@ class TransformersEngine(Engine):
                 return_dict_in_generate=True,
                 output_scores=True,
                 repetition_penalty=1.0,  # some models come with one, which would bend the distribution
-                **(
-                    {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else GREEDY
-                ),
+                **(SAMPLED | {"temperature": temperature} if temperature else GREEDY),
             )
             log_probs = torch.stack(out.scores, 1).log_softmax(-1)  # [n, T, V] of the distribution sampled from
             sampled = out.sequences[:, len(prompt) :]

@@ -120,9 +120,7 @@ def read_pairs(config: Config) -> pa.Table:
             raise DataError(f"{where}: the item is not in {config.path('items')}: drop the row or add the item")
         hard = row.get("negative_ids") or [], row.get("negative_titles") or []
         if len(hard[0]) != len(hard[1]) or not all(isinstance(text, str) for text in [*hard[0], *hard[1]]):
-            raise DataError(
-                f"{where}: {len(hard[0])} negative_ids, {len(hard[1])} negative_titles: give each id its title"
-            )
+            raise DataError(f"{where}: {len(hard[0])} negative_ids and {len(hard[1])} titles: each id needs its title")
         row["row"] = identity(str(config.seed), row["query"], row["item_id"], row["title"], *hard[0])
         row["query_key"], row["item_key"] = query_identity(row["query"]), identity(row["item_id"])
         row["negative_keys"] = [identity(item) for item in hard[0]]

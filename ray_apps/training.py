@@ -81,8 +81,9 @@ def fit(
 def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     """Tell the driver what a restart would not cure; Ray Train would try the same again.
 
-    All ranks meet a TrainingError alike and just end. A rank that runs out of memory, or whose rollouts or rewards fail,
-    is alone: it has to fail, so that the others are stopped, and the restart then finds the reason on the board and ends.
+    All ranks meet a TrainingError alike and just end. A rank that runs out of memory, or whose rollouts or rewards
+    fail, is alone: it has to fail, so that the others are stopped, and the restart then finds the reason on the board
+    and ends.
     """
 
     def guarded(settings: dict[str, Any]) -> None:
