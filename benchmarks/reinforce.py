@@ -6,13 +6,13 @@ tokens, no KL); each samples exactly 16 tokens at temperature 1 and never stops 
 The parent lets one at a time make one step, in turn, so that noise of the machine meets all alike. A speed ratio is
 theirs/ours, the median over the pairs.
 
-TRL generates by transformers or by vLLM in its own process (`colocate`); on a CPU its way to push weights to vLLM may
-fail, so `reloaded` is the same with vLLM's own way put in its place. It is tuned: no gradient checkpointing, no
-importance-sampling correction (another forward), vLLM uncompiled (faster at this size), several sizes of micro-batch
-in rows, and the fastest of each counts. Its reward function is what a TRL user would write for ours: prompt,
-completion and `</think><emb>` embedded by the trained model in one forward, the 64 positives in another,
-r = 1 − log rank / log N. TRL has no InfoNCE: our step trains the embedding too, which the peer's does not. Where vLLM
-does not run under TRL, the JSON has the last line of that side's stderr as `trl_vllm`.
+TRL generates by transformers or by vLLM in its own process (`colocate`). On a CPU its way to push weights into vLLM
+may fail; the JSON then has the last line of that side's stderr as `trl_vllm`, and `reloaded` is the same side with
+vLLM's own way put in its place. TRL is tuned: no gradient checkpointing, no importance-sampling correction (another
+forward), a static cache in transformers, vLLM uncompiled (faster at this size), several micro-batches in rows, and
+the fastest of each counts. Its reward function is what a TRL user would write for ours: prompt, completion and
+`</think><emb>` embedded by the trained model in one forward, the positives in another, r = 1 − log rank / log N. TRL
+has no InfoNCE: our step trains the embedding too, which the peer's does not.
 
     python benchmarks/reinforce.py --out benchmarks/results/rl.json
 """
@@ -22,12 +22,14 @@ import itertools
 import json
 import math
 import os
+import socket
 import statistics
 import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +133,10 @@ def row_of(model: Any, query: str, item_id: str, title: str) -> dict[str, Any]:
 def compare(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Every side makes a step in turn, `pairs` times; a side with vLLM may fail."""
     command = [sys.executable, __file__, "--out", "-", "--folder", str(folder)]
-    environment = os.environ | ENVIRONMENT
-    sides = {side: start([*command, "--side", side], environment, folder / side) for side in given.sides}
+    sides = {
+        side: start([*command, "--side", side], os.environ | ENVIRONMENT | {"MASTER_PORT": port}, folder / side)
+        for side, port in zip(given.sides, free_ports(len(given.sides)), strict=True)
+    }
     steps: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     failed: dict[str, str] = {}
     for turn in range(WARM_UP + given.pairs):
@@ -154,6 +158,13 @@ def compare(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         process.wait()
     tried = "ran" if any(side.startswith("trl:vllm:") for side in given.sides) else "not asked for"
     return summary(given.queries, steps, memory) | {"trl_vllm": next(iter(failed.values()), tried)}
+
+
+def free_ports(count: int) -> list[str]:
+    """One for each side: vLLM under TRL listens, and all would choose the same."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(count)]
+        return [str(opened.getsockname()[1]) for opened in sockets]
 
 
 def last_line(file: Path) -> str:
@@ -385,6 +396,7 @@ def peer_arguments(backend: str, samples: int, micro: int) -> Any:
         num_generations=GROUP,
         max_completion_length=NEW_TOKENS,
         generation_kwargs=forced,
+        cache_implementation="static",
         temperature=1.0,
         beta=0.0,
         use_vllm=in_vllm,
