@@ -6,8 +6,7 @@ the same weights, token ids, batch, threads, AdamW, clipping and precision; the 
 step, in turn, so that noise of the machine meets all alike. The peer is tuned: its contrastive trainer runs with
 several mini-batches, packed by tokens, and up to 256 rows without cache, its SFT trainer with several mini-batches of
 like lengths, and the fastest of each counts. The peer's seconds are the sum of its two steps, its memory the larger
-of its two processes'. Ours runs with several `graph_tokens`, which trade memory for time: `at_no_more_memory` is the
-fastest of those that stay within the peer's memory (null where none does).
+of its two processes'.
 
     python benchmarks/cold_start.py --out benchmarks/results/cold_start.json
 """
@@ -26,7 +25,7 @@ from typing import Any
 from turns import answer, ask, in_turn, start, wait_for_step
 
 THREADS, TAU, WARM_UP = 2, 0.03, 1
-CHUNK_TOKENS, GRAPH_TOKENS = 2048, (2048, 8192, None)  # None: every graph is kept
+CHUNK_TOKENS, GRAPH_TOKENS = 2048, 8192
 MODEL = {"hidden_size": 128, "intermediate_size": 512, "layers": 8, "heads": 4, "kv_heads": 4}
 VOCABULARY = 6144  # an embedding of 0.38 of the layers' parameters, as Qwen2.5-0.5B's
 
@@ -35,23 +34,22 @@ def sides_of(size: int) -> list[str]:
     """What runs at one batch size: ours, the bare passes, and the peer's trainers in each of their settings."""
     mini = [rows for rows in (32, 128) if rows <= size]
     contrast = [f"contrast:{rows}" for rows in mini] + ["contrast:packed"] + ["contrast:uncached"] * (size <= 256)
-    return [*map(named, GRAPH_TOKENS), "bare", *contrast, *(f"sft:{rows}" for rows in mini)]
-
-
-def named(graph_tokens: int | None) -> str:
-    return f"ours:{graph_tokens or 'all'}"
+    return ["ours", "bare", *contrast, *(f"sft:{rows}" for rows in mini)]
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024])
     arguments.add_argument("--pairs", type=int, default=7)
+    arguments.add_argument(
+        "--graph-tokens", type=int, default=GRAPH_TOKENS, help="of ours; see cold_start.graph_tokens"
+    )
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--side", help=argparse.SUPPRESS)
     arguments.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.side:
-        run_side(given.side, given.folder, given.batches[0])
+        run_side(given.side, given.folder, given.batches[0], given.graph_tokens)
         return
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), max(given.batches))
@@ -75,7 +73,7 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
         "model": f"Qwen2, fp32, {MODEL}, vocabulary {VOCABULARY}",
         "pairs": given.pairs,
         "chunk_tokens": CHUNK_TOKENS,
-        "graph_tokens": GRAPH_TOKENS,
+        "graph_tokens": given.graph_tokens,
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 
@@ -121,6 +119,7 @@ def prepare(folder: Path, rows: int) -> None:
 def compare(folder: Path, size: int, given: argparse.Namespace) -> dict[str, Any]:
     """One batch size: every side makes a step in turn, `pairs` times."""
     command = [sys.executable, __file__, "--out", "-", "--folder", str(folder), "--batches", str(size)]
+    command += ["--graph-tokens", str(given.graph_tokens)]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(THREADS),
         "DS_ACCELERATOR": "cpu",
@@ -146,51 +145,39 @@ def summary(size: int, seconds: dict[str, list[float]], memory: dict[str, float]
     medians = {side: median(values) for side, values in seconds.items()}
     contrast, sft = (min((s for s in medians if s.startswith(kind)), key=medians.get) for kind in ("contrast", "sft"))
     peer = [sum(pair) for pair in zip(seconds[contrast], seconds[sft], strict=True)]
-    limit = max(memory[contrast], memory[sft])
-    ours = {side: against(seconds[side], peer, seconds["bare"], memory[side]) for side in map(named, GRAPH_TOKENS)}
-    within = [side for side in ours if memory[side] <= limit]
+    ratios = [theirs / ours for theirs, ours in zip(peer, seconds["ours"], strict=True)]
+    bare = [least / ours for least, ours in zip(seconds["bare"], seconds["ours"], strict=True)]
     return {
         "batch": size,
         "peer": [contrast, sft],
+        "ours_steps_per_s": round(1 / medians["ours"], 3),
         "peer_steps_per_s": round(1 / median(peer), 3),
-        "peer_peak_mib": round(limit),
-        "ours": ours,
-        "at_no_more_memory": min(within, key=medians.get, default=None),  # type: ignore[arg-type]
+        "speed_ratio": round(median(ratios), 2),
+        "speed_ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "share_of_bare_forward_backward": round(median(bare), 3),
+        "ours_peak_mib": round(memory["ours"]),
+        "peer_peak_mib": round(max(memory[contrast], memory[sft])),
         "seconds": {side: round(value, 3) for side, value in medians.items()},
         "peak_mib": {side: round(value) for side, value in memory.items()},
     }
 
 
-def against(ours: list[float], peer: list[float], bare: list[float], memory: float) -> dict[str, Any]:
-    """Medians of the paired ratios of one of our settings."""
-    ratios = [theirs / mine for theirs, mine in zip(peer, ours, strict=True)]
-    shares = [least / mine for least, mine in zip(bare, ours, strict=True)]
-    return {
-        "steps_per_s": round(1 / statistics.median(ours), 3),
-        "speed_ratio": round(statistics.median(ratios), 2),
-        "speed_ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "share_of_bare_forward_backward": round(statistics.median(shares), 3),
-        "peak_mib": round(memory),
-    }
-
-
-def run_side(side: str, folder: Path, size: int) -> None:
+def run_side(side: str, folder: Path, size: int, graph_tokens: int) -> None:
     import torch
 
     torch.set_num_threads(THREADS)
     rows = json.loads((folder / "rows.json").read_text())[:size]
-    kind, _, how = side.partition(":")
-    if kind in ("ours", "bare"):
-        step = bare_step(folder, rows) if kind == "bare" else our_step(folder, rows, None if how == "all" else int(how))
+    if side in ("ours", "bare"):
+        step = our_step(folder, rows, graph_tokens) if side == "ours" else bare_step(folder, rows)
         while True:
             wait_for_step()
             started = time.perf_counter()
             step()
             answer(time.perf_counter() - started)
-    elif kind == "contrast":
-        peer_contrast(folder, rows, how)
+    elif side.startswith("contrast"):
+        peer_contrast(folder, rows, side.partition(":")[2])
     else:
-        peer_sft(folder, rows, int(how))
+        peer_sft(folder, rows, int(side.partition(":")[2]))
 
 
 def settings(graph_tokens: int | None) -> Any:
@@ -201,7 +188,7 @@ def settings(graph_tokens: int | None) -> Any:
     return ColdStartConfig.model_validate(given | {"optim": optim})
 
 
-def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int | None) -> Callable[[], None]:
+def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Callable[[], None]:
     """The trainer's own step: collate, gradients in chunks, DeepSpeed's update."""
     import numpy as np
     import torch.distributed as dist
