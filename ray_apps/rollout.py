@@ -170,11 +170,11 @@ class RolloutPool:
         return [answer for part in parts for answer in part]
 
     async def _answer(self, call: Callable[[ActorHandle, slice], Any], rows: slice, what: str) -> Any:
-        async with self.room:
-            await self.open.wait()
-            self.busy += 1
-            self.quiet.clear()
-            try:
+        await self.open.wait()
+        self.busy += 1  # from here on a sync waits for it, so it must not wait for one
+        self.quiet.clear()
+        try:
+            async with self.room:
                 while True:
                     member = await self.idle.get()
                     try:
@@ -183,10 +183,10 @@ class RolloutPool:
                         await self._replace(member, what, self.rollout.timeout_s, error)
                     finally:
                         self.idle.put_nowait(member)
-            finally:
-                self.busy, self.answered = self.busy - 1, self.answered + 1
-                if self.busy == 0:
-                    self.quiet.set()
+        finally:
+            self.busy, self.answered = self.busy - 1, self.answered + 1
+            if self.busy == 0:
+                self.quiet.set()
 
     async def _update(self, member: _Member, weights: list[Any], version: int) -> Loaded:
         """Weights into one engine; one that dies is replaced, one that hangs is an error: the fault may be theirs."""
