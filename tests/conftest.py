@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,11 @@ TITLES = [
     for material in ("wool", "linen", "silk")
     for kind in ("coat", "shirt", "scarf", "hat")
 ]
+
+
+def pytest_configure() -> None:
+    """A suite that was started in a shell's background would pass on that Ctrl-C is to be ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

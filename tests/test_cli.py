@@ -91,7 +91,7 @@ def test_mistakes_end_in_one_line(words: list[str], code: int, message: str) -> 
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, number: signal.Signals) -> None:
     """Stopped in the midst of training: exit 130, no model folder, no temporary folder."""
     make_world(0, 600, 300, 50).write(tmp_path / "world")
@@ -102,7 +102,6 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, number: signal.Signa
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=_heed_interrupts,
     ) as process:
         log = tmp_path / "logs/cold_start.jsonl"
         deadline = time.monotonic() + 400
@@ -116,11 +115,6 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, number: signal.Signa
     assert "stopped; nothing is left half written" in said
     assert not (tmp_path / "cold_start").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.endswith((".tmp", ".start"))]
-
-
-def _heed_interrupts() -> None:
-    """A suite that was started in a shell's background passes on that Ctrl-C is to be ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_triplets(run: Path) -> None:

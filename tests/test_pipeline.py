@@ -68,7 +68,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory, port: int) -> Demo:
     served = healthy(f"http://127.0.0.1:{port}")
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
-    code = process.wait(timeout=90)
+    try:
+        code = process.wait(timeout=90)
+    finally:
+        process.kill()  # one that does not heed Ctrl-C must not stay
     reader.join(timeout=10)
     os.close(ours)
     return Demo(folder, b"".join(chunks).decode(errors="replace"), served, code)
