@@ -2,9 +2,7 @@
 
 import logging
 import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +52,7 @@ def fit(
     workers, gpus = gpu_plan(config, workers, engines, config.rollout.tensor_parallel)
     resources = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
     with progress(title) as board:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _guarded(loop),
             train_loop_config=settings | {"config": config.model_dump(mode="json"), "board": board},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
@@ -68,7 +66,7 @@ def fit(
         )
         lost: Exception | None = None
         try:
-            _in_thread(trainer.fit)
+            trainer.fit()
         except Exception as error:  # what a worker said of it comes first
             lost = error
         failure = ray.get(board.failure.remote(), timeout=30)
@@ -105,23 +103,15 @@ def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
     return guarded
 
 
-def _in_thread(work: Callable[[], Any]) -> None:
-    """Run `work` beside the main thread, which then keeps its own Ctrl-C.
+class _Trainer(TorchTrainer):
+    """Ray's trainer, with Ctrl-C left to us.
 
-    In the main thread Ray Train puts a SIGINT handler of its own in place, ends with exit code 0, and leaves
-    the handler there for whatever follows.
+    Ray Train would put a SIGINT handler in place that ends with exit code 0 and stays there for whatever follows. In a
+    thread of its own it would not, but that thread would still be in Ray's core when Ctrl-C shuts Ray down: a crash.
     """
-    outcome: Future[None] = Future()
 
-    def body() -> None:
-        try:
-            work()
-            outcome.set_result(None)
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=body, daemon=True).start()
-    outcome.result()
+    def _register_sigint_handler(self, controller: Any) -> None:
+        return
 
 
 class Place(NamedTuple):
