@@ -30,6 +30,9 @@ class WorldConfig(Section):
     products: int = Field(6000, ge=200)
     train_queries: int = Field(7000, ge=50)
     test_queries: int = Field(600, ge=25)
+    bridged_train: int = Field(0, ge=0)  # queries more, of facts of two steps (oslo is cold, cold asks for a coat)
+    bridged_test: int = Field(0, ge=0)  # of these, asked as training never does
+    unexplained: float = Field(0.0, ge=0, lt=1)  # share of the facts that the teacher does not know
 
 
 class ModelConfig(Section):
@@ -55,6 +58,7 @@ class CurateConfig(Section):
     items_per_query: int = Field(4, ge=1)  # triplets kept of one query: breadth of queries teaches more
     rl_share: float = Field(0.25, gt=0, lt=1)  # of the queries; the paper gives 4 of 75 M triplets
     dev_share: float = Field(0.0, ge=0, lt=0.5)  # of the queries, put aside to choose checkpoints by (paths.dev)
+    keep_untaught: bool = True  # judged queries without a teacher's reasoning: pairs for reinforcement and the baseline
     keep_easy: bool = True  # queries served without thinking teach an empty reasoning
     banned: list[str] = Field(default_factory=list)  # phrases that no reasoning may hold
 

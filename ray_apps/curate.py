@@ -1,7 +1,8 @@
 """Curation on Ray Data: teacher → rules → difference set → judge → triplets and RL pairs.
 
 Reads a catalogue, queries, a teacher's reasonings and judgements; writes triplets.parquet,
-rl_pairs.parquet and counters. A query that the retriever serves without help keeps an empty reasoning.
+rl_pairs.parquet and counters. A query that the retriever serves without help keeps an empty reasoning; one that
+the teacher did not reason about, but that has judgements, is left to reinforcement.
 """
 
 import zlib
@@ -21,6 +22,7 @@ from ray_apps.cluster import cluster
 from ray_apps.progress import progress
 
 BATCH = 256
+UNTAUGHT = "kept without a teacher"
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -77,15 +79,17 @@ class Curator:
         return pa.table(columns | {"items": pa.array([row["items"] for row in rows], pa.list_(pa.string()))})
 
     def _judge(self, row: dict[str, Any], one: list[str], two: list[str]) -> tuple[str, list[str]]:
+        relevant = self.relevant.get(row["query_id"], set())
         if not row["taught"]:
-            return "no teacher", []
+            lacking = sorted(relevant.difference(one)) if self.config.keep_untaught else []
+            return (UNTAUGHT, self._spread(row["query_id"], lacking)) if lacking else ("no teacher", [])
         easy = not row["reasoning"]
         if easy and not self.config.keep_easy:
             return "no reasoning", []
         found = one if easy else difference(one, two)
         if not found:
             return "empty difference set", []
-        kept = [item for item in found if item in self.relevant.get(row["query_id"], ())]
+        kept = [item for item in found if item in relevant]
         if not kept:
             return "nothing relevant", []
         return ("kept without reasoning" if easy else "kept"), self._spread(row["query_id"], kept)
@@ -107,7 +111,7 @@ def _write(judged: pa.Table, config: Config) -> dict[str, Any]:
         for item in row["items"]:
             whole = row | {"item_id": item, "title": titles[item]}
             aside = dev if draw >= 1 - config.curate.dev_share else triplets
-            (pairs if draw < config.curate.rl_share else aside).append(whole)
+            (pairs if draw < config.curate.rl_share or row["outcome"] == UNTAUGHT else aside).append(whole)
     if not triplets or not pairs:
         raise DataError(f"nothing left to train on ({dict(counts)}): check the teacher's reasonings and curate.top_k")
     write_parquet(pa.Table.from_pylist(triplets, TRIPLETS), config.path("triplets"))

@@ -21,8 +21,7 @@ class Stage(NamedTuple):
 def _world(config: Config) -> dict[str, Any]:
     from lrem.world import make_world
 
-    sizes = config.world
-    world = make_world(config.seed, sizes.products, sizes.train_queries, sizes.test_queries)
+    world = make_world(config.seed, **config.world.model_dump())
     world.write(config.path("items").parent)
     return {
         "items": world.items.num_rows,

@@ -90,6 +90,18 @@ def test_the_stage_writes_every_row_once(config: Config) -> None:
     assert pq.read_table(config.path("triplets")).to_pylist() == triplets
 
 
+def test_judged_queries_without_a_teacher_are_left_to_reinforcement(config: Config) -> None:
+    teacher = pq.read_table(config.path("teacher")).slice(1)  # q1 is not explained; i5 and its like are relevant
+    write_parquet(teacher, config.path("teacher"))
+    counts = curate.run(config)
+    pairs = [row for row in pq.read_table(config.path("rl_pairs")).to_pylist() if row["query_id"] == "q1"]
+    assert sorted(row["item_id"] for row in pairs) == ["i1", "i2", "i5"]
+    assert counts["kept without a teacher"] == 1
+    assert "q1" not in pq.read_table(config.path("triplets"))["query_id"].to_pylist()
+    without = config.model_copy(update={"curate": config.curate.model_copy(update={"keep_untaught": False})})
+    assert curate.run(without)["no teacher"] == 1
+
+
 def test_a_dev_set_is_put_aside_and_taken_back(config: Config) -> None:
     aside = config.model_copy(update={"curate": config.curate.model_copy(update={"dev_share": 0.49, "rl_share": 0.1})})
     aside = aside.model_copy(update={"seed": 4})

@@ -4,9 +4,9 @@ Knows facts and meanings; does not know the items, nor which combinations are ke
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lrem.world.facts import Facts, Knowledge
+from lrem.world.facts import Bridge, Facts, Knowledge
 from lrem.world.meaning import Meaning, Wanted
 
 HARD = ("question", "alternative", "negative", "knowledge")
@@ -25,6 +25,7 @@ class Combination:
     subject: str
     limit: str = ""
     type: str = ""
+    step: str = ""  # of a fact of two steps: the second one, a fact that other queries ask for
 
     def worded(self, template: str) -> str:
         """The query text."""
@@ -32,7 +33,7 @@ class Combination:
 
 
 def all_combinations(facts: Facts) -> list[Combination]:
-    """Every combination, in table order."""
+    """Every combination of facts of one step, in table order."""
     return [
         *_needs(facts, "question", "occasion", facts.occasions),
         *_knowledge(facts),
@@ -40,6 +41,31 @@ def all_combinations(facts: Facts) -> list[Combination]:
         *_negatives(facts),
         *_easy(facts),
     ]
+
+
+def bridged_combinations(facts: Facts) -> list[Combination]:
+    """Every combination of facts of two steps, in table order; before them those of second steps of their own."""
+    found: list[Combination] = []
+    for family, bridge in facts.bridges.items():
+        for kind, ask in bridge.asks.items():
+            entry = facts.knowledge.get(kind)
+            if ask.needs:
+                known = list(_needs(facts, "knowledge", f"{family} {kind}", ask.needs))
+                found += known
+            elif entry is not None:
+                known = [*_needs(facts, "knowledge", kind, entry.needs), *_values(facts, kind, entry)]
+            else:
+                raise ValueError(f"bridges.yaml: {family} asks for {kind}, which is no knowledge and has no needs")
+            found += _bridged(family, bridge, f"{family} {kind}", known)
+    return found
+
+
+def _bridged(family: str, bridge: Bridge, kind: str, known: list[Combination]) -> Iterator[Combination]:
+    """The same needs, asked for by a subject that stands for theirs."""
+    for one in known:
+        for subject in bridge.subjects.get(one.subject, ()):
+            meaning = replace(one.meaning, via=one.subject)
+            yield replace(one, kind=kind, fact=f"{family}:{subject}", meaning=meaning, subject=subject, step=one.fact)
 
 
 def _needs(facts: Facts, category: str, kind: str, table: Mapping[str, tuple[str, ...]]) -> Iterator[Combination]:

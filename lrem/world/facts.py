@@ -52,6 +52,22 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """A kind of need that a bridge leads to; without `needs` it is a kind of general knowledge."""
+
+    wordings: tuple[str, ...]
+    needs: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """Facts of two steps: what subjects stand for -> the subjects, and what can be asked of them."""
+
+    subjects: Mapping[str, tuple[str, ...]]
+    asks: Mapping[str, Ask]
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything the shop knows; `wordings` is category -> kind -> templates."""
 
@@ -61,6 +77,7 @@ class Facts:
     occasions: Mapping[str, tuple[str, ...]]
     knowledge: Mapping[str, Knowledge]
     wordings: Mapping[str, Mapping[str, tuple[str, ...]]]
+    bridges: Mapping[str, Bridge]
 
     def brands_of(self, product_type: str) -> Brands:
         """The brands that make `product_type`."""
@@ -83,6 +100,7 @@ def load_facts(rng: Random) -> Facts:
             for kind, entry in _read("knowledge").items()
         },
         wordings=_frozen(_read("wordings")),
+        bridges={family: _bridge(_frozen(entry)) for family, entry in _read("bridges").items()},
     )
 
 
@@ -93,6 +111,11 @@ def _dealt(entry: dict[str, Any], rng: Random) -> Brands:
         tier={new[name]: tier for tier in TIERS for name in entry[tier]},
         rivals={new[name]: tuple(new[rival] for rival in rivals) for name, rivals in entry["rivals"].items()},
     )
+
+
+def _bridge(entry: dict[str, Any]) -> Bridge:
+    asks = {kind: Ask(ask["wordings"], ask.get("needs", {})) for kind, ask in entry["asks"].items()}
+    return Bridge(entry["subjects"], asks)
 
 
 def _read(table: str) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from lrem.files import write_parquet
 from lrem.world.catalogue import Item, make_items
-from lrem.world.combinations import Combination, all_combinations
+from lrem.world.combinations import Combination, all_combinations, bridged_combinations
 from lrem.world.facts import load_facts
 from lrem.world.meaning import Meaning
-from lrem.world.split import Asked, split
+from lrem.world.split import Asked, split, split_bridged
 from lrem.world.teacher import imperfect
 
 # A query needs some relevant items, but not a whole department; at this many products, at least LEAST of
@@ -33,8 +33,9 @@ class World:
 
     items: item_id, title, category, type, brand, price_tier, colour (nullable), price, in_stock,
         attributes (JSON of the type's dimensions).
-    queries: query_id, query, category, split.  qrels: query_id, item_id, grade (1).
-    teacher: query_id, reasoning, of train queries.  gold: query_id, reasoning, of all queries.
+    queries: query_id, query, category, split, slice (of test queries: interpolation or composition), explained
+        (whether the teacher knows the fact).  qrels: query_id, item_id, grade (1).
+    teacher: query_id, reasoning, of train queries that it explains.  gold: query_id, reasoning, of all queries.
     origins: query_id, fact, constraint, wording, meaning (JSON): where each query comes from; not written.
     """
 
@@ -51,22 +52,42 @@ class World:
             write_parquet(getattr(self, name), folder / f"{name}.parquet")
 
 
-def make_world(seed: int, products: int = FULL_SIZE, train_queries: int = 7000, test_queries: int = 600) -> World:
+def make_world(
+    seed: int,
+    products: int = FULL_SIZE,
+    train_queries: int = 7000,
+    test_queries: int = 600,
+    bridged_train: int = 0,
+    bridged_test: int = 0,
+    unexplained: float = 0.0,
+) -> World:
     """The world of `seed`; the same arguments give the same tables.
+
+    Args:
+        bridged_train: queries more, of facts of two steps. bridged_test: of these, asked as training never does.
+        unexplained: share of the facts, but not of easy ones, that the teacher does not know.
 
     Raises:
         ValueError: more titles or queries are asked than the fact tables give.
     """
     facts = load_facts(Random(f"{seed} brands"))
     items = make_items(facts, products, Random(f"{seed} items"))
-    relevant = _relevant(items, all_combinations(facts), max(1, round(LEAST * products / FULL_SIZE)))
+    least = max(1, round(LEAST * products / FULL_SIZE))
+    relevant = _relevant(items, all_combinations(facts), least)
     train, test = split(relevant, facts, train_queries, test_queries, Random(f"{seed} split"))
-    asked = {f"q{number:05d}": query for number, query in enumerate(train + test, start=1)}
+    composed: list[Asked] = []
+    if bridged_train:
+        bridged = _relevant(items, bridged_combinations(facts), least)
+        more, composed = split_bridged(bridged, facts, train, bridged_train, bridged_test, Random(f"{seed} bridged"))
+        relevant, train = relevant | bridged, train + more
+    asked = {f"q{number:05d}": query for number, query in enumerate(train + test + composed, start=1)}
+    slices = [None] * len(train) + ["interpolation"] * len(test) + ["composition"] * len(composed)
+    unknown = _unexplained(train, unexplained, Random(f"{seed} unexplained"))
     rng = Random(f"{seed} teacher")
-    taught = dict(islice(asked.items(), len(train)))
+    taught = {q: a for q, a in islice(asked.items(), len(train)) if a.combination.fact not in unknown}
     return World(
         items=_items_table(items),
-        queries=_queries_table(asked, len(train)),
+        queries=_queries_table(asked, slices, unknown),
         qrels=_qrels_table(asked, relevant),
         teacher=_reasonings(taught, lambda meaning: imperfect(meaning, facts, rng)),
         gold=_reasonings(asked, lambda meaning: ", ".join(meaning.keywords)),
@@ -109,13 +130,23 @@ def _items_table(items: list[Item]) -> pa.Table:
     )
 
 
-def _queries_table(asked: dict[str, Asked], train: int) -> pa.Table:
+def _unexplained(train: list[Asked], share: float, rng: Random) -> set[str]:
+    """Facts that the teacher does not know: the same share of each kind."""
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for fact in sorted({a.combination.fact for a in train if a.combination.category != "easy"}):
+        by_kind[fact.partition(":")[0]].append(fact)
+    return {fact for same_kind in by_kind.values() for fact in rng.sample(same_kind, round(len(same_kind) * share))}
+
+
+def _queries_table(asked: dict[str, Asked], slices: list[str | None], unknown: set[str]) -> pa.Table:
     return pa.table(
         {
             "query_id": list(asked),
             "query": [a.query for a in asked.values()],
             "category": [a.combination.category for a in asked.values()],
-            "split": ["train"] * train + ["test"] * (len(asked) - train),
+            "split": ["test" if name else "train" for name in slices],
+            "slice": pa.array(slices, pa.string()),
+            "explained": [a.combination.fact not in unknown for a in asked.values()],
         }
     )
 

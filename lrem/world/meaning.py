@@ -35,10 +35,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Meaning:
-    """A query's meaning: any of the wanted kinds, under the conditions that the query itself states."""
+    """A query's meaning: any of the wanted kinds, under the conditions that the query itself states.
+
+    `via` is what has to be known first ("cold climate" for oslo); it is no condition, but reasoning begins with it.
+    """
 
     any_of: tuple[Wanted, ...]
     all_of: tuple[Condition, ...] = ()
+    via: str = ""
 
     def accepts(self, fields: Fields) -> bool:
         """Relevance, exactly: a pure function of the item's fields.
@@ -53,7 +57,8 @@ class Meaning:
     @property
     def keywords(self) -> tuple[str, ...]:
         """The perfect reasoning, in the order of the fact tables."""
-        return tuple(wanted.keyword for wanted in self.any_of)
+        first = (self.via,) if self.via else ()
+        return first + tuple(wanted.keyword for wanted in self.any_of)
 
     def to_json(self) -> str:
         """`{"any_of": [{"type": ..., field: value}], "all_of": {field: value}}`."""

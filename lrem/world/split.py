@@ -1,7 +1,9 @@
 """Which queries are asked in training and which are kept for the test.
 
 Of every fact some constraints and some wordings are held out together: a test query is a fact that training
-knows, under a constraint and in a wording that training knows, but never this fact with either of the two.
+knows, under a constraint and in a wording that training knows, but never this fact with either of the two:
+interpolation. Of every fact of two steps some kinds of need are held out: the test asks what oslo has to do with
+bedrooms, of which training told the climate and, elsewhere, what that climate means for bedrooms: composition.
 Does not know what a query means, nor the items.
 """
 
@@ -16,6 +18,7 @@ from lrem.world.facts import Facts
 
 HELD_OUT_CONSTRAINTS = 0.25  # of a fact's constraints, at least one
 HELD_OUT_WORDINGS = 0.25  # of the wordings of its kind, at least one
+TAUGHT_ASKS = 0.34  # of what can be asked of a subject of two steps, at least one
 EASY_SHARE = 0.18  # of the training queries; the hard categories share the rest equally
 
 Value = TypeVar("Value")
@@ -30,10 +33,11 @@ class Asked:
     query: str
 
     @property
-    def features(self) -> tuple[str, str, str]:
-        """What a test query may only contain if training does: fact, constraint, wording."""
+    def features(self) -> tuple[str, ...]:
+        """What a test query may only contain if training does: fact, its second step if any, constraint, wording."""
         c = self.combination
-        return c.fact, f"{c.kind} {c.constraint}", f"{c.category} {c.kind} {self.wording}"
+        facts = (c.fact, c.step) if c.step else (c.fact,)
+        return *facts, f"{c.kind} {c.constraint}", f"{c.category} {c.kind} {self.wording}"
 
 
 def split(
@@ -61,6 +65,35 @@ def split(
     rng.shuffle(train_set)
     rng.shuffle(test_set)
     return train_set, test_set
+
+
+def split_bridged(
+    combinations: Iterable[Combination], facts: Facts, known: Iterable[Asked], train: int, test: int, rng: Random
+) -> tuple[list[Asked], list[Asked]]:
+    """`train` and `test` queries of facts of two steps; what is tested is taught by them and `known` together, apart.
+
+    Raises:
+        ValueError: there are fewer queries than asked.
+    """
+    wordings = {f"{family} {kind}": ask.wordings for family, b in facts.bridges.items() for kind, ask in b.asks.items()}
+    by_fact: dict[str, list[Combination]] = defaultdict(list)
+    for combination in combinations:
+        by_fact[combination.fact].append(combination)
+    told: list[Asked] = []
+    untold: list[Asked] = []
+    for same_fact in by_fact.values():
+        kinds = list(dict.fromkeys(c.kind for c in same_fact))
+        taught = set(rng.sample(kinds, max(1, round(len(kinds) * TAUGHT_ASKS))))
+        for combination in same_fact:
+            pool = told if combination.kind in taught else untold
+            pool += [
+                Asked(combination, number, combination.worded(template))
+                for number, template in enumerate(wordings[combination.kind])
+            ]
+    drawn = _take(_covering_first(_shuffled(told, rng)), train, "bridged", "train")
+    seen = {feature for asked in [*known, *drawn] for feature in asked.features}
+    allowed = [asked for asked in untold if seen.issuperset(asked.features)]
+    return drawn, _take(_shuffled(allowed, rng), test, "bridged", "test")
 
 
 def _train_share(category: str, train: int) -> int:

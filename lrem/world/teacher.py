@@ -15,9 +15,13 @@ BUDGET = 16  # tokens of a reasoning; the paper's l
 
 
 def imperfect(meaning: Meaning, facts: Facts, rng: Random) -> str:
-    """The teacher's reasoning: table order, never empty, a wrong keyword only last and within the budget."""
-    kept = [keyword for keyword in meaning.keywords if rng.random() >= MISSING]
-    kept = kept or [rng.choice(meaning.keywords)]
+    """The teacher's reasoning: table order, never empty, a wrong keyword only last and within the budget.
+
+    The first step of two is always there: a teacher who missed it would have missed the goods too.
+    """
+    goods = [wanted.keyword for wanted in meaning.any_of]
+    kept = [keyword for keyword in goods if rng.random() >= MISSING] or [rng.choice(goods)]
+    kept = [meaning.via, *kept] if meaning.via else kept
     if rng.random() < SUPERFLUOUS:
         near = [wanted.keyword for wanted in neighbours(rng.choice(meaning.any_of), facts)]
         wrong = [

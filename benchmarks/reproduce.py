@@ -1,0 +1,330 @@
+"""The paper's comparison on the demo world: one program from a seed to the tables of docs/results.md.
+
+Learning rate and temperature of the direct baseline and of the cold start are chosen by an equal search on a world of
+another seed, of whose test queries none is asked again. Then each seed's systems are trained by the same stages as
+`lrem demo`, and scored on queries that training never asked: *interpolation* (a fact under a new constraint, in a new
+wording) and *composition* (a fact of two steps whose steps were only ever seen apart).
+
+What is done is kept under --folder and not done again, so that a run that was stopped goes on.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from lrem.config import Config, load_config
+from lrem.evaluation.metrics import HARD, per_query
+from lrem.evaluation.overrides import OVERRIDES, override
+from lrem.files import write_json
+from lrem.lexical import Bm25
+from lrem.model import RECORD
+from lrem.schema import read_items
+from ray_apps import evaluate
+from ray_apps.cluster import cluster
+from ray_apps.stages import run_stage
+
+CONFIG = Path("configs/reproduce.yaml")
+TUNING_SEED = 100
+GRID = [(lr, tau) for lr in ("1.0e-3", "2.0e-3") for tau in ("0.03", "0.06")]
+SHARED = ("items", "queries", "qrels", "teacher", "triplets", "rl_pairs")
+LENGTHS = (4, 8, 16, 32)  # tokens of reasoning, the model trained anew for each
+REINFORCED = {
+    "lrem": [],
+    "without InfoNCE": ["reinforce.info_nce_weight=0"],
+    "without retrieval reward": ["reinforce.rewards.accuracy=0"],
+}
+SLICES = ("interpolation", "composition")
+GROUPS = ("question", "alternative", "negative", "knowledge", "composition", "easy", "hard", "explained", "unexplained")
+MARK = "<!-- written by make reproduce, do not edit below -->"
+
+Scores = dict[str, tuple[float, float]]  # query_id → HitRate, Precision
+
+
+class Tried(NamedTuple):
+    """One point of the search."""
+
+    lr: str
+    temperature: str
+    hit_rate: float
+    precision: float
+
+    @property
+    def value(self) -> float:
+        return (self.hit_rate + self.precision) / 2
+
+
+class World:
+    """One seed: its data, the systems trained on it, and their scores of each query."""
+
+    def __init__(self, folder: Path, config: Path, seed: int) -> None:
+        self.folder, self.file, self.seed = folder / f"seed-{seed}", config, seed
+        self.base = self.config("world")
+        self.scores: dict[str, dict[str, Scores]] = self._kept("scores.json")
+        self.seconds: dict[str, float] = self._kept("seconds.json")
+
+    def _kept(self, name: str) -> Any:
+        file = self.folder / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def config(self, name: str, overrides: Iterable[str] = (), cold_start: Path | None = None) -> Config:
+        """A system's configuration: a folder of its own, the data of all."""
+        shared = [f"paths.{key}={self.folder / 'data' / key}.parquet" for key in SHARED]
+        given = [f"paths.cold_start={cold_start}"] if cold_start else []
+        return load_config(
+            self.file, [f"seed={self.seed}", f"run_dir={self.folder / name}", *shared, *given, *overrides]
+        )
+
+    def make(self) -> None:
+        """Products, queries and what curation makes of them."""
+        for stage, written in (("world", "items"), ("curate", "rl_pairs")):
+            if not self.base.path(written).exists():
+                run_stage(stage, self.base)
+
+    def train(self, name: str, stage: str, config: Config) -> Path:
+        """Run a training stage if it has not been; its seconds of training, start-up not counted, are kept."""
+        folder = config.path({"cold-start": "cold_start", "direct": "direct", "reinforce": "model"}[stage])
+        if not folder.exists():
+            run_stage(stage, config)
+        self.seconds[name] = json.loads((folder / RECORD).read_text(encoding="utf-8"))["seconds"]
+        write_json(self.seconds, self.folder / "seconds.json")
+        return folder
+
+    def score(self, name: str, folder: Path, config: Config, thinks: bool = True, overridden: bool = False) -> None:
+        """Search the catalogue with each test query, with greedy and sampled reasoning if the system thinks."""
+        if name in self.scores:
+            return
+        queries, qrels = evaluate.test_set(config)
+        ids, texts = list(queries), [row["query"] for row in queries.values()]
+        k = config.evaluate
+        modes: dict[str, Any] = {"greedy": [None] * len(texts)}
+        if thinks:
+            modes = dict(zip(("greedy", "sampled"), evaluate.reason(config, folder, texts, (0.0, 1.0)), strict=True))
+        if overridden:
+            titles = read_items(config.path("items"))["title"].to_pylist()
+            words = sorted({word for title in titles for word in title.split()})
+            modes |= {kind: override(kind, texts, modes["greedy"], words, self.seed) for kind in OVERRIDES}
+        searcher = evaluate.start_searcher(config, name, folder, max(k.k, k.precision_k))
+        runs = {mode: evaluate.ask(config, searcher, ids, texts, said) for mode, said in modes.items()}
+        evaluate.ray.kill(searcher)
+        if thinks:
+            write_json(dict(zip(ids, modes["greedy"], strict=True)), self.folder / name / "reasonings.json")
+        self._keep(name, {mode: per_query(run, qrels, k.k, k.precision_k) for mode, run in runs.items()})
+
+    def score_bm25(self) -> None:
+        """The lexical baseline."""
+        queries, qrels = evaluate.test_set(self.base)
+        items = read_items(self.base.path("items"))
+        bm25 = Bm25(items["item_id"].to_pylist(), items["title"].to_pylist())
+        k = self.base.evaluate
+        found = bm25.search([row["query"] for row in queries.values()], max(k.k, k.precision_k))
+        run = dict(zip(queries, found, strict=True))
+        self._keep("BM25", {"greedy": per_query(run, qrels, k.k, k.precision_k)})
+
+    def _keep(self, name: str, scores: dict[str, Scores]) -> None:
+        self.scores[name] = scores
+        write_json(self.scores, self.folder / "scores.json")
+
+    def means(self, name: str, mode: str = "greedy") -> dict[str, tuple[float, float]]:
+        """Group → mean HitRate, Precision. `hard` is the mean over the four categories and the composition slice."""
+        queries, _ = evaluate.test_set(self.base)
+        members: dict[str, list[tuple[float, float]]] = {}
+        for query_id, (hit, precision) in self.scores[name][mode].items():
+            for group in groups_of(queries[query_id]):
+                members.setdefault(group, []).append((hit, precision))
+        found = {group: np.mean(values, axis=0) for group, values in members.items()}
+        found["hard"] = np.mean([found[name] for name in (*HARD, "composition") if name in found], axis=0)
+        return {group: (float(hit), float(precision)) for group, (hit, precision) in found.items()}
+
+
+def groups_of(row: dict[str, Any]) -> list[str]:
+    """The groups that a test query counts in."""
+    if row["category"] == "easy":
+        return ["easy"]
+    kind = row["category"] if row["slice"] == "interpolation" else "composition"
+    return [kind, "explained" if row["explained"] else "unexplained"]
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval over seeds, by Student's t; 0 for a single seed.
+
+    >>> [round(value, 3) for value in interval([1.0, 2.0, 3.0])]
+    [2.0, 2.484]
+    """
+    if len(values) < 2:
+        return float(np.mean(values)), 0.0
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values)), float(half)
+
+
+def search(world: World, stage: str) -> list[Tried]:
+    """Every point of the grid for one system, on the tuning seed."""
+    key = stage.replace("-", "_")
+    tried = []
+    for lr, tau in GRID:
+        name = f"{key}-{lr}-{tau}"
+        config = world.config(name, [f"{key}.optim.lr={lr}", f"{key}.temperature={tau}"])
+        world.score(name, world.train(name, stage, config), config, thinks=stage == "cold-start")
+        tried.append(Tried(lr, tau, *world.means(name)["hard"]))
+    return tried
+
+
+def best(tried: list[Tried]) -> Tried:
+    return max(tried, key=lambda point: point.value)
+
+
+def settings_of(stage: str, point: Tried) -> list[str]:
+    return [f"{stage}.optim.lr={point.lr}", f"{stage}.temperature={point.temperature}"]
+
+
+def compare(world: World, direct: Tried, cold: Tried) -> None:
+    """Train and score the systems of one seed."""
+    world.score_bm25()
+    stage1 = settings_of("cold_start", cold)
+    tau = [f"reinforce.temperature={cold.temperature}"]
+    config = world.config("cold start", stage1)
+    cold_start = world.train("cold start", "cold-start", config)
+    world.score("cold start", cold_start, config)
+    for name, changed in REINFORCED.items():
+        config = world.config(name, [*tau, *changed], cold_start)
+        world.score(name, world.train(name, "reinforce", config), config, overridden=name == "lrem")
+    config = world.config("direct", settings_of("direct", direct))
+    world.score("direct", world.train("direct", "direct", config), config, thinks=False)
+    both = world.seconds["cold start"] + world.seconds["lrem"]
+    epochs = max(1, round(config.direct.epochs * both / world.seconds["direct"]))
+    config = world.config("direct, same time", [*settings_of("direct", direct), f"direct.epochs={epochs}"])
+    world.score("direct, same time", world.train("direct, same time", "direct", config), config, thinks=False)
+
+
+def lengths(world: World, cold: Tried) -> None:
+    """The whole of LREM for each budget of reasoning; that of 16 is there already."""
+    for length in LENGTHS:
+        if length == world.base.model.budget or (world.base.model.budget is None and length == 16):
+            continue
+        name, budget = f"length {length}", [f"model.budget={length}"]
+        config = world.config(f"{name}, cold start", [*settings_of("cold_start", cold), *budget])
+        cold_start = world.train(f"{name}, cold start", "cold-start", config)
+        config = world.config(name, [f"reinforce.temperature={cold.temperature}"], cold_start)
+        world.score(name, world.train(name, "reinforce", config), config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"), help="where the runs are kept")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/claim.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    given = parser.parse_args()
+    if TUNING_SEED in given.seeds:
+        parser.error(f"seed {TUNING_SEED} is the one that settings are chosen on: name others")
+    started = time.monotonic()
+    tuning = World(given.folder, given.config, TUNING_SEED)
+    worlds = [World(given.folder, given.config, seed) for seed in given.seeds]
+    with cluster(tuning.base):
+        tuning.make()
+        tried = {stage: search(tuning, stage) for stage in ("direct", "cold-start")}
+        for world in worlds:
+            world.make()
+            compare(world, best(tried["direct"]), best(tried["cold-start"]))
+        lengths(worlds[0], best(tried["cold-start"]))
+    report = assemble(worlds, tried) | {"minutes": round((time.monotonic() - started) / 60, 1), "cores": os.cpu_count()}
+    write_json(report, given.out)
+    write_page(report, given.page)
+
+
+def assemble(worlds: list[World], tried: dict[str, list[Tried]]) -> dict[str, Any]:
+    """Everything that the page says, and the means of each seed behind it."""
+    names = ["BM25", "direct", "direct, same time", "cold start", *REINFORCED]
+    report: dict[str, Any] = {
+        "seeds": [world.seed for world in worlds],
+        "k": worlds[0].base.evaluate.model_dump(include={"k", "precision_k"}),
+        "search": {stage: [point._asdict() for point in points] for stage, points in tried.items()},
+        "chosen": {stage: best(points)._asdict() for stage, points in tried.items()},
+        "seconds of training": {str(world.seed): world.seconds for world in worlds},
+        "queries": {str(world.seed): counts(world) for world in worlds},
+    }
+    report["greedy"] = {name: over_seeds([world.means(name) for world in worlds]) for name in names}
+    thinking = ["cold start", *REINFORCED]
+    report["sampled"] = {name: over_seeds([world.means(name, "sampled") for world in worlds]) for name in thinking}
+    report["overrides"] = {kind: over_seeds([world.means("lrem", kind) for world in worlds]) for kind in OVERRIDES}
+    first = worlds[0]
+    report["lengths"] = {
+        str(length): over_seeds([first.means(f"length {length}" if f"length {length}" in first.scores else "lrem")])
+        for length in LENGTHS
+    }
+    pairs = [("lrem", "direct"), ("lrem", "direct, same time"), ("lrem", "cold start"), ("cold start", "direct")]
+    report["gains"] = {f"{a} over {b}": gains(worlds, a, b) for a, b in pairs}
+    return report
+
+
+def counts(world: World) -> dict[str, int]:
+    """How many test queries each group has."""
+    queries, _ = evaluate.test_set(world.base)
+    found: dict[str, int] = {}
+    for row in queries.values():
+        for group in groups_of(row):
+            found[group] = found.get(group, 0) + 1
+    return found
+
+
+def over_seeds(means: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str, Any]]:
+    """Group → metric → mean, half of the 95 % interval, and each seed's value; all shares."""
+    table: dict[str, dict[str, Any]] = {}
+    for group in [group for group in GROUPS if group in means[0]]:
+        table[group] = {}
+        for place, metric in enumerate(("hit_rate", "precision")):
+            values = [seed[group][place] for seed in means]
+            mean, half = interval(values)
+            table[group][metric] = {"mean": mean, "half": half, "seeds": values}
+    return table
+
+
+def gains(worlds: list[World], ours: str, theirs: str) -> dict[str, dict[str, Any]]:
+    """Relative gains, as the paper gives them: each seed's own ratio less one, then mean and interval."""
+    means = []
+    for world in worlds:
+        a, b = world.means(ours), world.means(theirs)
+        means.append({group: tuple(x / y - 1 for x, y in zip(a[group], b[group], strict=True)) for group in a})
+    return over_seeds(means)
+
+
+def write_page(report: dict[str, Any], page: Path) -> None:
+    """Replace what follows the mark; the words before it are the page's own."""
+    before = page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else "# Results\n\n"
+    k = report["k"]
+    title = f"HitRate@{k['k']} / Precision@{k['precision_k']}, %, mean ± half of the 95 % interval over seeds"
+    parts = [
+        table(f"Greedy reasoning: {title}", report["greedy"]),
+        table(f"Sampled reasoning, temperature 1: {title}", report["sampled"]),
+        table(f"Override of the reasoning of LREM: {title}", report["overrides"]),
+        table(f"Budget of reasoning in tokens, seed {report['seeds'][0]} alone: {title}", report["lengths"]),
+        table("Relative gain in HitRate / Precision, %, mean ± half of the 95 % interval over seeds", report["gains"]),
+    ]
+    page.write_text(f"{before.rstrip()}\n\n{MARK}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def table(title: str, rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown: rows are systems, columns groups."""
+    groups = [group for group in GROUPS if any(group in row for row in rows.values())]
+    lines = [f"**{title}**", "", f"| | {' | '.join(groups)} |", f"| --- |{' --- |' * len(groups)}"]
+    for name, row in rows.items():
+        lines.append(f"| {'LREM' if name == 'lrem' else name} | {' | '.join(cell(row[g]) for g in groups)} |")
+    return "\n".join(lines)
+
+
+def cell(metrics: dict[str, dict[str, float]]) -> str:
+    both = [f"{100 * value['mean']:.1f}" for value in metrics.values()]
+    halves = [f"{100 * value['half']:.1f}" for value in metrics.values()]
+    spread = f" ± {' / '.join(halves)}" if any(value["half"] for value in metrics.values()) else ""
+    return f"{' / '.join(both)}{spread}"
+
+
+if __name__ == "__main__":
+    main()
