@@ -17,18 +17,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import ray
 from scipy import stats
 
 from lrem.config import Config, load_config
 from lrem.evaluation.metrics import HARD, per_query
 from lrem.evaluation.overrides import OVERRIDES, override
 from lrem.files import write_json
+from lrem.index.vector_index import VectorIndex
 from lrem.lexical import Bm25
-from lrem.model import RECORD
+from lrem.model import RECORD, ReasoningEmbedder, fingerprint
+from lrem.positives import identity
 from lrem.schema import read_items
+from lrem.template import FILE as TEMPLATE
 from ray_apps import evaluate
 from ray_apps.cluster import cluster
+from ray_apps.rollout import ask, start_pool
 from ray_apps.stages import run_stage
+from ray_apps.weights import checksum, pack
 
 CONFIG = Path("configs/reproduce.yaml")
 TUNING_SEED = 100
@@ -60,12 +66,48 @@ class Tried(NamedTuple):
         return (self.hit_rate + self.precision) / 2
 
 
+class Reasoner:
+    """A rollout pool that serves one model after another: an engine takes new weights in a moment, and starts in many.
+
+    It starts anew for a model of another tokenizer or template.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.pool, self.made_for, self.version = config, None, "", 0
+
+    def reason(self, folder: Path, queries: list[str]) -> dict[str, list[str]]:
+        """One reasoning of each query, greedy and sampled at temperature 1."""
+        made_for = "".join((folder / name).read_text(encoding="utf-8") for name in ("tokenizer.json", TEMPLATE))
+        if made_for != self.made_for:
+            self.stop()
+            self.pool, self.made_for, self.version = start_pool(folder, self.config), made_for, 0
+        weights = pack(ReasoningEmbedder.load(folder).lm.state_dict())
+        self.version += 1
+        synced = self._ask(self.pool.sync.remote([ray.put(weights)], self.version), "a model to be taken")
+        if {loaded.checksum for loaded in synced.loaded.values()} != {checksum(weights)}:
+            raise RuntimeError(f"an engine did not take the weights of {folder}")
+        seeds = [identity(str(self.config.seed), query) % 2**31 for query in queries]
+        asked = {"greedy": (0.0, None), "sampled": (1.0, seeds)}
+        return {
+            mode: list(self._ask(self.pool.reason.remote(queries, *how), "reasonings")) for mode, how in asked.items()
+        }
+
+    def _ask(self, asked: Any, what: str) -> Any:
+        return ask(self.pool, asked, self.config, what)
+
+    def stop(self) -> None:
+        if self.pool is not None:
+            ray.kill(self.pool)
+            self.pool, self.made_for = None, ""
+
+
 class World:
     """One seed: its data, the systems trained on it, and their scores of each query."""
 
     def __init__(self, folder: Path, config: Path, seed: int) -> None:
         self.folder, self.file, self.seed = folder / f"seed-{seed}", config, seed
         self.base = self.config("world")
+        self.reasoner = Reasoner(self.base)
         self.scores: dict[str, dict[str, Scores]] = self._kept("scores.json")
         self.seconds: dict[str, float] = self._kept("seconds.json")
 
@@ -96,26 +138,28 @@ class World:
         write_json(self.seconds, self.folder / "seconds.json")
         return folder
 
-    def score(self, name: str, folder: Path, config: Config, thinks: bool = True, overridden: bool = False) -> None:
+    def score(self, name: str, folder: Path, thinks: bool = True, overridden: bool = False) -> None:
         """Search the catalogue with each test query, with greedy and sampled reasoning if the system thinks."""
         if name in self.scores:
             return
-        queries, qrels = evaluate.test_set(config)
-        ids, texts = list(queries), [row["query"] for row in queries.values()]
-        k = config.evaluate
+        queries, qrels = evaluate.test_set(self.base)
+        items = read_items(self.base.path("items"))
+        texts, titles = [row["query"] for row in queries.values()], items["title"].to_pylist()
         modes: dict[str, Any] = {"greedy": [None] * len(texts)}
         if thinks:
-            modes = dict(zip(("greedy", "sampled"), evaluate.reason(config, folder, texts, (0.0, 1.0)), strict=True))
+            modes = self.reasoner.reason(folder, texts)
+            write_json(dict(zip(queries, modes["greedy"], strict=True)), self.folder / name / "reasonings.json")
         if overridden:
-            titles = read_items(config.path("items"))["title"].to_pylist()
             words = sorted({word for title in titles for word in title.split()})
             modes |= {kind: override(kind, texts, modes["greedy"], words, self.seed) for kind in OVERRIDES}
-        searcher = evaluate.start_searcher(config, name, folder, max(k.k, k.precision_k))
-        runs = {mode: evaluate.ask(config, searcher, ids, texts, said) for mode, said in modes.items()}
-        evaluate.ray.kill(searcher)
-        if thinks:
-            write_json(dict(zip(ids, modes["greedy"], strict=True)), self.folder / name / "reasonings.json")
-        self._keep(name, {mode: per_query(run, qrels, k.k, k.precision_k) for mode, run in runs.items()})
+        model = ReasoningEmbedder.load(folder).eval()
+        index = VectorIndex.build(items, model.encode_items(titles), fingerprint(folder))
+        k = self.base.evaluate
+        found = {}
+        for mode, reasonings in modes.items():
+            hits = index.search_ids(model.encode_queries(texts, reasonings), max(k.k, k.precision_k))
+            found[mode] = per_query(dict(zip(queries, hits, strict=True)), qrels, k.k, k.precision_k)
+        self._keep(name, found)
 
     def score_bm25(self) -> None:
         """The lexical baseline."""
@@ -170,7 +214,7 @@ def search(world: World, stage: str) -> list[Tried]:
     for lr, tau in GRID:
         name = f"{key}-{lr}-{tau}"
         config = world.config(name, [f"{key}.optim.lr={lr}", f"{key}.temperature={tau}"])
-        world.score(name, world.train(name, stage, config), config, thinks=stage == "cold-start")
+        world.score(name, world.train(name, stage, config), thinks=stage == "cold-start")
         tried.append(Tried(lr, tau, *world.means(name)["hard"]))
     return tried
 
@@ -190,16 +234,16 @@ def compare(world: World, direct: Tried, cold: Tried) -> None:
     tau = [f"reinforce.temperature={cold.temperature}"]
     config = world.config("cold start", stage1)
     cold_start = world.train("cold start", "cold-start", config)
-    world.score("cold start", cold_start, config)
+    world.score("cold start", cold_start)
     for name, changed in REINFORCED.items():
         config = world.config(name, [*tau, *changed], cold_start)
-        world.score(name, world.train(name, "reinforce", config), config, overridden=name == "lrem")
+        world.score(name, world.train(name, "reinforce", config), overridden=name == "lrem")
     config = world.config("direct", settings_of("direct", direct))
-    world.score("direct", world.train("direct", "direct", config), config, thinks=False)
+    world.score("direct", world.train("direct", "direct", config), thinks=False)
     both = world.seconds["cold start"] + world.seconds["lrem"]
     epochs = max(1, round(config.direct.epochs * both / world.seconds["direct"]))
     config = world.config("direct, same time", [*settings_of("direct", direct), f"direct.epochs={epochs}"])
-    world.score("direct, same time", world.train("direct, same time", "direct", config), config, thinks=False)
+    world.score("direct, same time", world.train("direct, same time", "direct", config), thinks=False)
 
 
 def lengths(world: World, cold: Tried) -> None:
@@ -211,7 +255,7 @@ def lengths(world: World, cold: Tried) -> None:
         config = world.config(f"{name}, cold start", [*settings_of("cold_start", cold), *budget])
         cold_start = world.train(f"{name}, cold start", "cold-start", config)
         config = world.config(name, [f"reinforce.temperature={cold.temperature}"], cold_start)
-        world.score(name, world.train(name, "reinforce", config), config)
+        world.score(name, world.train(name, "reinforce", config))
 
 
 def main() -> None:

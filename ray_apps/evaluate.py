@@ -17,7 +17,6 @@ from lrem.index import load
 from lrem.index.snapshot import read_manifest
 from lrem.lexical import Bm25
 from lrem.model import ReasoningEmbedder, fingerprint
-from lrem.positives import identity
 from lrem.schema import QRELS, QUERIES, DataError, read_items, read_table
 from ray_apps.cluster import cluster
 from ray_apps.embed_items import build_index, embed
@@ -57,7 +56,7 @@ def run(config: Config) -> dict[str, Any]:
     with cluster(config):
         for name, folder in found.items():
             searcher = start_searcher(config, name, folder, depth)
-            own = [] if name == "direct" else reason(config, folder, texts)[0]
+            own = [] if name == "direct" else reason(config, folder, texts)
             runs[name] = ask(config, searcher, ids, texts, own or [None] * len(texts))
             for kind in OVERRIDES if name == "lrem" else ():
                 overrides[kind] = ask(config, searcher, ids, texts, override(kind, texts, own, words, config.seed))
@@ -111,18 +110,13 @@ def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
     return ray.remote(num_cpus=1)(Searcher).remote(str(folder), str(index), depth)
 
 
-def reason(
-    config: Config, folder: Path, queries: list[str], temperatures: tuple[float, ...] = (0.0,)
-) -> list[list[str]]:
-    """One reasoning of each query at each temperature, by the engines of a rollout pool; 0 is greedy."""
+def reason(config: Config, folder: Path, queries: list[str]) -> list[str]:
+    """Greedy reasonings by the engines of a rollout pool."""
     pool = start_pool(folder, config)
     try:
-        found = []
-        for temperature in temperatures:
-            seeds = [identity(str(config.seed), query) % 2**31 for query in queries] if temperature else None
-            asked = pool.reason.remote(queries, temperature, seeds)
-            found.append(list(ask_pool(pool, asked, config, "the reasonings of the test queries")))
-        return found
+        return list(
+            ask_pool(pool, pool.reason.remote(queries, 0.0, None), config, "the reasonings of the test queries")
+        )
     finally:
         ray.kill(pool)
 
