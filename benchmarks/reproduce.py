@@ -274,10 +274,13 @@ def main() -> None:
     with cluster(tuning.base):
         tuning.make()
         tried = {stage: search(tuning, stage) for stage in ("direct", "cold-start")}
+        tuning.reasoner.stop()
         for world in worlds:
             world.make()
             compare(world, best(tried["direct"]), best(tried["cold-start"]))
+            world.reasoner.stop()
         lengths(worlds[0], best(tried["cold-start"]))
+        worlds[0].reasoner.stop()
     report = assemble(worlds, tried) | {"minutes": round((time.monotonic() - started) / 60, 1), "cores": os.cpu_count()}
     write_json(report, given.out)
     write_page(report, given.page)
@@ -321,7 +324,7 @@ def counts(world: World) -> dict[str, int]:
 def over_seeds(means: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str, Any]]:
     """Group → metric → mean, half of the 95 % interval, and each seed's value; all shares."""
     table: dict[str, dict[str, Any]] = {}
-    for group in [group for group in GROUPS if group in means[0]]:
+    for group in [group for group in GROUPS if all(group in seed for seed in means)]:
         table[group] = {}
         for place, metric in enumerate(("hit_rate", "precision")):
             values = [seed[group][place] for seed in means]
@@ -331,11 +334,15 @@ def over_seeds(means: list[dict[str, tuple[float, float]]]) -> dict[str, dict[st
 
 
 def gains(worlds: list[World], ours: str, theirs: str) -> dict[str, dict[str, Any]]:
-    """Relative gains, as the paper gives them: each seed's own ratio less one, then mean and interval."""
+    """Relative gains, as the paper gives them: each seed's own ratio less one, then mean and interval.
+
+    A group in which the other system finds nothing has none.
+    """
     means = []
     for world in worlds:
         a, b = world.means(ours), world.means(theirs)
-        means.append({group: tuple(x / y - 1 for x, y in zip(a[group], b[group], strict=True)) for group in a})
+        shared = [group for group in a if all(b[group])]
+        means.append({group: tuple(x / y - 1 for x, y in zip(a[group], b[group], strict=True)) for group in shared})
     return over_seeds(means)
 
 
@@ -359,7 +366,8 @@ def table(title: str, rows: dict[str, dict[str, Any]]) -> str:
     groups = [group for group in GROUPS if any(group in row for row in rows.values())]
     lines = [f"**{title}**", "", f"| | {' | '.join(groups)} |", f"| --- |{' --- |' * len(groups)}"]
     for name, row in rows.items():
-        lines.append(f"| {'LREM' if name == 'lrem' else name} | {' | '.join(cell(row[g]) for g in groups)} |")
+        cells = [cell(row[group]) if group in row else "" for group in groups]
+        lines.append(f"| {'LREM' if name == 'lrem' else name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
