@@ -5,7 +5,8 @@ another seed, of whose test queries none is asked again. Then each seed's system
 `lrem demo`, and scored on queries that training never asked: *interpolation* (a fact under a new constraint, in a new
 wording) and *composition* (a fact of two steps whose steps were only ever seen apart).
 
-What is done is kept under --folder and not done again, so that a run that was stopped goes on.
+What is done is kept under --folder and not done again, and a training that was stopped goes on from its newest
+checkpoint. The folder belongs to one configuration; another is refused.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,17 +22,19 @@ import numpy as np
 import ray
 from scipy import stats
 
-from lrem.config import Config, load_config
-from lrem.evaluation.metrics import HARD, per_query
-from lrem.evaluation.overrides import OVERRIDES, override
+from lrem.config import Config, load_config, to_yaml
+from lrem.evaluation.metrics import HARD, Qrels, per_query
+from lrem.evaluation.overrides import OVERRIDES, override, vocabulary
 from lrem.files import write_json
 from lrem.index.vector_index import VectorIndex
 from lrem.lexical import Bm25
 from lrem.model import RECORD, ReasoningEmbedder, fingerprint
 from lrem.positives import identity
 from lrem.schema import read_items
+from lrem.template import COMPACT
 from lrem.template import FILE as TEMPLATE
 from ray_apps import evaluate
+from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.rollout import ask, start_pool
 from ray_apps.stages import run_stage
@@ -46,7 +50,6 @@ REINFORCED = {
     "without InfoNCE": ["reinforce.info_nce_weight=0"],
     "without retrieval reward": ["reinforce.rewards.accuracy=0"],
 }
-SLICES = ("interpolation", "composition")
 GROUPS = ("question", "alternative", "negative", "knowledge", "composition", "easy", "hard", "explained", "unexplained")
 MARK = "<!-- written by make reproduce, do not edit below -->"
 
@@ -123,6 +126,11 @@ class World:
             self.file, [f"seed={self.seed}", f"run_dir={self.folder / name}", *shared, *given, *overrides]
         )
 
+    @cached_property
+    def test(self) -> tuple[evaluate.Queries, Qrels]:
+        """The test queries and their judgements."""
+        return evaluate.test_set(self.base)
+
     def make(self) -> None:
         """Products, queries and what curation makes of them."""
         for stage, written in (("world", "items"), ("curate", "rl_pairs")):
@@ -131,9 +139,11 @@ class World:
 
     def train(self, name: str, stage: str, config: Config) -> Path:
         """Run a training stage if it has not been; its seconds of training, start-up not counted, are kept."""
-        folder = config.path({"cold-start": "cold_start", "direct": "direct", "reinforce": "model"}[stage])
+        key = stage.replace("-", "_")
+        folder = config.path("model" if key == "reinforce" else key)
         if not folder.exists():
-            run_stage(stage, config)
+            unfinished = Checkpoints(config.run_dir / "checkpoints" / key, keep=1).newest()
+            run_stage(stage, config, resume=unfinished is not None)
         self.seconds[name] = json.loads((folder / RECORD).read_text(encoding="utf-8"))["seconds"]
         write_json(self.seconds, self.folder / "seconds.json")
         return folder
@@ -142,7 +152,7 @@ class World:
         """Search the catalogue with each test query, with greedy and sampled reasoning if the system thinks."""
         if name in self.scores:
             return
-        queries, qrels = evaluate.test_set(self.base)
+        queries, qrels = self.test
         items = read_items(self.base.path("items"))
         texts, titles = [row["query"] for row in queries.values()], items["title"].to_pylist()
         modes: dict[str, Any] = {"greedy": [None] * len(texts)}
@@ -150,7 +160,7 @@ class World:
             modes = self.reasoner.reason(folder, texts)
             write_json(dict(zip(queries, modes["greedy"], strict=True)), self.folder / name / "reasonings.json")
         if overridden:
-            words = sorted({word for title in titles for word in title.split()})
+            words = vocabulary(titles)
             modes |= {kind: override(kind, texts, modes["greedy"], words, self.seed) for kind in OVERRIDES}
         model = ReasoningEmbedder.load(folder).eval()
         index = VectorIndex.build(items, model.encode_items(titles), fingerprint(folder))
@@ -163,7 +173,7 @@ class World:
 
     def score_bm25(self) -> None:
         """The lexical baseline."""
-        queries, qrels = evaluate.test_set(self.base)
+        queries, qrels = self.test
         items = read_items(self.base.path("items"))
         bm25 = Bm25(items["item_id"].to_pylist(), items["title"].to_pylist())
         k = self.base.evaluate
@@ -177,13 +187,13 @@ class World:
 
     def means(self, name: str, mode: str = "greedy") -> dict[str, tuple[float, float]]:
         """Group → mean HitRate, Precision. `hard` is the mean over the four categories and the composition slice."""
-        queries, _ = evaluate.test_set(self.base)
+        queries, _ = self.test
         members: dict[str, list[tuple[float, float]]] = {}
         for query_id, (hit, precision) in self.scores[name][mode].items():
             for group in groups_of(queries[query_id]):
                 members.setdefault(group, []).append((hit, precision))
         found = {group: np.mean(values, axis=0) for group, values in members.items()}
-        found["hard"] = np.mean([found[name] for name in (*HARD, "composition") if name in found], axis=0)
+        found["hard"] = np.mean([found[kind] for kind in (*HARD, "composition") if kind in found], axis=0)
         return {group: (float(hit), float(precision)) for group, (hit, precision) in found.items()}
 
 
@@ -213,7 +223,7 @@ def search(world: World, stage: str) -> list[Tried]:
     tried = []
     for lr, tau in GRID:
         name = f"{key}-{lr}-{tau}"
-        config = world.config(name, [f"{key}.optim.lr={lr}", f"{key}.temperature={tau}"])
+        config = world.config(name, settings_of(key, lr, tau))
         world.score(name, world.train(name, stage, config), thinks=stage == "cold-start")
         tried.append(Tried(lr, tau, *world.means(name)["hard"]))
     return tried
@@ -223,36 +233,36 @@ def best(tried: list[Tried]) -> Tried:
     return max(tried, key=lambda point: point.value)
 
 
-def settings_of(stage: str, point: Tried) -> list[str]:
-    return [f"{stage}.optim.lr={point.lr}", f"{stage}.temperature={point.temperature}"]
+def settings_of(stage: str, lr: str, temperature: str) -> list[str]:
+    return [f"{stage}.optim.lr={lr}", f"{stage}.temperature={temperature}"]
 
 
 def compare(world: World, direct: Tried, cold: Tried) -> None:
     """Train and score the systems of one seed."""
     world.score_bm25()
-    stage1 = settings_of("cold_start", cold)
     tau = [f"reinforce.temperature={cold.temperature}"]
-    config = world.config("cold start", stage1)
+    config = world.config("cold start", settings_of("cold_start", cold.lr, cold.temperature))
     cold_start = world.train("cold start", "cold-start", config)
     world.score("cold start", cold_start)
     for name, changed in REINFORCED.items():
         config = world.config(name, [*tau, *changed], cold_start)
         world.score(name, world.train(name, "reinforce", config), overridden=name == "lrem")
-    config = world.config("direct", settings_of("direct", direct))
+    best_direct = settings_of("direct", direct.lr, direct.temperature)
+    config = world.config("direct", best_direct)
     world.score("direct", world.train("direct", "direct", config), thinks=False)
     both = world.seconds["cold start"] + world.seconds["lrem"]
     epochs = max(1, round(config.direct.epochs * both / world.seconds["direct"]))
-    config = world.config("direct, same time", [*settings_of("direct", direct), f"direct.epochs={epochs}"])
+    config = world.config("direct, same time", [*best_direct, f"direct.epochs={epochs}"])
     world.score("direct, same time", world.train("direct, same time", "direct", config), thinks=False)
 
 
 def lengths(world: World, cold: Tried) -> None:
-    """The whole of LREM for each budget of reasoning; that of 16 is there already."""
+    """The whole of LREM for each budget of reasoning; that of the configuration is there already."""
     for length in LENGTHS:
-        if length == world.base.model.budget or (world.base.model.budget is None and length == 16):
+        if length == (world.base.model.budget or COMPACT.budget):
             continue
-        name, budget = f"length {length}", [f"model.budget={length}"]
-        config = world.config(f"{name}, cold start", [*settings_of("cold_start", cold), *budget])
+        name, stage1 = f"length {length}", settings_of("cold_start", cold.lr, cold.temperature)
+        config = world.config(f"{name}, cold start", [*stage1, f"model.budget={length}"])
         cold_start = world.train(f"{name}, cold start", "cold-start", config)
         config = world.config(name, [f"reinforce.temperature={cold.temperature}"], cold_start)
         world.score(name, world.train(name, "reinforce", config))
@@ -269,6 +279,7 @@ def main() -> None:
     if TUNING_SEED in given.seeds:
         parser.error(f"seed {TUNING_SEED} is the one that settings are chosen on: name others")
     started = time.monotonic()
+    claim_folder(given.folder, given.config)
     tuning = World(given.folder, given.config, TUNING_SEED)
     worlds = [World(given.folder, given.config, seed) for seed in given.seeds]
     with cluster(tuning.base):
@@ -281,9 +292,23 @@ def main() -> None:
             world.reasoner.stop()
         lengths(worlds[0], best(tried["cold-start"]))
         worlds[0].reasoner.stop()
-    report = assemble(worlds, tried) | {"minutes": round((time.monotonic() - started) / 60, 1), "cores": os.cpu_count()}
+    minutes = round((time.monotonic() - started) / 60, 1)
+    report = assemble(worlds, tried) | {"minutes of the last call": minutes, "cores": os.cpu_count()}
     write_json(report, given.out)
     write_page(report, given.page)
+
+
+def claim_folder(folder: Path, config: Path) -> None:
+    """Results of another configuration must not pass for those of this one.
+
+    Raises:
+        SystemExit: the folder holds such.
+    """
+    mine, file = to_yaml(load_config(config, [])), folder / "config.yaml"
+    if file.exists() and file.read_text(encoding="utf-8") != mine:
+        raise SystemExit(f"{folder} holds runs of another configuration: delete it, or name another with --folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(mine, encoding="utf-8")
 
 
 def assemble(worlds: list[World], tried: dict[str, list[Tried]]) -> dict[str, Any]:
@@ -313,7 +338,7 @@ def assemble(worlds: list[World], tried: dict[str, list[Tried]]) -> dict[str, An
 
 def counts(world: World) -> dict[str, int]:
     """How many test queries each group has."""
-    queries, _ = evaluate.test_set(world.base)
+    queries, _ = world.test
     found: dict[str, int] = {}
     for row in queries.values():
         for group in groups_of(row):

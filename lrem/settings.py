@@ -34,6 +34,12 @@ class WorldConfig(Section):
     bridged_test: int = Field(0, ge=0)  # of these, asked as training never does
     unexplained: float = Field(0.0, ge=0, lt=1)  # share of the facts that the teacher does not know
 
+    @model_validator(mode="after")
+    def _taught(self) -> "WorldConfig":
+        if self.bridged_test and not self.bridged_train:
+            raise ValueError("bridged_test asks what bridged_train has to teach: set bridged_train too")
+        return self
+
 
 class ModelConfig(Section):
     """`source` names a Hugging Face model or folder; without it a small Qwen2 of the sizes below is made."""

@@ -11,7 +11,7 @@ import ray
 
 from lrem.config import Config
 from lrem.evaluation.metrics import HARD, Qrels, Run, per_query, summarise
-from lrem.evaluation.overrides import OVERRIDES, override
+from lrem.evaluation.overrides import OVERRIDES, override, vocabulary
 from lrem.files import write_json
 from lrem.index import load
 from lrem.index.snapshot import read_manifest
@@ -50,7 +50,7 @@ def run(config: Config) -> dict[str, Any]:
     depth = max(config.evaluate.k, config.evaluate.precision_k)
     bm25 = Bm25(items["item_id"].to_pylist(), items["title"].to_pylist())
     runs: dict[str, Run] = {"bm25": dict(zip(ids, bm25.search(texts, depth), strict=True))}
-    words = sorted({word for title in items["title"].to_pylist() for word in title.split()})
+    words = vocabulary(items["title"].to_pylist())
     overrides: dict[str, Run] = {}
     own: list[str] = []
     with cluster(config):

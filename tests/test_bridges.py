@@ -92,10 +92,10 @@ def test_the_teacher_skips_the_facts_it_does_not_know_and_no_others() -> None:
     by_kind = defaultdict(set)
     for row in train():
         by_kind[row["fact"].partition(":")[0]].add((row["fact"], row["explained"]))
-    for kind, facts in by_kind.items():
-        assert len(facts) == len({fact for fact, _ in facts}), "a fact is explained or not, whatever the query"
-        unknown = sum(not explained for _, explained in facts)
-        assert unknown == (0 if kind == "easy" else round(len(facts) * UNEXPLAINED)), kind
+    for kind, known in by_kind.items():
+        assert len(known) == len({fact for fact, _ in known}), "a fact is explained or not, whatever the query"
+        unknown = sum(not explained for _, explained in known)
+        assert unknown == (0 if kind == "easy" else round(len(known) * UNEXPLAINED)), kind
 
 
 def test_the_teacher_never_forgets_the_first_step_and_keeps_to_the_budget() -> None:

@@ -33,6 +33,7 @@ def test_overrides_win_and_are_typed() -> None:
         ("seed", "dotted.key=value"),
         ("seed.deeper.still=1", "seed"),
         ("a=[1", "not YAML"),
+        ("world.bridged_test=5", "set bridged_train too"),
     ],
 )
 def test_what_is_wrong_is_named(override: str, message: str) -> None:

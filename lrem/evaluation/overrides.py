@@ -6,6 +6,15 @@ from collections.abc import Sequence
 OVERRIDES = ("own", "empty", "random", "query")
 
 
+def vocabulary(titles: Sequence[str]) -> list[str]:
+    """Every word of the catalogue once, sorted: what random reasonings are drawn from.
+
+    >>> vocabulary(["red coat", "blue coat"])
+    ['blue', 'coat', 'red']
+    """
+    return sorted({word for title in titles for word in title.split()})
+
+
 def override(kind: str, queries: Sequence[str], own: Sequence[str], words: Sequence[str], seed: int) -> list[str]:
     """The reasonings of one override, in the order of `queries`.
 

@@ -48,13 +48,11 @@ def split(
     Raises:
         ValueError: a category has fewer queries than asked of it.
     """
-    by_category: dict[str, list[Combination]] = defaultdict(list)
-    for combination in combinations:
-        by_category[combination.category].append(combination)
+    by_category = {same[0].category: same for same in _grouped(combinations, "category")}
     train_set: list[Asked] = []
     test_set: list[Asked] = []
     for category in CATEGORIES:
-        known, unknown = _pools(by_category[category], facts, rng)
+        known, unknown = _pools(by_category.get(category, []), facts, rng)
         drawn = _take(_covering_first(_shuffled(known, rng)), _train_share(category, train), category, "train")
         seen = {feature for asked in drawn for feature in asked.features}
         allowed = [asked for asked in unknown if seen.issuperset(asked.features)]
@@ -76,12 +74,9 @@ def split_bridged(
         ValueError: there are fewer queries than asked.
     """
     wordings = {f"{family} {kind}": ask.wordings for family, b in facts.bridges.items() for kind, ask in b.asks.items()}
-    by_fact: dict[str, list[Combination]] = defaultdict(list)
-    for combination in combinations:
-        by_fact[combination.fact].append(combination)
     told: list[Asked] = []
     untold: list[Asked] = []
-    for same_fact in by_fact.values():
+    for same_fact in _grouped(combinations, "fact"):
         kinds = list(dict.fromkeys(c.kind for c in same_fact))
         taught = set(rng.sample(kinds, max(1, round(len(kinds) * TAUGHT_ASKS))))
         for combination in same_fact:
@@ -106,12 +101,9 @@ def _train_share(category: str, train: int) -> int:
 
 def _pools(combinations: list[Combination], facts: Facts, rng: Random) -> tuple[list[Asked], list[Asked]]:
     """All queries training may ask, and all the test may ask; the rest mix the two and are never asked."""
-    by_fact: dict[str, list[Combination]] = defaultdict(list)
-    for combination in combinations:
-        by_fact[combination.fact].append(combination)
     known: list[Asked] = []
     unknown: list[Asked] = []
-    for same_fact in by_fact.values():
+    for same_fact in _grouped(combinations, "fact"):
         wordings = facts.wordings[same_fact[0].category][same_fact[0].kind]
         constraints = _held_out(list(dict.fromkeys(c.constraint for c in same_fact)), HELD_OUT_CONSTRAINTS, rng)
         numbers = _held_out(range(len(wordings)), HELD_OUT_WORDINGS, rng)
@@ -123,6 +115,14 @@ def _pools(combinations: list[Combination], facts: Facts, rng: Random) -> tuple[
                 elif combination.constraint not in constraints and number not in numbers:
                     known.append(asked)
     return known, unknown
+
+
+def _grouped(combinations: Iterable[Combination], key: str) -> list[list[Combination]]:
+    """The combinations that share a field, in the order in which its values first come."""
+    groups: dict[str, list[Combination]] = defaultdict(list)
+    for combination in combinations:
+        groups[getattr(combination, key)].append(combination)
+    return list(groups.values())
 
 
 def _held_out(values: Sequence[Value], share: float, rng: Random) -> set[Value]:
