@@ -5,6 +5,8 @@ another seed, of whose test queries none is asked again. Then each seed's system
 `lrem demo`, and scored on queries that training never asked: *interpolation* (a fact under a new constraint, in a new
 wording) and *composition* (a fact of two steps whose steps were only ever seen apart).
 
+The work is cut into tasks (the two searches, then each seed and the lengths), each a process with a Ray of its own,
+--parallel of them at once: starting a stage is one core's work for half a minute, which another task's training fills.
 What is done is kept under --folder and not done again, and a training that was stopped goes on from its newest
 checkpoint. The folder belongs to one configuration; another is refused.
 """
@@ -12,13 +14,17 @@ checkpoint. The folder belongs to one configuration; another is refused.
 import argparse
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 import ray
 from scipy import stats
 
@@ -42,9 +48,12 @@ from ray_apps.weights import checksum, pack
 
 CONFIG = Path("configs/reproduce.yaml")
 TUNING_SEED = 100
+SEARCHED = ("direct", "cold-start")
 GRID = [(lr, tau) for lr in ("1.0e-3", "2.0e-3") for tau in ("0.03", "0.06")]
 SHARED = ("items", "queries", "qrels", "teacher", "triplets", "rl_pairs")
 LENGTHS = (4, 8, 16, 32)  # tokens of reasoning, the model trained anew for each
+PERFECT = "perfect"  # beside the overrides: the reasoning of a teacher who knows everything
+TASK_TIMEOUT_S = 4 * 3600
 REINFORCED = {
     "lrem": [],
     "without InfoNCE": ["reinforce.info_nce_weight=0"],
@@ -105,10 +114,10 @@ class Reasoner:
 
 
 class World:
-    """One seed: its data, the systems trained on it, and their scores of each query."""
+    """One task's folder: a seed's data, the systems trained on it, and their scores of each query."""
 
     def __init__(self, folder: Path, config: Path, seed: int) -> None:
-        self.folder, self.file, self.seed = folder / f"seed-{seed}", config, seed
+        self.folder, self.file, self.seed = folder, config, seed
         self.base = self.config("world")
         self.reasoner = Reasoner(self.base)
         self.scores: dict[str, dict[str, Scores]] = self._kept("scores.json")
@@ -130,6 +139,12 @@ class World:
     def test(self) -> tuple[evaluate.Queries, Qrels]:
         """The test queries and their judgements."""
         return evaluate.test_set(self.base)
+
+    @cached_property
+    def perfect(self) -> dict[str, str]:
+        """query_id → the reasoning of a teacher who knows everything: how far better reasoning could lead."""
+        rows = pq.read_table(self.base.path("items").with_name("gold.parquet")).to_pylist()
+        return {row["query_id"]: row["reasoning"] for row in rows}
 
     def make(self) -> None:
         """Products, queries and what curation makes of them."""
@@ -162,6 +177,7 @@ class World:
         if overridden:
             words = vocabulary(titles)
             modes |= {kind: override(kind, texts, modes["greedy"], words, self.seed) for kind in OVERRIDES}
+            modes[PERFECT] = [self.perfect[query_id] for query_id in queries]
         model = ReasoningEmbedder.load(folder).eval()
         index = VectorIndex.build(items, model.encode_items(titles), fingerprint(folder))
         k = self.base.evaluate
@@ -217,31 +233,37 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
-def search(world: World, stage: str) -> list[Tried]:
-    """Every point of the grid for one system, on the tuning seed."""
-    key = stage.replace("-", "_")
-    tried = []
+def search(world: World, stage: str) -> None:
+    """Train and score every point of the grid for one system."""
     for lr, tau in GRID:
-        name = f"{key}-{lr}-{tau}"
-        config = world.config(name, settings_of(key, lr, tau))
+        name = point(stage, lr, tau)
+        config = world.config(name, settings_of(stage, lr, tau))
         world.score(name, world.train(name, stage, config), thinks=stage == "cold-start")
-        tried.append(Tried(lr, tau, *world.means(name)["hard"]))
-    return tried
 
 
-def best(tried: list[Tried]) -> Tried:
-    return max(tried, key=lambda point: point.value)
+def tried(world: World, stage: str) -> list[Tried]:
+    """What `search` found."""
+    return [Tried(lr, tau, *world.means(point(stage, lr, tau))["hard"]) for lr, tau in GRID]
+
+
+def point(stage: str, lr: str, temperature: str) -> str:
+    return f"{stage}, lr {lr}, temperature {temperature}"
+
+
+def best(points: list[Tried]) -> Tried:
+    return max(points, key=lambda tried: tried.value)
 
 
 def settings_of(stage: str, lr: str, temperature: str) -> list[str]:
-    return [f"{stage}.optim.lr={lr}", f"{stage}.temperature={temperature}"]
+    section = stage.replace("-", "_")
+    return [f"{section}.optim.lr={lr}", f"{section}.temperature={temperature}"]
 
 
 def compare(world: World, direct: Tried, cold: Tried) -> None:
     """Train and score the systems of one seed."""
     world.score_bm25()
     tau = [f"reinforce.temperature={cold.temperature}"]
-    config = world.config("cold start", settings_of("cold_start", cold.lr, cold.temperature))
+    config = world.config("cold start", settings_of("cold-start", cold.lr, cold.temperature))
     cold_start = world.train("cold start", "cold-start", config)
     world.score("cold start", cold_start)
     for name, changed in REINFORCED.items():
@@ -261,7 +283,7 @@ def lengths(world: World, cold: Tried) -> None:
     for length in LENGTHS:
         if length == (world.base.model.budget or COMPACT.budget):
             continue
-        name, stage1 = f"length {length}", settings_of("cold_start", cold.lr, cold.temperature)
+        name, stage1 = f"length {length}", settings_of("cold-start", cold.lr, cold.temperature)
         config = world.config(f"{name}, cold start", [*stage1, f"model.budget={length}"])
         cold_start = world.train(f"{name}, cold start", "cold-start", config)
         config = world.config(name, [f"reinforce.temperature={cold.temperature}"], cold_start)
@@ -273,29 +295,74 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"), help="where the runs are kept")
+    parser.add_argument("--parallel", type=int, default=2, help="tasks at once; each wants a core and 6 GB")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/claim.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--task", help="only this one, in this process: search-direct, seed-0, lengths, …")
     given = parser.parse_args()
     if TUNING_SEED in given.seeds:
         parser.error(f"seed {TUNING_SEED} is the one that settings are chosen on: name others")
-    started = time.monotonic()
     claim_folder(given.folder, given.config)
-    tuning = World(given.folder, given.config, TUNING_SEED)
-    worlds = [World(given.folder, given.config, seed) for seed in given.seeds]
-    with cluster(tuning.base):
-        tuning.make()
-        tried = {stage: search(tuning, stage) for stage in ("direct", "cold-start")}
-        tuning.reasoner.stop()
-        for world in worlds:
-            world.make()
-            compare(world, best(tried["direct"]), best(tried["cold-start"]))
-            world.reasoner.stop()
-        lengths(worlds[0], best(tried["cold-start"]))
-        worlds[0].reasoner.stop()
-    minutes = round((time.monotonic() - started) / 60, 1)
-    report = assemble(worlds, tried) | {"minutes of the last call": minutes, "cores": os.cpu_count()}
+    worlds = {
+        **{f"search-{stage}": World(given.folder / f"search-{stage}", given.config, TUNING_SEED) for stage in SEARCHED},
+        **{f"seed-{seed}": World(given.folder / f"seed-{seed}", given.config, seed) for seed in given.seeds},
+        "lengths": World(given.folder / "lengths", given.config, given.seeds[0]),
+    }
+    if given.task:
+        do(given.task, worlds)
+        return
+    started = time.monotonic()
+    names = list(worlds)
+    for some in (names[: len(SEARCHED)], names[len(SEARCHED) :]):
+        do_all(some, given)
+    worlds = {name: World(world.folder, world.file, world.seed) for name, world in worlds.items()}  # with their scores
+    report = assemble(worlds) | {
+        "minutes of the last call": round((time.monotonic() - started) / 60, 1),
+        "cores": os.cpu_count(),
+        "parallel": given.parallel,
+    }
     write_json(report, given.out)
     write_page(report, given.page)
+
+
+def do_all(names: list[str], given: argparse.Namespace) -> None:
+    """Run tasks, each in a process of its own.
+
+    Raises:
+        SystemExit: one failed; it says where its log is.
+    """
+    options = ["--config", given.config, "--folder", given.folder, "--seeds", *given.seeds]
+
+    def run(name: str) -> None:
+        log = given.folder / f"{name}.log"
+        print(f"{name}: follow it in {log}", flush=True)
+        with log.open("a") as out:
+            command = [sys.executable, __file__, *map(str, options), "--task", name]
+            code = subprocess.run(command, stdout=out, stderr=out, timeout=TASK_TIMEOUT_S).returncode
+        if code:
+            raise SystemExit(f"{name} failed with exit code {code}: the end of {log} says why; run this again to go on")
+
+    with ThreadPoolExecutor(given.parallel) as pool:
+        list(pool.map(run, names))
+
+
+def do(name: str, worlds: dict[str, World]) -> None:
+    """One task, under a Ray of its own."""
+    world = worlds[name]
+    with cluster(world.base):
+        world.make()
+        if name.startswith("search-"):
+            search(world, name.removeprefix("search-"))
+        elif name == "lengths":
+            lengths(world, chosen(worlds, "cold-start"))
+        else:
+            compare(world, chosen(worlds, "direct"), chosen(worlds, "cold-start"))
+        world.reasoner.stop()
+
+
+def chosen(worlds: dict[str, World], stage: str) -> Tried:
+    """The best point of a search that is done."""
+    return best(tried(worlds[f"search-{stage}"], stage))
 
 
 def claim_folder(folder: Path, config: Path) -> None:
@@ -311,26 +378,30 @@ def claim_folder(folder: Path, config: Path) -> None:
     file.write_text(mine, encoding="utf-8")
 
 
-def assemble(worlds: list[World], tried: dict[str, list[Tried]]) -> dict[str, Any]:
+def assemble(tasks: dict[str, World]) -> dict[str, Any]:
     """Everything that the page says, and the means of each seed behind it."""
     names = ["BM25", "direct", "direct, same time", "cold start", *REINFORCED]
+    worlds = [world for name, world in tasks.items() if name.startswith("seed-")]
+    searched = {stage: tried(tasks[f"search-{stage}"], stage) for stage in SEARCHED}
     report: dict[str, Any] = {
         "seeds": [world.seed for world in worlds],
         "k": worlds[0].base.evaluate.model_dump(include={"k", "precision_k"}),
-        "search": {stage: [point._asdict() for point in points] for stage, points in tried.items()},
-        "chosen": {stage: best(points)._asdict() for stage, points in tried.items()},
-        "seconds of training": {str(world.seed): world.seconds for world in worlds},
+        "search": {stage: [point._asdict() for point in points] for stage, points in searched.items()},
+        "chosen": {stage: best(points)._asdict() for stage, points in searched.items()},
+        "seconds of training": {name: world.seconds for name, world in tasks.items()},
         "queries": {str(world.seed): counts(world) for world in worlds},
     }
     report["greedy"] = {name: over_seeds([world.means(name) for world in worlds]) for name in names}
     thinking = ["cold start", *REINFORCED]
     report["sampled"] = {name: over_seeds([world.means(name, "sampled") for world in worlds]) for name in thinking}
-    report["overrides"] = {kind: over_seeds([world.means("lrem", kind) for world in worlds]) for kind in OVERRIDES}
-    first = worlds[0]
-    report["lengths"] = {
-        str(length): over_seeds([first.means(f"length {length}" if f"length {length}" in first.scores else "lrem")])
-        for length in LENGTHS
+    report["overrides"] = {
+        kind: over_seeds([world.means("lrem", kind) for world in worlds]) for kind in (*OVERRIDES, PERFECT)
     }
+    report["lengths"] = {}
+    for length in LENGTHS:
+        name, swept = f"length {length}", tasks["lengths"]
+        means = swept.means(name) if name in swept.scores else worlds[0].means("lrem")
+        report["lengths"][str(length)] = over_seeds([means])
     pairs = [("lrem", "direct"), ("lrem", "direct, same time"), ("lrem", "cold start"), ("cold start", "direct")]
     report["gains"] = {f"{a} over {b}": gains(worlds, a, b) for a, b in pairs}
     return report
