@@ -211,18 +211,14 @@ def run_side(side: str, folder: Path) -> None:
     torch.set_num_threads(THREADS)
     rows = json.loads((folder / "rows.json").read_text())
     if side == "ours":
-        step = our_step(folder, rows)
-        while True:
-            wait_for_step()
-            started = time.perf_counter()
-            split = step()
-            answer(time.perf_counter() - started, **split)
-    _, backend, micro = side.split(":")
-    peer(folder, rows, backend, int(micro))
+        ours(folder, rows)
+    else:
+        _, backend, micro = side.split(":")
+        peer(folder, rows, backend, int(micro))
 
 
-def our_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], dict[str, float]]:
-    """The trainer's own step, which gives the seconds of its parts: one rank here, one vLLM actor of a pool on Ray."""
+def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """The trainer's own step, each time it is asked for: one rank here, one vLLM actor of a pool on Ray."""
     import numpy as np
     import pyarrow as pa
     import ray
@@ -267,20 +263,19 @@ def our_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], dict[str,
     config = load_config(None, settings)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
-    context = cluster(config)
-    context.__enter__()  # for the life of this process
-    pool = start_pool(folder / "model", config)
-    [actor] = ray.get(pool.actors.remote(), timeout=60)
-    trainer, number = OneRank(), itertools.count()
-    trainer.sync(0)
-
-    def step() -> dict[str, float]:
-        values = trainer.step(trainer.shard.place(next(number)))
-        in_actor = psutil.Process(ray.get(actor.pid.remote(), timeout=60)).memory_info().rss / 2**20
-        parts = {"generation": "rollout_s", "train": "train_s", "sync": "sync_s"}
-        return {name: values[key] for name, key in parts.items()} | {"actor_mib": in_actor}
-
-    return step
+    parts = {"generation": "rollout_s", "train": "train_s", "sync": "sync_s"}
+    with cluster(config):
+        pool = start_pool(folder / "model", config)
+        [actor] = ray.get(pool.actors.remote(), timeout=60)
+        trainer = OneRank()
+        trainer.sync(0)
+        for number in itertools.count():
+            wait_for_step()
+            started = time.perf_counter()
+            values = trainer.step(trainer.shard.place(number))
+            taken = time.perf_counter() - started
+            in_actor = psutil.Process(ray.get(actor.pid.remote(), timeout=60)).memory_info().rss / 2**20
+            answer(taken, **{name: values[key] for name, key in parts.items()}, actor_mib=in_actor)
 
 
 def engine(*given: Any) -> Any:
