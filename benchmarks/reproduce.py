@@ -8,12 +8,16 @@ new wording) and *composition* (a fact of two steps whose steps were only ever s
 The work is cut into tasks (the two searches, then each seed and the lengths), each a process with a Ray of its own,
 --parallel of them at once: starting a stage is one core's work for half a minute, which another task's training fills.
 What is done is kept under --folder and not done again, and a training that was stopped goes on from its newest
-checkpoint. The folder belongs to one configuration; another is refused.
+checkpoint. The folder belongs to one configuration and code; another is refused. For CPUs: two tasks would want the
+same GPU.
 """
 
 import argparse
+import fcntl
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,13 +27,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow.parquet as pq
 import ray
-from scipy import stats
+from claim import MACRO, Means, Scores, counts, gains, group_means, over_seeds, write_page
 
 from lrem.config import Config, load_config, to_yaml
-from lrem.evaluation.metrics import HARD, Qrels, per_query
+from lrem.evaluation.metrics import Qrels, per_query
 from lrem.evaluation.overrides import OVERRIDES, override, vocabulary
 from lrem.files import write_json
 from lrem.index.vector_index import VectorIndex
@@ -42,6 +45,7 @@ from lrem.template import FILE as TEMPLATE
 from ray_apps import evaluate
 from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
+from ray_apps.demo import versions
 from ray_apps.rollout import ask, start_pool
 from ray_apps.stages import run_stage
 from ray_apps.weights import checksum, pack
@@ -54,15 +58,12 @@ SHARED = ("items", "queries", "qrels", "teacher", "triplets", "rl_pairs")
 LENGTHS = (4, 8, 16, 32)  # tokens of reasoning, the model trained anew for each
 PERFECT = "perfect"  # beside the overrides: the reasoning of a teacher who knows everything
 TASK_TIMEOUT_S = 4 * 3600
+SPENT = "spent.json"  # seconds, of all calls together
 REINFORCED = {
     "lrem": [],
     "without InfoNCE": ["reinforce.info_nce_weight=0"],
     "without retrieval reward": ["reinforce.rewards.accuracy=0"],
 }
-GROUPS = ("question", "alternative", "negative", "knowledge", "composition", "easy", "hard", "explained", "unexplained")
-MARK = "<!-- written by make reproduce, do not edit below -->"
-
-Scores = dict[str, tuple[float, float]]  # query_id → HitRate, Precision
 
 
 class Tried(NamedTuple):
@@ -121,7 +122,7 @@ class World:
         self.base = self.config("world")
         self.reasoner = Reasoner(self.base)
         self.scores: dict[str, dict[str, Scores]] = self._kept("scores.json")
-        self.seconds: dict[str, float] = self._kept("seconds.json")
+        self.trainings: dict[str, dict[str, float]] = self._kept("trainings.json")
 
     def _kept(self, name: str) -> Any:
         file = self.folder / name
@@ -140,27 +141,34 @@ class World:
         """The test queries and their judgements."""
         return evaluate.test_set(self.base)
 
+    @property
+    def gold(self) -> Path:
+        """The last file that a world writes."""
+        return self.base.path("items").with_name("gold.parquet")
+
     @cached_property
     def perfect(self) -> dict[str, str]:
         """query_id → the reasoning of a teacher who knows everything: how far better reasoning could lead."""
-        rows = pq.read_table(self.base.path("items").with_name("gold.parquet")).to_pylist()
+        rows = pq.read_table(self.gold).to_pylist()
         return {row["query_id"]: row["reasoning"] for row in rows}
 
     def make(self) -> None:
         """Products, queries and what curation makes of them."""
-        for stage, written in (("world", "items"), ("curate", "rl_pairs")):
-            if not self.base.path(written).exists():
+        for stage, last in (("world", self.gold), ("curate", self.base.path("rl_pairs"))):
+            if not last.exists():
                 run_stage(stage, self.base)
 
     def train(self, name: str, stage: str, config: Config) -> Path:
-        """Run a training stage if it has not been; its seconds of training, start-up not counted, are kept."""
+        """Run a training stage if it has not been; how long it was, start-up not counted, is kept."""
         key = stage.replace("-", "_")
         folder = config.path("model" if key == "reinforce" else key)
         if not folder.exists():
             unfinished = Checkpoints(config.run_dir / "checkpoints" / key, keep=1).newest()
             run_stage(stage, config, resume=unfinished is not None)
-        self.seconds[name] = json.loads((folder / RECORD).read_text(encoding="utf-8"))["seconds"]
-        write_json(self.seconds, self.folder / "seconds.json")
+        made, told = json.loads((folder / RECORD).read_text(encoding="utf-8")), getattr(config, key)
+        visits = made["steps"] * told.batch_size * told.workers  # of a query with an item
+        self.trainings[name] = {"seconds": made["seconds"], "steps": made["steps"], "visits": visits}
+        write_json(self.trainings, self.folder / "trainings.json")
         return folder
 
     def score(self, name: str, folder: Path, thinks: bool = True, overridden: bool = False) -> None:
@@ -201,36 +209,10 @@ class World:
         self.scores[name] = scores
         write_json(self.scores, self.folder / "scores.json")
 
-    def means(self, name: str, mode: str = "greedy") -> dict[str, tuple[float, float]]:
-        """Group → mean HitRate, Precision. `hard` is the mean over the four categories and the composition slice."""
+    def means(self, name: str, mode: str = "greedy") -> Means:
+        """See `claim.group_means`."""
         queries, _ = self.test
-        members: dict[str, list[tuple[float, float]]] = {}
-        for query_id, (hit, precision) in self.scores[name][mode].items():
-            for group in groups_of(queries[query_id]):
-                members.setdefault(group, []).append((hit, precision))
-        found = {group: np.mean(values, axis=0) for group, values in members.items()}
-        found["hard"] = np.mean([found[kind] for kind in (*HARD, "composition") if kind in found], axis=0)
-        return {group: (float(hit), float(precision)) for group, (hit, precision) in found.items()}
-
-
-def groups_of(row: dict[str, Any]) -> list[str]:
-    """The groups that a test query counts in."""
-    if row["category"] == "easy":
-        return ["easy"]
-    kind = row["category"] if row["slice"] == "interpolation" else "composition"
-    return [kind, "explained" if row["explained"] else "unexplained"]
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval over seeds, by Student's t; 0 for a single seed.
-
-    >>> [round(value, 3) for value in interval([1.0, 2.0, 3.0])]
-    [2.0, 2.484]
-    """
-    if len(values) < 2:
-        return float(np.mean(values)), 0.0
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return float(np.mean(values)), float(half)
+        return group_means(self.scores[name][mode], queries)
 
 
 def search(world: World, stage: str) -> None:
@@ -243,7 +225,7 @@ def search(world: World, stage: str) -> None:
 
 def tried(world: World, stage: str) -> list[Tried]:
     """What `search` found."""
-    return [Tried(lr, tau, *world.means(point(stage, lr, tau))["hard"]) for lr, tau in GRID]
+    return [Tried(lr, tau, *world.means(point(stage, lr, tau))[MACRO]) for lr, tau in GRID]
 
 
 def point(stage: str, lr: str, temperature: str) -> str:
@@ -272,8 +254,8 @@ def compare(world: World, direct: Tried, cold: Tried) -> None:
     best_direct = settings_of("direct", direct.lr, direct.temperature)
     config = world.config("direct", best_direct)
     world.score("direct", world.train("direct", "direct", config), thinks=False)
-    both = world.seconds["cold start"] + world.seconds["lrem"]
-    epochs = max(1, round(config.direct.epochs * both / world.seconds["direct"]))
+    both = world.trainings["cold start"]["seconds"] + world.trainings["lrem"]["seconds"]
+    epochs = max(1, round(config.direct.epochs * both / world.trainings["direct"]["seconds"]))
     config = world.config("direct, same time", [*best_direct, f"direct.epochs={epochs}"])
     world.score("direct, same time", world.train("direct, same time", "direct", config), thinks=False)
 
@@ -298,35 +280,33 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=2, help="tasks at once; each wants a core and 6 GB")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/claim.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
-    parser.add_argument("--task", help="only this one, in this process: search-direct, seed-0, lengths, …")
+    parser.add_argument("--task", help="only this one, in this process: search-direct, seed-0, lengths-0, …")
     given = parser.parse_args()
     if TUNING_SEED in given.seeds:
         parser.error(f"seed {TUNING_SEED} is the one that settings are chosen on: name others")
-    claim_folder(given.folder, given.config)
+    belong = claim(given.folder, given.config)
+    first = given.seeds[0]
     worlds = {
         **{f"search-{stage}": World(given.folder / f"search-{stage}", given.config, TUNING_SEED) for stage in SEARCHED},
         **{f"seed-{seed}": World(given.folder / f"seed-{seed}", given.config, seed) for seed in given.seeds},
-        "lengths": World(given.folder / "lengths", given.config, given.seeds[0]),
+        f"lengths-{first}": World(given.folder / f"lengths-{first}", given.config, first),
     }
     if given.task:
         do(given.task, worlds)
         return
-    started = time.monotonic()
     names = list(worlds)
     for some in (names[: len(SEARCHED)], names[len(SEARCHED) :]):
         do_all(some, given)
     worlds = {name: World(world.folder, world.file, world.seed) for name, world in worlds.items()}  # with their scores
-    report = assemble(worlds) | {
-        "minutes of the last call": round((time.monotonic() - started) / 60, 1),
-        "cores": os.cpu_count(),
-        "parallel": given.parallel,
-    }
+    spent = json.loads((given.folder / SPENT).read_text(encoding="utf-8"))
+    made = {"minutes": round(spent / 60, 1), "cores": os.cpu_count(), "parallel": given.parallel}
+    report = assemble(worlds) | made | {"code": belong["code"], "versions": versions()}
     write_json(report, given.out)
     write_page(report, given.page)
 
 
 def do_all(names: list[str], given: argparse.Namespace) -> None:
-    """Run tasks, each in a process of its own.
+    """Run tasks, each in a process of its own; the time that it takes is added up over calls.
 
     Raises:
         SystemExit: one failed; it says where its log is.
@@ -338,26 +318,48 @@ def do_all(names: list[str], given: argparse.Namespace) -> None:
         print(f"{name}: follow it in {log}", flush=True)
         with log.open("a") as out:
             command = [sys.executable, __file__, *map(str, options), "--task", name]
-            code = subprocess.run(command, stdout=out, stderr=out, timeout=TASK_TIMEOUT_S).returncode
+            try:
+                code = subprocess.run(command, stdout=out, stderr=out, timeout=TASK_TIMEOUT_S).returncode
+                reason = f"exit code {code}"
+            except subprocess.TimeoutExpired:
+                code, reason = 1, f"no end after {TASK_TIMEOUT_S / 3600:.0f} hours"
         if code:
-            raise SystemExit(f"{name} failed with exit code {code}: the end of {log} says why; run this again to go on")
+            if code == -signal.SIGKILL:
+                reason = "signal 9, perhaps for want of memory: try --parallel 1"
+            print(f"{name} failed ({reason}): the end of {log} says why; run this again to go on", flush=True)
+            raise SystemExit(1)
 
-    with ThreadPoolExecutor(given.parallel) as pool:
-        list(pool.map(run, names))
+    started, file = time.monotonic(), given.folder / SPENT
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else 0
+    try:
+        with ThreadPoolExecutor(given.parallel) as pool:
+            list(pool.map(run, names))
+    finally:
+        write_json(before + time.monotonic() - started, file)
 
 
 def do(name: str, worlds: dict[str, World]) -> None:
-    """One task, under a Ray of its own."""
+    """One task, under a Ray of its own.
+
+    Raises:
+        SystemExit: another process is at it.
+    """
     world = worlds[name]
-    with cluster(world.base):
-        world.make()
-        if name.startswith("search-"):
-            search(world, name.removeprefix("search-"))
-        elif name == "lengths":
-            lengths(world, chosen(worlds, "cold-start"))
-        else:
-            compare(world, chosen(worlds, "direct"), chosen(worlds, "cold-start"))
-        world.reasoner.stop()
+    world.folder.mkdir(parents=True, exist_ok=True)
+    with (world.folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"another process is at work in {world.folder}: wait for it, or end it") from None
+        with cluster(world.base):
+            world.make()
+            if name.startswith("search-"):
+                search(world, name.removeprefix("search-"))
+            elif name.startswith("lengths-"):
+                lengths(world, chosen(worlds, "cold-start"))
+            else:
+                compare(world, chosen(worlds, "direct"), chosen(worlds, "cold-start"))
+            world.reasoner.stop()
 
 
 def chosen(worlds: dict[str, World], stage: str) -> Tried:
@@ -365,17 +367,22 @@ def chosen(worlds: dict[str, World], stage: str) -> Tried:
     return best(tried(worlds[f"search-{stage}"], stage))
 
 
-def claim_folder(folder: Path, config: Path) -> None:
-    """Results of another configuration must not pass for those of this one.
+def claim(folder: Path, config: Path) -> dict[str, Any]:
+    """What the runs of a folder share; those of another configuration or other code must not pass for this one's.
 
     Raises:
         SystemExit: the folder holds such.
     """
-    mine, file = to_yaml(load_config(config, [])), folder / "config.yaml"
-    if file.exists() and file.read_text(encoding="utf-8") != mine:
-        raise SystemExit(f"{folder} holds runs of another configuration: delete it, or name another with --folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(mine, encoding="utf-8")
+    constants = [TUNING_SEED, GRID, REINFORCED, LENGTHS, OVERRIDES]
+    sources = sorted(path for package in ("lrem", "ray_apps") for path in Path(package).rglob("*.py"))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    told = {"config": to_yaml(load_config(config, [])), "constants": repr(constants), "code": code}
+    file = folder / "claim.json"
+    if not file.exists():
+        write_json(told, file)
+    if json.loads(file.read_text(encoding="utf-8")) != told:
+        raise SystemExit(f"{folder} holds runs of another configuration or code: delete it, or name another --folder")
+    return told
 
 
 def assemble(tasks: dict[str, World]) -> dict[str, Any]:
@@ -388,8 +395,8 @@ def assemble(tasks: dict[str, World]) -> dict[str, Any]:
         "k": worlds[0].base.evaluate.model_dump(include={"k", "precision_k"}),
         "search": {stage: [point._asdict() for point in points] for stage, points in searched.items()},
         "chosen": {stage: best(points)._asdict() for stage, points in searched.items()},
-        "seconds of training": {name: world.seconds for name, world in tasks.items()},
-        "queries": {str(world.seed): counts(world) for world in worlds},
+        "training": {name: world.trainings for name, world in tasks.items()},
+        "queries": {str(world.seed): counts(world.test[0].values()) for world in worlds},
     }
     report["greedy"] = {name: over_seeds([world.means(name) for world in worlds]) for name in names}
     thinking = ["cold start", *REINFORCED]
@@ -399,79 +406,13 @@ def assemble(tasks: dict[str, World]) -> dict[str, Any]:
     }
     report["lengths"] = {}
     for length in LENGTHS:
-        name, swept = f"length {length}", tasks["lengths"]
+        name, swept = f"length {length}", tasks[f"lengths-{worlds[0].seed}"]
         means = swept.means(name) if name in swept.scores else worlds[0].means("lrem")
         report["lengths"][str(length)] = over_seeds([means])
     pairs = [("lrem", "direct"), ("lrem", "direct, same time"), ("lrem", "cold start"), ("cold start", "direct")]
-    report["gains"] = {f"{a} over {b}": gains(worlds, a, b) for a, b in pairs}
+    means_of = {name: [world.means(name) for world in worlds] for name in names}
+    report["gains"] = {f"{a} over {b}": gains(means_of[a], means_of[b]) for a, b in pairs}
     return report
-
-
-def counts(world: World) -> dict[str, int]:
-    """How many test queries each group has."""
-    queries, _ = world.test
-    found: dict[str, int] = {}
-    for row in queries.values():
-        for group in groups_of(row):
-            found[group] = found.get(group, 0) + 1
-    return found
-
-
-def over_seeds(means: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str, Any]]:
-    """Group → metric → mean, half of the 95 % interval, and each seed's value; all shares."""
-    table: dict[str, dict[str, Any]] = {}
-    for group in [group for group in GROUPS if all(group in seed for seed in means)]:
-        table[group] = {}
-        for place, metric in enumerate(("hit_rate", "precision")):
-            values = [seed[group][place] for seed in means]
-            mean, half = interval(values)
-            table[group][metric] = {"mean": mean, "half": half, "seeds": values}
-    return table
-
-
-def gains(worlds: list[World], ours: str, theirs: str) -> dict[str, dict[str, Any]]:
-    """Relative gains, as the paper gives them: each seed's own ratio less one, then mean and interval.
-
-    A group in which the other system finds nothing has none.
-    """
-    means = []
-    for world in worlds:
-        a, b = world.means(ours), world.means(theirs)
-        shared = [group for group in a if all(b[group])]
-        means.append({group: tuple(x / y - 1 for x, y in zip(a[group], b[group], strict=True)) for group in shared})
-    return over_seeds(means)
-
-
-def write_page(report: dict[str, Any], page: Path) -> None:
-    """Replace what follows the mark; the words before it are the page's own."""
-    before = page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else "# Results\n\n"
-    k = report["k"]
-    title = f"HitRate@{k['k']} / Precision@{k['precision_k']}, %, mean ± half of the 95 % interval over seeds"
-    parts = [
-        table(f"Greedy reasoning: {title}", report["greedy"]),
-        table(f"Sampled reasoning, temperature 1: {title}", report["sampled"]),
-        table(f"Override of the reasoning of LREM: {title}", report["overrides"]),
-        table(f"Budget of reasoning in tokens, seed {report['seeds'][0]} alone: {title}", report["lengths"]),
-        table("Relative gain in HitRate / Precision, %, mean ± half of the 95 % interval over seeds", report["gains"]),
-    ]
-    page.write_text(f"{before.rstrip()}\n\n{MARK}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def table(title: str, rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown: rows are systems, columns groups."""
-    groups = [group for group in GROUPS if any(group in row for row in rows.values())]
-    lines = [f"**{title}**", "", f"| | {' | '.join(groups)} |", f"| --- |{' --- |' * len(groups)}"]
-    for name, row in rows.items():
-        cells = [cell(row[group]) if group in row else "" for group in groups]
-        lines.append(f"| {'LREM' if name == 'lrem' else name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def cell(metrics: dict[str, dict[str, float]]) -> str:
-    both = [f"{100 * value['mean']:.1f}" for value in metrics.values()]
-    halves = [f"{100 * value['half']:.1f}" for value in metrics.values()]
-    spread = f" ± {' / '.join(halves)}" if any(value["half"] for value in metrics.values()) else ""
-    return f"{' / '.join(both)}{spread}"
 
 
 if __name__ == "__main__":

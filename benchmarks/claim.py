@@ -1,0 +1,123 @@
+"""From each seed's scores of each query to means, intervals, gains and the tables of docs/results.md.
+
+Knows neither models nor Ray.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from lrem.evaluation.metrics import HARD
+
+Scores = Mapping[str, Sequence[float]]  # query_id → HitRate, Precision
+Means = dict[str, tuple[float, float]]  # group → mean HitRate, Precision
+METRICS = ("hit_rate", "precision")
+MACRO, MICRO = "hard", "hard, micro"
+GROUPS = (*HARD, "composition", "easy", MACRO, MICRO, "explained", "unexplained")
+MARK = "<!-- written by make reproduce, do not edit below -->"
+
+
+def group_means(scores: Scores, queries: Mapping[str, Mapping[str, Any]]) -> Means:
+    """Means by group: `hard` over its five parts, which count alike; `hard, micro` over its queries.
+
+    Args:
+        queries: query_id → its row: category, slice, explained.
+    """
+    members: dict[str, list[Sequence[float]]] = {}
+    for query_id, value in scores.items():
+        for group in groups_of(queries[query_id]):
+            members.setdefault(group, []).append(value)
+    found = {group: np.mean(values, axis=0) for group, values in members.items()}
+    found[MACRO] = np.mean([found[kind] for kind in (*HARD, "composition") if kind in found], axis=0)
+    if "unexplained" not in found:  # a teacher without gaps: all are explained
+        del found["explained"]
+    return {group: (float(hit), float(precision)) for group, (hit, precision) in found.items()}
+
+
+def groups_of(row: Mapping[str, Any]) -> list[str]:
+    """The groups that a test query counts in."""
+    if row["category"] == "easy":
+        return ["easy"]
+    kind = row["category"] if row["slice"] == "interpolation" else "composition"
+    return [kind, MICRO, "explained" if row["explained"] else "unexplained"]
+
+
+def counts(queries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many test queries each group has."""
+    found: dict[str, int] = {}
+    for row in queries:
+        for group in groups_of(row):
+            found[group] = found.get(group, 0) + 1
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval over seeds, by Student's t; 0 for a single seed.
+
+    >>> [round(value, 3) for value in interval([1.0, 2.0, 3.0])]
+    [2.0, 2.484]
+    """
+    if len(values) < 2:
+        return float(np.mean(values)), 0.0
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values)), float(half)
+
+
+def over_seeds(means: Sequence[Means]) -> dict[str, dict[str, Any]]:
+    """Group → metric → mean, half of the 95 % interval, and each seed's value; all shares."""
+    table: dict[str, dict[str, Any]] = {}
+    for group in [group for group in GROUPS if all(group in seed for seed in means)]:
+        table[group] = {}
+        for place, metric in enumerate(METRICS):
+            values = [seed[group][place] for seed in means]
+            mean, half = interval(values)
+            table[group][metric] = {"mean": mean, "half": half, "seeds": values}
+    return table
+
+
+def gains(ours: Sequence[Means], theirs: Sequence[Means]) -> dict[str, dict[str, Any]]:
+    """Relative gains, as the paper gives them: each seed's own ratio less one, then mean and interval.
+
+    A group in which the other system finds nothing has none.
+    """
+    found = []
+    for a, b in zip(ours, theirs, strict=True):
+        shared = [group for group in a if all(b[group])]
+        found.append({group: (a[group][0] / b[group][0] - 1, a[group][1] / b[group][1] - 1) for group in shared})
+    return over_seeds(found)
+
+
+def write_page(report: Mapping[str, Any], page: Path) -> None:
+    """Replace what follows the mark; the words before it are the page's own."""
+    before = page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else "# Results\n\n"
+    k = report["k"]
+    title = f"HitRate@{k['k']} / Precision@{k['precision_k']}, %, mean ± half of the 95 % interval over seeds"
+    parts = [
+        table(f"Greedy reasoning: {title}", report["greedy"]),
+        table(f"Sampled reasoning, temperature 1: {title}", report["sampled"]),
+        table(f"Override of the reasoning of LREM: {title}", report["overrides"]),
+        table(f"Budget of reasoning in tokens, seed {report['seeds'][0]} alone: {title}", report["lengths"]),
+        table("Relative gain in HitRate / Precision, %, mean ± half of the 95 % interval over seeds", report["gains"]),
+    ]
+    page.write_text(f"{before.rstrip()}\n\n{MARK}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: rows are systems, columns groups."""
+    groups = [group for group in GROUPS if any(group in row for row in rows.values())]
+    lines = [f"**{title}**", "", f"| | {' | '.join(groups)} |", f"| --- |{' --- |' * len(groups)}"]
+    for name, row in rows.items():
+        cells = [cell(row[group]) if group in row else "" for group in groups]
+        lines.append(f"| {'LREM' if name == 'lrem' else name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """`HitRate / Precision ± halves`, in percent."""
+    both = [f"{100 * value['mean']:.1f}" for value in metrics.values()]
+    halves = [f"{100 * value['half']:.1f}" for value in metrics.values()]
+    spread = f" ± {' / '.join(halves)}" if any(value["half"] for value in metrics.values()) else ""
+    return f"{' / '.join(both)}{spread}"
