@@ -46,7 +46,8 @@ from ray_apps import evaluate
 from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.demo import versions
-from ray_apps.rollout import ask, start_pool
+from ray_apps.engines import expected
+from ray_apps.rollout import ask, compare, start_pool
 from ray_apps.stages import run_stage
 from ray_apps.weights import checksum, pack
 
@@ -94,11 +95,20 @@ class Reasoner:
         if made_for != self.made_for:
             self.stop()
             self.pool, self.made_for, self.version = start_pool(folder, self.config), made_for, 0
-        weights = pack(ReasoningEmbedder.load(folder).lm.state_dict())
+        model = ReasoningEmbedder.load(folder).eval().requires_grad_(False)
+        weights = pack(model.lm.state_dict())
         self.version += 1
         synced = self._ask(self.pool.sync.remote([ray.put(weights)], self.version), "a model to be taken")
-        if {loaded.checksum for loaded in synced.loaded.values()} != {checksum(weights)}:
-            raise RuntimeError(f"an engine did not take the weights of {folder}")
+        rollout = self.config.rollout
+        answers = expected(
+            lambda sequences: model(sequences, rollout.temperature).log_probs,
+            model.renderer,
+            synced.loaded,
+            self.version,
+            checksum(weights),
+        )
+        for answer in answers:
+            compare(*answer, rollout.probe_tolerance)
         seeds = [identity(str(self.config.seed), query) % 2**31 for query in queries]
         asked = {"greedy": (0.0, None), "sampled": (1.0, seeds)}
         return {
@@ -241,7 +251,7 @@ def settings_of(stage: str, lr: str, temperature: str) -> list[str]:
     return [f"{section}.optim.lr={lr}", f"{section}.temperature={temperature}"]
 
 
-def compare(world: World, direct: Tried, cold: Tried) -> None:
+def train_all(world: World, direct: Tried, cold: Tried) -> None:
     """Train and score the systems of one seed."""
     world.score_bm25()
     tau = [f"reinforce.temperature={cold.temperature}"]
@@ -358,7 +368,7 @@ def do(name: str, worlds: dict[str, World]) -> None:
             elif name.startswith("lengths-"):
                 lengths(world, chosen(worlds, "cold-start"))
             else:
-                compare(world, chosen(worlds, "direct"), chosen(worlds, "cold-start"))
+                train_all(world, chosen(worlds, "direct"), chosen(worlds, "cold-start"))
             world.reasoner.stop()
 
 

@@ -8,10 +8,13 @@ import json
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+PATIENCE_S = 600  # for one answer; a side's first waits for its start
 
 
 class SideEnded(SystemExit):
@@ -39,10 +42,18 @@ def ask(process: subprocess.Popen[str], what: str) -> dict[str, float]:
         process.stdin.flush()
     except BrokenPipeError:  # it ended before it was asked; its exit code follows below
         pass
-    for line in process.stdout:
-        if line.startswith("answer "):
-            return dict(json.loads(line.removeprefix("answer ")))
-    raise SideEnded(f"a side ended with exit code {process.wait()}: run it alone with --side to see why")
+    watch = threading.Timer(PATIENCE_S, process.kill)
+    watch.start()
+    try:
+        for line in process.stdout:
+            if line.startswith("answer "):
+                return dict(json.loads(line.removeprefix("answer ")))
+    finally:
+        watch.cancel()
+    raise SideEnded(
+        f"a side ended with exit code {process.wait()} (-9: no answer within {PATIENCE_S} s): run it alone with --side "
+        "to see why"
+    )
 
 
 def answer(value: float, **more: float) -> None:

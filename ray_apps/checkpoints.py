@@ -76,6 +76,11 @@ class Checkpoints:
         found = sorted(path.parent.parent for path in self.folder.glob(f"step-*/{STATE}/{CURSOR}"))
         return found[-1] if found else None
 
+    def spent(self) -> float:
+        """Seconds of training in the newest state; 0 where there is none."""
+        newest = self.newest()
+        return 0.0 if newest is None else float(json.loads((newest / RECORD).read_text())["seconds"])
+
     def restore(self, engine: Any) -> int:
         """Load the newest state into the engine and the random generators; returns the steps that are done.
 

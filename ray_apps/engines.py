@@ -6,14 +6,17 @@ starts it, and what happens when it is lost, is ray_apps.rollout's.
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from lrem.model import ReasoningEmbedder
 from lrem.rollout import Loaded, Rollout
+from lrem.sequences import Sequences, pad
 from lrem.settings import RolloutConfig
 from lrem.template import Renderer, Template
 from ray_apps.weights import Weights, checksum, unpack
@@ -85,6 +88,25 @@ def probe_prompts(renderer: Renderer) -> list[list[int]]:
     """A fixed query and beginnings of a fixed reasoning: what engine and trainer are compared on."""
     prompt, words = renderer.query_prompt(PROBE_QUERY), renderer.completion(renderer.reasoning_ids(PROBE_WORDS))
     return [prompt + words[:end] for end in range(0, len(words), 2)]
+
+
+def expected(
+    score: Callable[[Sequences], Tensor], renderer: Renderer, found: dict[str, Loaded], version: int, sent: int
+) -> Iterator[tuple[str, Loaded, Loaded]]:
+    """Each engine's answer to a sync, and what it should have been: its tokens with our own log-probabilities.
+
+    Args:
+        score: the policy's log-probabilities [B, L], at the temperature of rollouts.
+        version, sent: under what version and with what checksum the weights went.
+    """
+    prompts = probe_prompts(renderer) * len(found)
+    probes = [rollout for loaded in found.values() for rollout in loaded.probe]
+    rows = [prompt + rollout.tokens for prompt, rollout in zip(prompts, probes, strict=True)]
+    log_probs = score(pad(rows, [(len(prompt), len(row)) for prompt, row in zip(prompts, rows, strict=True)]))
+    own = iter([log_probs[i, len(prompt)].item() for i, prompt in enumerate(prompts)])
+    for name, loaded in found.items():
+        probe = [Rollout(rollout.tokens, [next(own)], version) for rollout in loaded.probe]
+        yield name, loaded, Loaded(version, sent, probe)
 
 
 class VllmEngine(Engine):

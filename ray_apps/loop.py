@@ -60,7 +60,7 @@ class StageTrainer(ABC):
         self.engine.train()
         torch.manual_seed(self.config.seed * world_size() + rank())  # dropout differs between them
         self.trained: list[int] = []  # ids of the rows that the last step trained on
-        self.started = time.monotonic()
+        self.spent, self.started = self.checkpoints.spent(), time.monotonic()
 
     def prepare(self, model: ReasoningEmbedder) -> None:
         """Change the model before the engine takes it."""
@@ -96,7 +96,7 @@ class StageTrainer(ABC):
         record = self.record() | {
             "steps": done,
             "epochs": epoch + 1,
-            "seconds": time.monotonic() - self.started,
+            "seconds": self.spent + time.monotonic() - self.started,
             "zero_stage": self.engine.zero_optimization_stage(),
         }
         if measured:

@@ -8,7 +8,7 @@ does.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,14 @@ from lrem.grpo import Candidates, Step, accumulate_gradients, collate
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.positives import KnownPositives, identity, query_identity
 from lrem.rewards import RewardError, find
-from lrem.rollout import Loaded, Rollout
+from lrem.rollout import Rollout
 from lrem.schema import NEGATIVES, RL_PAIRS, DataError, read_items, read_table
-from lrem.sequences import pad
+from lrem.sequences import Sequences
 from lrem.settings import ReinforceConfig
 from ray_apps import dev_set
 from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
-from ray_apps.engines import probe_prompts
+from ray_apps.engines import expected
 from ray_apps.loop import StageTrainer, must_stay, run_steps
 from ray_apps.rollout import RolloutError, Synced, ask, compare, start_pool
 from ray_apps.tracking import JsonLines, check_finite, require
@@ -253,26 +253,19 @@ class Trainer(StageTrainer):
             return sent, ask(self.pool, asked, self.config, f"policy version {version} to be taken")
 
         sent, synced = _on_first_rank(push)
-        for name, loaded, expected in self.expected(version, sent, synced.loaded):
-            compare(name, loaded, expected, self.config.rollout.probe_tolerance)
+        for answer in expected(self.score, self.engine.module.renderer, synced.loaded, version, sent):
+            compare(*answer, self.config.rollout.probe_tolerance)
         self.version, self.syncs = version, self.syncs + 1
         found: Synced = synced
         return found
 
     @torch.no_grad()
-    def expected(self, version: int, sent: int, found: dict[str, Loaded]) -> Iterator[tuple[str, Loaded, Loaded]]:
-        """Each engine's answer, and what it should have been: its tokens with the trainer's own log-probabilities."""
-        prompts = probe_prompts(self.engine.module.renderer) * len(found)
-        probes = [rollout for loaded in found.values() for rollout in loaded.probe]
-        rows = [prompt + rollout.tokens for prompt, rollout in zip(prompts, probes, strict=True)]
-        sequences = pad(rows, [(len(prompt), len(row)) for prompt, row in zip(prompts, rows, strict=True)])
+    def score(self, sequences: Sequences) -> torch.Tensor:
+        """Log-probabilities as rollouts are sampled; every rank calls."""
         self.engine.eval()
-        log_probs = self.engine(sequences.to(self.engine.device), self.config.rollout.temperature).log_probs
+        found: torch.Tensor = self.engine(sequences.to(self.engine.device), self.config.rollout.temperature).log_probs
         self.engine.train()
-        own = iter([log_probs[i, len(prompt)].item() for i, prompt in enumerate(prompts)])
-        for name, loaded in found.items():
-            probe = [Rollout(rollout.tokens, [next(own)], version) for rollout in loaded.probe]
-            yield name, loaded, Loaded(version, sent, probe)
+        return found
 
     def measure(self) -> dict[str, float]:
         """Metrics of the dev set with the model's own greedy reasoning, on rank 0."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lrem.config import Config
 from lrem.rollout import Loaded, Rollout
@@ -175,11 +175,18 @@ class RolloutPool:
         self.quiet.clear()
         try:
             async with self.room:
+                failed = False
                 while True:
                     member = await self.idle.get()
                     try:
                         return await _within(call(member.actor, rows), self.rollout.timeout_s)
                     except (RayError, TimeoutError) as error:  # an engine that raised may hold half of a batch
+                        if failed and isinstance(error, RayTaskError):
+                            raise RolloutError(
+                                f"{member.name} {_short(error)} when asked to {what}, as the one that was asked "
+                                "before it did: no other engine would do better"
+                            ) from error
+                        failed = isinstance(error, RayTaskError)
                         await self._replace(member, what, self.rollout.timeout_s, error)
                     finally:
                         self.idle.put_nowait(member)

@@ -253,9 +253,12 @@ def test_stop_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path, z
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 1, said
         assert message in " ".join(said.split())
+    record = json.loads((newest / RECORD).read_text())
+    (newest / RECORD).write_text(json.dumps(record | {"seconds": 10_000.0}))
     with start(tmp_path, zero, resume=True) as process:
         said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
+    assert json.loads((tmp_path / "cold_start" / RECORD).read_text())["seconds"] > 10_000  # of both parts together
     same_curve(tmp_path, whole, ROUNDING if zero_stage == 3 else 1e-12)  # `whole` is ZeRO-2's
     for epoch in range(EPOCHS):
         assert consumed(tmp_path, epoch) == corpus_ids(tmp_path)

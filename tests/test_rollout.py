@@ -226,6 +226,23 @@ def test_a_hung_engine_is_found_by_its_deadline(slow_pool: ActorHandle) -> None:
         ask(slow_pool, asked, configured(), "rollouts")
 
 
+class Refusing(TransformersEngine):
+    """A real engine that will not sample, as one whose prompts are too long for it."""
+
+    def sample(self, *arguments: Any) -> list[list[Rollout]]:
+        raise ValueError("the prompt is longer than 256 tokens")
+
+
+def test_what_every_engine_refuses_is_not_asked_of_all(tiny_folder: Path) -> None:
+    pool = start_pool(tiny_folder, configured(f"rollout.engine={__name__}:Refusing"))
+    try:
+        asked = pool.sample.remote(QUERIES, 2, SEEDS)
+        with pytest.raises(RolloutError, match=r"prompt is longer than 256 tokens.*no other engine would do better"):
+            ask(pool, asked, configured(), "rollouts")
+    finally:
+        ray.kill(pool)
+
+
 def test_a_sync_that_takes_too_long_names_the_actor(slow_pool: ActorHandle, tiny: ReasoningEmbedder) -> None:
     ray.get(engines(slow_pool)[1].call.remote("hang", "load"), timeout=30)
     with pytest.raises(RolloutError, match="rollout actor 1 did not take policy version 9 within 3 s"):
