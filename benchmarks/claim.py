@@ -99,9 +99,11 @@ def write_page(report: Mapping[str, Any], page: Path) -> None:
         table(f"Greedy reasoning: {title}", report["greedy"]),
         table(f"Sampled reasoning, temperature 1: {title}", report["sampled"]),
         table(f"Override of the reasoning of LREM: {title}", report["overrides"]),
-        table(f"Budget of reasoning in tokens, seed {report['seeds'][0]} alone: {title}", report["lengths"]),
         table("Relative gain in HitRate / Precision, %, mean ± half of the 95 % interval over seeds", report["gains"]),
     ]
+    if report["lengths"]:
+        first = report["seeds"][0]
+        parts.append(table(f"Budget of reasoning in tokens, seed {first} alone: {title}", report["lengths"]))
     page.write_text(f"{before.rstrip()}\n\n{MARK}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -246,7 +246,7 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
 
         def __init__(self) -> None:
             self.config, self.stage, self.steps = config, config.reinforce, 1000
-            self.shard, self.pool, self.reference = Rows(), pool, None
+            self.shard, self.pool, self.reference, self.index = Rows(), pool, None, None
             self.known = KnownPositives(np.arange(len(rows)), np.arange(len(rows)))
             self.items, self.version, self.syncs, self.waiting = pa.table({}), 0, 0, deque()
             self.engine = make_engine(ReasoningEmbedder.load(folder / "model"), self.stage.optim, len(rows), self.steps)

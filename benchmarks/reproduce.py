@@ -270,9 +270,9 @@ def train_all(world: World, direct: Tried, cold: Tried) -> None:
     world.score("direct, same time", world.train("direct, same time", "direct", config), thinks=False)
 
 
-def lengths(world: World, cold: Tried) -> None:
+def sweep(world: World, cold: Tried, lengths: list[int]) -> None:
     """The whole of LREM for each budget of reasoning; that of the configuration is there already."""
-    for length in LENGTHS:
+    for length in lengths:
         if length == (world.base.model.budget or COMPACT.budget):
             continue
         name, stage1 = f"length {length}", settings_of("cold-start", cold.lr, cold.temperature)
@@ -286,6 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS, help="budgets to sweep; nothing: no sweep")
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"), help="where the runs are kept")
     parser.add_argument("--parallel", type=int, default=2, help="tasks at once; each wants a core and 6 GB")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/claim.json"))
@@ -299,10 +300,11 @@ def main() -> None:
     worlds = {
         **{f"search-{stage}": World(given.folder / f"search-{stage}", given.config, TUNING_SEED) for stage in SEARCHED},
         **{f"seed-{seed}": World(given.folder / f"seed-{seed}", given.config, seed) for seed in given.seeds},
-        f"lengths-{first}": World(given.folder / f"lengths-{first}", given.config, first),
     }
+    if given.lengths:
+        worlds[f"lengths-{first}"] = World(given.folder / f"lengths-{first}", given.config, first)
     if given.task:
-        do(given.task, worlds)
+        do(given.task, worlds, given.lengths)
         return
     names = list(worlds)
     for some in (names[: len(SEARCHED)], names[len(SEARCHED) :]):
@@ -310,7 +312,7 @@ def main() -> None:
     worlds = {name: World(world.folder, world.file, world.seed) for name, world in worlds.items()}  # with their scores
     spent = json.loads((given.folder / SPENT).read_text(encoding="utf-8"))
     made = {"minutes": round(spent / 60, 1), "cores": os.cpu_count(), "parallel": given.parallel}
-    report = assemble(worlds) | made | {"code": belong["code"], "versions": versions()}
+    report = assemble(worlds, given.lengths) | made | {"code": belong["code"], "versions": versions()}
     write_json(report, given.out)
     write_page(report, given.page)
 
@@ -321,7 +323,7 @@ def do_all(names: list[str], given: argparse.Namespace) -> None:
     Raises:
         SystemExit: one failed; it says where its log is.
     """
-    options = ["--config", given.config, "--folder", given.folder, "--seeds", *given.seeds]
+    options = ["--config", given.config, "--folder", given.folder, "--seeds", *given.seeds, "--lengths", *given.lengths]
 
     def run(name: str) -> None:
         log = given.folder / f"{name}.log"
@@ -348,7 +350,7 @@ def do_all(names: list[str], given: argparse.Namespace) -> None:
         write_json(before + time.monotonic() - started, file)
 
 
-def do(name: str, worlds: dict[str, World]) -> None:
+def do(name: str, worlds: dict[str, World], lengths: list[int]) -> None:
     """One task, under a Ray of its own.
 
     Raises:
@@ -366,7 +368,7 @@ def do(name: str, worlds: dict[str, World]) -> None:
             if name.startswith("search-"):
                 search(world, name.removeprefix("search-"))
             elif name.startswith("lengths-"):
-                lengths(world, chosen(worlds, "cold-start"))
+                sweep(world, chosen(worlds, "cold-start"), lengths)
             else:
                 train_all(world, chosen(worlds, "direct"), chosen(worlds, "cold-start"))
             world.reasoner.stop()
@@ -383,7 +385,7 @@ def claim(folder: Path, config: Path) -> dict[str, Any]:
     Raises:
         SystemExit: the folder holds such.
     """
-    constants = [TUNING_SEED, GRID, REINFORCED, LENGTHS, OVERRIDES]
+    constants = [TUNING_SEED, GRID, REINFORCED, OVERRIDES]
     sources = sorted(path for package in ("lrem", "ray_apps") for path in Path(package).rglob("*.py"))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     told = {"config": to_yaml(load_config(config, [])), "constants": repr(constants), "code": code}
@@ -395,7 +397,7 @@ def claim(folder: Path, config: Path) -> dict[str, Any]:
     return told
 
 
-def assemble(tasks: dict[str, World]) -> dict[str, Any]:
+def assemble(tasks: dict[str, World], lengths: list[int]) -> dict[str, Any]:
     """Everything that the page says, and the means of each seed behind it."""
     names = ["BM25", "direct", "direct, same time", "cold start", *REINFORCED]
     worlds = [world for name, world in tasks.items() if name.startswith("seed-")]
@@ -415,7 +417,7 @@ def assemble(tasks: dict[str, World]) -> dict[str, Any]:
         kind: over_seeds([world.means("lrem", kind) for world in worlds]) for kind in (*OVERRIDES, PERFECT)
     }
     report["lengths"] = {}
-    for length in LENGTHS:
+    for length in lengths:
         name, swept = f"length {length}", tasks[f"lengths-{worlds[0].seed}"]
         means = swept.means(name) if name in swept.scores else worlds[0].means("lrem")
         report["lengths"][str(length)] = over_seeds([means])

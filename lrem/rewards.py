@@ -71,6 +71,18 @@ def rank(queries: Tensor, wanted: Tensor, items: Tensor, keys: Tensor, known: Te
     return Ranking(1 + (others > own).sum(1), len(distinct), margins)
 
 
+def nearest(queries: Tensor, items: Tensor, count: int) -> Tensor:
+    """Places of the items that are among the `count` nearest of some query, ascending; [K ≤ B · count].
+
+    Args:
+        queries: [B, H] unit. items: [M, H] unit.
+
+    >>> nearest(torch.tensor([[1., 0.], [.8, .6]]), torch.tensor([[0., 1.], [1., 0.], [-1., 0.]]), 1).tolist()
+    [1]
+    """
+    return (queries @ items.T).topk(min(count, len(items)), dim=1).indices.unique()
+
+
 def format_reward(outcome: Outcome) -> Tensor:
     """r_format: 1 for `<think> … </think><emb>`, else 0."""
     return outcome.well_formed.float()

@@ -191,6 +191,8 @@ class ReinforceConfig(TrainConfig):
     kl_weight: float = Field(0.0, ge=0)  # of KL to the cold start; the paper has none, and it costs a forward
     rewards: RewardWeights = RewardWeights()
     extra_candidates: int = Field(1024, ge=0)  # random items a step: a small batch's rank has no resolution
+    hard_candidates: int = Field(0, ge=0)  # of each query and rank, the nearest of the catalogue; costs its embedding
+    refresh: int = Field(50, ge=1)  # steps between two embeddings of the catalogue, for hard_candidates
     advantage: Literal["std", "mean", "leave_one_out"] = "std"  # paper: std
     zero_variance: Literal["keep", "drop"] = "keep"  # groups of equal rewards: count in the loss's mean, or not
     ratio: Literal["token", "sequence"] = "token"  # one long sample must not swing a step; paper: sequence

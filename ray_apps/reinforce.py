@@ -8,7 +8,7 @@ does.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,15 @@ import torch
 import torch.distributed as dist
 
 from lrem.config import Config
-from lrem.distributed import rank, total, world_size
+from lrem.distributed import gather, rank, total, world_size
 from lrem.files import atomic_folder
 from lrem.grpo import Candidates, Step, accumulate_gradients, collate
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.positives import KnownPositives, identity, query_identity
-from lrem.rewards import RewardError, find
+from lrem.rewards import RewardError, find, nearest
 from lrem.rollout import Rollout
 from lrem.schema import NEGATIVES, RL_PAIRS, DataError, read_items, read_table
-from lrem.sequences import Sequences
+from lrem.sequences import Group, Sequences
 from lrem.settings import ReinforceConfig
 from ray_apps import dev_set
 from ray_apps.checkpoints import Checkpoints
@@ -147,6 +147,7 @@ class Trainer(StageTrainer):
         self.pool, self.version, self.syncs = settings["pool"], 0, 0
         self.waiting: deque[tuple[list[Row], Any]] = deque()  # of the next steps: rows, and their rollouts to come
         self.items = read_items(self.config.path("items")).select(["item_id", "title"])
+        self.index: torch.Tensor | None = None  # this rank's share of the catalogue, embedded, for hard candidates
         self.reference: ReasoningEmbedder | None = None
         if rl.kl_weight:
             self.reference = ReasoningEmbedder.load(self.start).eval().requires_grad_(False).to(self.engine.device)
@@ -208,7 +209,7 @@ class Trainer(StageTrainer):
             lambda sequences: engine(sequences, temperature),
             engine_backward(engine),
             engine.device,
-            self.candidates(place.step),
+            self.candidates(place.step, batch.groups),
             None if reference is None else lambda sequences: reference(sequences, temperature),
         )
         engine.module.state_gradients.clear()
@@ -220,22 +221,37 @@ class Trainer(StageTrainer):
         return values | {"grad_norm": update(engine), "epoch": place.epoch}
 
     @torch.no_grad()
-    def candidates(self, step: int) -> Candidates:
-        """This rank's share of the random items that widen the ranking, embedded afresh.
-
-        All ranks draw alike and each embeds equally many, so that ZeRO-3 gathers weights alike; what overlaps counts
-        once.
-        """
-        device, count = self.engine.device, min(self.stage.extra_candidates, self.items.num_rows)
-        if count == 0:
+    def candidates(self, step: int, groups: Sequence[Group]) -> Candidates:
+        """This rank's share of the items that widen the ranking, embedded afresh; what overlaps counts once."""
+        count = min(self.stage.extra_candidates, self.items.num_rows)
+        drawn = np.random.default_rng([self.config.seed, step]).choice(self.items.num_rows, count, replace=False)
+        numbers = drawn[_share(count)]  # all ranks draw alike
+        if self.stage.hard_candidates:
+            numbers = np.concatenate([numbers, self.hard(step, groups)])
+        device = self.engine.device
+        if len(numbers) == 0:
             none = torch.empty(0, self.engine.module.dimension, device=device)
             return Candidates(none, torch.empty(0, dtype=torch.long, device=device))
-        drawn = np.random.default_rng([self.config.seed, step]).choice(self.items.num_rows, count, replace=False)
-        share = -(-count // world_size())
-        mine = self.items.take(drawn[np.arange(rank() * share, (rank() + 1) * share) % count])
-        rows = [self.engine.module.renderer.item(title) for title in mine["title"].to_pylist()]
-        keys = torch.tensor([identity(item) for item in mine["item_id"].to_pylist()], device=device)
-        return Candidates(dev_set.encode_rows(self.engine, rows, self.stage.chunk_tokens), keys)
+        keys = torch.tensor([identity(item) for item in self.items["item_id"].take(numbers).to_pylist()], device=device)
+        return Candidates(self.embed(numbers), keys)
+
+    def hard(self, step: int, groups: Sequence[Group]) -> np.ndarray:
+        """Numbers of the items in this rank's share of the catalogue that are nearest to any rank's queries.
+
+        A query is taken with its first reasoning. Vectors are those of the last refresh, of all since a resume.
+        """
+        rl, mine = self.stage, _share(self.items.num_rows)
+        if self.index is None or step % rl.refresh == 0:
+            self.index = self.embed(mine)
+        asked = [group.prompt + group.completions[0] for group in groups]
+        queries = gather(dev_set.encode_rows(self.engine, asked, rl.chunk_tokens))
+        found: np.ndarray = mine[nearest(queries, self.index, rl.hard_candidates).cpu().numpy()]
+        return found
+
+    def embed(self, numbers: np.ndarray) -> torch.Tensor:
+        """Unit embeddings [n, H] of some items by their numbers; every rank calls."""
+        rows = [self.engine.module.renderer.item(title) for title in self.items["title"].take(numbers).to_pylist()]
+        return dev_set.encode_rows(self.engine, rows, self.stage.chunk_tokens)
 
     def sync(self, version: int) -> Synced:
         """Push the whole state to every engine under `version`, and check that they sample the trainer's policy.
@@ -300,6 +316,12 @@ class Trainer(StageTrainer):
                 parts = {name: round(part[i].item(), 4) for name, part in found.parts.items()}
                 rewarded = {"reward": round(found.rewards[i].item(), 4), **parts, "rank": int(found.ranks[i])}
                 self.samples.write(step, said | rewarded | {"version": rollout.version})
+
+
+def _share(count: int) -> np.ndarray:
+    """This rank's part of 0 … count-1: equally many on every rank, so that ZeRO-3 gathers weights alike."""
+    size = -(-count // world_size())
+    return np.arange(rank() * size, (rank() + 1) * size) % max(count, 1)
 
 
 def _on_first_rank(work: Callable[[], Any]) -> Any:

@@ -171,15 +171,20 @@ def test_the_best_checkpoint_becomes_the_model(whole: Path, taught: Path) -> Non
 
 
 def test_rollouts_one_step_behind(taught: Path, tmp_path: Path) -> None:
-    """Sampled while the step before trains: one version old, corrected, and every query still trained once."""
+    """Sampled while the step before trains: one version old, corrected, and every query still trained once.
+
+    Ranked among the batch's own items and the nearest of the catalogue.
+    """
     write_data(tmp_path)
     more = ["reinforce.staleness=1", "reinforce.correction=token", "reinforce.kl_weight=0.01"]
+    more += ["reinforce.extra_candidates=0", "reinforce.hard_candidates=3", "reinforce.refresh=2"]
     reinforce.run(configured(tmp_path, taught, *more, "reinforce.rewards.own={tests.test_reinforce:brevity: 0.1}"))
     steps = steps_of(tmp_path)
     assert [step["staleness"] for step in steps] == [0, 1, 1, 1, 1]
     assert steps[0]["mismatch_kl"] < 1e-6 < max(step["mismatch_kl"] for step in steps)
     assert steps[0]["kl"] < 1e-6 < steps[-1]["kl"]
     assert 0 < steps[-1]["reward_tests.test_reinforce:brevity"] <= 1
+    assert all(2 * BATCH < step["candidates"] <= len(ITEMS) for step in steps)  # the batch alone has at most 2 · BATCH
     assert consumed(tmp_path) == corpus_ids(tmp_path)
 
 
