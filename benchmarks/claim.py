@@ -51,6 +51,8 @@ def counts(queries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     for row in queries:
         for group in groups_of(row):
             found[group] = found.get(group, 0) + 1
+    if "unexplained" not in found:
+        found.pop("explained", None)
     return found
 
 
