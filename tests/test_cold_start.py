@@ -237,8 +237,8 @@ def same_curve(run: Path, other: Path, rounding: float = 1e-12) -> None:
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_stop_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path, zero_stage: int) -> None:
     write_data(tmp_path)
-    zero = f"cold_start.optim.zero_stage={zero_stage}"
-    with start(tmp_path, zero) as process:
+    zero = [f"cold_start.optim.zero_stage={zero_stage}", "cold_start.checkpoint.keep=9"]
+    with start(tmp_path, *zero) as process:
         wait_until(lambda: steps_done(tmp_path) >= 5, process, "step 5")
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=120)
@@ -246,19 +246,20 @@ def test_stop_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path, z
     newest = sorted((tmp_path / "checkpoints/cold_start").glob(f"step-*/{STATE}/{CURSOR}"))[-1].parent.parent
     AutoModelForCausalLM.from_pretrained(newest)
     for process, message in (
-        (start(tmp_path, zero), "belongs to an unfinished run: go on with --resume, or delete"),
-        (start(tmp_path, zero, "cold_start.batch_size=9", resume=True), "batch_size was 8, is 9"),
-        (start(tmp_path, zero, "model.hidden_size=32", "model.heads=1", "model.kv_heads=1", resume=True), "model was"),
+        (start(tmp_path, *zero), "belongs to an unfinished run: go on with --resume, or delete"),
+        (start(tmp_path, *zero, "cold_start.batch_size=9", resume=True), "batch_size was 8, is 9"),
+        (start(tmp_path, *zero, "model.hidden_size=32", "model.heads=1", "model.kv_heads=1", resume=True), "model was"),
     ):
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 1, said
         assert message in " ".join(said.split())
     record = json.loads((newest / RECORD).read_text())
     (newest / RECORD).write_text(json.dumps(record | {"seconds": 10_000.0}))
-    with start(tmp_path, zero, resume=True) as process:
+    with start(tmp_path, *zero, resume=True) as process:
         said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
-    assert json.loads((tmp_path / "cold_start" / RECORD).read_text())["seconds"] > 10_000  # of both parts together
+    last = max((tmp_path / "checkpoints/cold_start").glob("step-*"))
+    assert json.loads((last / RECORD).read_text())["seconds"] > 10_000  # of both parts together
     same_curve(tmp_path, whole, ROUNDING if zero_stage == 3 else 1e-12)  # `whole` is ZeRO-2's
     for epoch in range(EPOCHS):
         assert consumed(tmp_path, epoch) == corpus_ids(tmp_path)
