@@ -206,16 +206,39 @@ def train_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in family if (child.cmdline() or [""])[0].startswith("ray::RayTrainWorker")]
 
 
+def workers_up(process: subprocess.Popen[str], but: list[psutil.Process] | None = None) -> list[psutil.Process]:
+    """Both ranks' processes, before they train: a whole run takes less than a second, and to look for them as long."""
+    found: list[psutil.Process] = []
+
+    def both() -> bool:
+        found[:] = [worker for worker in train_workers(process) if worker not in (but or [])]
+        return len(found) == 2
+
+    wait_until(both, process, "two training workers")
+    return found
+
+
+def stop_at_step_5(run: Path, process: subprocess.Popen[str]) -> None:
+    """SIGTERM to a run that is still under way: its ranks are held, or they would be done before it is heard."""
+    workers = workers_up(process)
+    wait_until(lambda: steps_done(run) >= 5, process, "step 5")
+    for worker in workers:
+        worker.suspend()
+    assert steps_done(run) < STEPS
+    process.send_signal(signal.SIGTERM)
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(whole: Path, tmp_path: Path) -> None:
     """kill -9 of a rank mid-epoch, twice: the run ends well, every row was consumed once, the curve is the same."""
     write_data(tmp_path)
     with start(tmp_path) as process:
+        workers: list[psutil.Process] = []
         for after in (5, 10):
+            workers = workers_up(process, workers)
             wait_until(lambda after=after: steps_done(tmp_path) >= after, process, f"step {after}")  # type: ignore[misc]
-            victim = train_workers(process)[-1]
-            victim.send_signal(signal.SIGKILL)
-            wait_until(lambda victim=victim: not victim.is_running(), process, "the kill")  # type: ignore[misc]
+            workers[-1].send_signal(signal.SIGKILL)
+            assert steps_done(tmp_path) < STEPS
         said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
     for epoch in range(EPOCHS):
@@ -239,8 +262,7 @@ def test_stop_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path, z
     write_data(tmp_path)
     zero = [f"cold_start.optim.zero_stage={zero_stage}", "cold_start.checkpoint.keep=9"]
     with start(tmp_path, *zero) as process:
-        wait_until(lambda: steps_done(tmp_path) >= 5, process, "step 5")
-        process.send_signal(signal.SIGTERM)
+        stop_at_step_5(tmp_path, process)
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     newest = sorted((tmp_path / "checkpoints/cold_start").glob(f"step-*/{STATE}/{CURSOR}"))[-1].parent.parent
@@ -276,8 +298,7 @@ def test_resume_goes_on_with_the_random_numbers(tmp_path: Path) -> None:
         said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     with start(broken, *dropout) as process:
-        wait_until(lambda: steps_done(broken) >= 5, process, "step 5")
-        process.send_signal(signal.SIGTERM)
+        stop_at_step_5(broken, process)
         process.communicate(timeout=120)
     with start(broken, *dropout, resume=True) as process:
         said, _ = process.communicate(timeout=300)
