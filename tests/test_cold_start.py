@@ -202,8 +202,12 @@ def steps_done(run: Path) -> int:
 
 
 def train_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    family = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in family if (child.cmdline() or [""])[0].startswith("ray::RayTrainWorker")]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone, or killed and not yet reaped
+            if (child.cmdline() or [""])[0].startswith("ray::RayTrainWorker"):
+                found.append(child)
+    return found
 
 
 def workers_up(process: subprocess.Popen[str], but: list[psutil.Process] | None = None) -> list[psutil.Process]:
