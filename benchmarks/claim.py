@@ -3,7 +3,7 @@
 Knows neither models nor Ray.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,9 @@ def group_means(scores: Scores, queries: Mapping[str, Mapping[str, Any]]) -> Mea
     Args:
         queries: query_id → its row: category, slice, explained.
     """
-    members: dict[str, list[Sequence[float]]] = {}
-    for query_id, value in scores.items():
-        for group in groups_of(queries[query_id]):
-            members.setdefault(group, []).append(value)
-    found = {group: np.mean(values, axis=0) for group, values in members.items()}
+    groups = members({query_id: queries[query_id] for query_id in scores})
+    found = {group: np.mean([scores[query_id] for query_id in ids], axis=0) for group, ids in groups.items()}
     found[MACRO] = np.mean([found[kind] for kind in (*HARD, "composition") if kind in found], axis=0)
-    if "unexplained" not in found:  # a teacher without gaps: all are explained
-        del found["explained"]
     return {group: (float(hit), float(precision)) for group, (hit, precision) in found.items()}
 
 
@@ -45,13 +40,13 @@ def groups_of(row: Mapping[str, Any]) -> list[str]:
     return [kind, MICRO, "explained" if row["explained"] else "unexplained"]
 
 
-def counts(queries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many test queries each group has."""
-    found: dict[str, int] = {}
-    for row in queries:
+def members(queries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Group → ids of its queries."""
+    found: dict[str, list[str]] = {}
+    for query_id, row in queries.items():
         for group in groups_of(row):
-            found[group] = found.get(group, 0) + 1
-    if "unexplained" not in found:
+            found.setdefault(group, []).append(query_id)
+    if "unexplained" not in found:  # a teacher without gaps: all are explained
         found.pop("explained", None)
     return found
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import ray
-from claim import MACRO, Means, Scores, counts, gains, group_means, over_seeds, write_page
+from claim import MACRO, Means, Scores, gains, group_means, members, over_seeds, write_page
 
 from lrem.config import Config, load_config, to_yaml
 from lrem.evaluation.metrics import Qrels, per_query
@@ -150,6 +150,11 @@ class World:
     def test(self) -> tuple[evaluate.Queries, Qrels]:
         """The test queries and their judgements."""
         return evaluate.test_set(self.base)
+
+    @property
+    def budget(self) -> int:
+        """Tokens of reasoning that the configuration allows."""
+        return self.base.model.budget or COMPACT.budget
 
     @property
     def gold(self) -> Path:
@@ -273,7 +278,7 @@ def train_all(world: World, direct: Tried, cold: Tried) -> None:
 def sweep(world: World, cold: Tried, lengths: list[int]) -> None:
     """The whole of LREM for each budget of reasoning; that of the configuration is there already."""
     for length in lengths:
-        if length == (world.base.model.budget or COMPACT.budget):
+        if length == world.budget:
             continue
         name, stage1 = f"length {length}", settings_of("cold-start", cold.lr, cold.temperature)
         config = world.config(f"{name}, cold start", [*stage1, f"model.budget={length}"])
@@ -295,7 +300,7 @@ def main() -> None:
     given = parser.parse_args()
     if TUNING_SEED in given.seeds:
         parser.error(f"seed {TUNING_SEED} is the one that settings are chosen on: name others")
-    belong = claim(given.folder, given.config)
+    made_by = check_folder(given.folder, given.config)
     first = given.seeds[0]
     worlds = {
         **{f"search-{stage}": World(given.folder / f"search-{stage}", given.config, TUNING_SEED) for stage in SEARCHED},
@@ -312,7 +317,7 @@ def main() -> None:
     worlds = {name: World(world.folder, world.file, world.seed) for name, world in worlds.items()}  # with their scores
     spent = json.loads((given.folder / SPENT).read_text(encoding="utf-8"))
     made = {"minutes": round(spent / 60, 1), "cores": os.cpu_count(), "parallel": given.parallel}
-    report = assemble(worlds, given.lengths) | made | {"code": belong["code"], "versions": versions()}
+    report = assemble(worlds, given.lengths) | made | {"code": made_by["code"], "versions": versions()}
     write_json(report, given.out)
     write_page(report, given.page)
 
@@ -379,7 +384,7 @@ def chosen(worlds: dict[str, World], stage: str) -> Tried:
     return best(tried(worlds[f"search-{stage}"], stage))
 
 
-def claim(folder: Path, config: Path) -> dict[str, Any]:
+def check_folder(folder: Path, config: Path) -> dict[str, Any]:
     """What the runs of a folder share; those of another configuration or other code must not pass for this one's.
 
     Raises:
@@ -389,7 +394,7 @@ def claim(folder: Path, config: Path) -> dict[str, Any]:
     sources = sorted(path for package in ("lrem", "ray_apps") for path in Path(package).rglob("*.py"))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     told = {"config": to_yaml(load_config(config, [])), "constants": repr(constants), "code": code}
-    file = folder / "claim.json"
+    file = folder / "made_by.json"
     if not file.exists():
         write_json(told, file)
     if json.loads(file.read_text(encoding="utf-8")) != told:
@@ -408,7 +413,9 @@ def assemble(tasks: dict[str, World], lengths: list[int]) -> dict[str, Any]:
         "search": {stage: [point._asdict() for point in points] for stage, points in searched.items()},
         "chosen": {stage: best(points)._asdict() for stage, points in searched.items()},
         "training": {name: world.trainings for name, world in tasks.items()},
-        "queries": {str(world.seed): counts(world.test[0].values()) for world in worlds},
+        "queries": {
+            str(world.seed): {group: len(ids) for group, ids in members(world.test[0]).items()} for world in worlds
+        },
     }
     report["greedy"] = {name: over_seeds([world.means(name) for world in worlds]) for name in names}
     thinking = ["cold start", *REINFORCED]
@@ -418,8 +425,8 @@ def assemble(tasks: dict[str, World], lengths: list[int]) -> dict[str, Any]:
     }
     report["lengths"] = {}
     for length in lengths:
-        name, swept = f"length {length}", tasks[f"lengths-{worlds[0].seed}"]
-        means = swept.means(name) if name in swept.scores else worlds[0].means("lrem")
+        first, swept = worlds[0], tasks[f"lengths-{worlds[0].seed}"]
+        means = first.means("lrem") if length == first.budget else swept.means(f"length {length}")
         report["lengths"][str(length)] = over_seeds([means])
     pairs = [("lrem", "direct"), ("lrem", "direct, same time"), ("lrem", "cold start"), ("cold start", "direct")]
     means_of = {name: [world.means(name) for world in worlds] for name in names}

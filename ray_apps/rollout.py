@@ -184,7 +184,7 @@ class RolloutPool:
                         if failed and isinstance(error, RayTaskError):
                             raise RolloutError(
                                 f"{member.name} {_short(error)} when asked to {what}, as the one that was asked "
-                                "before it did: no other engine would do better"
+                                "before it did: no other engine would do better. Mend what it names and run again"
                             ) from error
                         failed = isinstance(error, RayTaskError)
                         await self._replace(member, what, self.rollout.timeout_s, error)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,12 +210,12 @@ def train_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def workers_up(process: subprocess.Popen[str], but: list[psutil.Process] | None = None) -> list[psutil.Process]:
+def workers_up(process: subprocess.Popen[str], but: Sequence[psutil.Process] = ()) -> list[psutil.Process]:
     """Both ranks' processes, before they train: a whole run takes less than a second, and to look for them as long."""
     found: list[psutil.Process] = []
 
     def both() -> bool:
-        found[:] = [worker for worker in train_workers(process) if worker not in (but or [])]
+        found[:] = [worker for worker in train_workers(process) if worker not in but]
         return len(found) == 2
 
     wait_until(both, process, "two training workers")
@@ -228,8 +228,8 @@ def stop_at_step_5(run: Path, process: subprocess.Popen[str]) -> None:
     wait_until(lambda: steps_done(run) >= 5, process, "step 5")
     for worker in workers:
         worker.suspend()
-    assert steps_done(run) < STEPS
     process.send_signal(signal.SIGTERM)
+    assert steps_done(run) < STEPS
 
 
 @pytest.mark.slow

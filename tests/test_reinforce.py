@@ -293,6 +293,7 @@ def test_stop_and_resume(straight: Path, taught: Path, tmp_path: Path, zero_stag
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert list((tmp_path / "checkpoints/reinforce").glob(f"step-*/{STATE}/{CURSOR}"))
+    assert steps_done(tmp_path) < 20  # some are left to go on with
     with start(tmp_path, taught, *more, "reinforce.group_size=5", resume=True) as process:
         said, _ = process.communicate(timeout=300)
     assert process.returncode == 1, said
