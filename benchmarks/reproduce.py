@@ -54,7 +54,8 @@ from ray_apps.weights import checksum, pack
 CONFIG = Path("configs/reproduce.yaml")
 TUNING_SEED = 100
 SEARCHED = ("direct", "cold-start")
-GRID = [(lr, tau) for lr in ("1.0e-3", "2.0e-3") for tau in ("0.03", "0.06")]
+# The fourth corner (1e-3, 0.03) was the worst for both systems in an earlier run, as was a learning rate of 4e-3.
+GRID = [("1.0e-3", "0.06"), ("2.0e-3", "0.06"), ("2.0e-3", "0.03")]
 SHARED = ("items", "queries", "qrels", "teacher", "triplets", "rl_pairs")
 LENGTHS = (4, 8, 16, 32)  # tokens of reasoning, the model trained anew for each
 PERFECT = "perfect"  # beside the overrides: the reasoning of a teacher who knows everything
