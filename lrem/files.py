@@ -3,6 +3,7 @@
 Knows local and mounted paths alone.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -67,3 +68,9 @@ def write_json(value: Any, path: Path) -> Path:
     with atomic_file(path) as part:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return path
+
+
+def sha256(file: Path) -> str:
+    """The checksum of a file, as hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,7 +5,6 @@ index.faiss     the vectors
 manifest.json   model fingerprint, dimension, count, sha256 of the two files
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import faiss
 import pyarrow.parquet as pq
 
-from lrem.files import atomic_folder
+from lrem.files import atomic_folder, sha256
 from lrem.index.vector_index import VectorIndex
 
 ITEMS, VECTORS, MANIFEST = "items.parquet", "index.faiss", "manifest.json"
@@ -33,7 +32,7 @@ def save(index: VectorIndex, folder: Path) -> dict[str, Any]:
             "factory": index.factory,
             "dimension": index.dimension,
             "count": len(index),
-            "sha256": {name: _sha256(part / name) for name in (ITEMS, VECTORS)},
+            "sha256": {name: sha256(part / name) for name in (ITEMS, VECTORS)},
         }
         (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
@@ -68,12 +67,7 @@ def load(folder: Path, model: str | None = None) -> VectorIndex:
     """
     manifest = read_manifest(folder, model)
     for name, digest in manifest["sha256"].items():
-        if not (folder / name).exists() or _sha256(folder / name) != digest:
+        if not (folder / name).exists() or sha256(folder / name) != digest:
             raise SnapshotError(f"{folder / name} is damaged (sha256 differs): run `lrem index` again")
     vectors = faiss.read_index(str(folder / VECTORS))
     return VectorIndex(pq.read_table(folder / ITEMS), vectors, manifest["model"], manifest["factory"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,6 +10,8 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
+from lrem.index.ann import Ann, BuildError
+
 
 class Hit(NamedTuple):
     """One found item: `score` is the cosine, `payload` the catalogue's columns beside the id."""
@@ -17,10 +19,6 @@ class Hit(NamedTuple):
     item_id: str
     score: float
     payload: dict[str, Any]
-
-
-class BuildError(ValueError):
-    """Vectors or a factory string that no index can be built from; the message says what to change."""
 
 
 class VectorIndex:
@@ -49,15 +47,9 @@ class VectorIndex:
         if not np.allclose(norms, 1, atol=1e-3):
             row = int(np.argmax(~np.isclose(norms, 1, atol=1e-3)))
             raise BuildError(f"the vector of item '{items['item_id'][row]}' has length {norms[row]:.3f}, not 1")
-        try:
-            index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-            index.train(vectors)
-        except RuntimeError as error:
-            raise BuildError(
-                f"Faiss cannot build '{factory}' on {len(vectors)} vectors ({error}): use index.factory=Flat"
-            ) from error
-        index.add(vectors)
-        return cls(items, index, model, factory)
+        ann = Ann.build(vectors.shape[1], factory, vectors)
+        ann.add(vectors)
+        return cls(items, ann.index, model, factory)
 
     def __len__(self) -> int:
         return int(self.index.ntotal)

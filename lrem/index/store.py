@@ -1,0 +1,227 @@
+"""The durable truth of a collection: ids, payloads and vectors in SQLite.
+
+Every upsert gives its item a new row number, greater than any before and never used again. So a search structure that
+knows the last row it took in can be brought up to date (`since`), and a row that is no longer here is a tombstone.
+A call that has returned is on disk (write-ahead log, synchronous=FULL).
+
+Knows SQL; does not know how anything is searched.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TIMEOUT_S = 30.0  # to wait for another process that writes
+MAPPED = 2**31  # bytes that are read without a system call for each page
+VARIABLES = 30_000  # of one statement; SQLite takes 32,766
+SCHEMA = """
+CREATE TABLE items (
+    row INTEGER PRIMARY KEY AUTOINCREMENT, item_id TEXT NOT NULL UNIQUE, payload TEXT NOT NULL, vector BLOB NOT NULL);
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+class StoreError(ValueError):
+    """A store that cannot be used; the message says why and what to do."""
+
+
+class Stored(NamedTuple):
+    """An item as it is kept: `vector` is [H] float32 of unit length."""
+
+    row: int
+    item_id: str
+    payload: dict[str, Any]
+    vector: np.ndarray
+
+
+class Store:
+    """One SQLite file, open.
+
+    Args:
+        file: is made if it is not there.
+        about: what must be the same at every opening, such as the model's fingerprint and the dimension; None takes
+            a store that is there as it is.
+
+    Raises:
+        StoreError: no store is there and `about` is None, it was made with another `about`, or it is damaged.
+    """
+
+    def __init__(self, file: Path, about: Mapping[str, str | int] | None = None) -> None:
+        new = not file.exists()
+        if new and about is None:
+            raise StoreError(f"{file} does not exist: build the collection first")
+        self.file, self._lock = file, threading.RLock()
+        self._db = sqlite3.connect(file, timeout=TIMEOUT_S, check_same_thread=False, isolation_level=None)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(f"PRAGMA mmap_size={MAPPED}")
+            with self._transaction():
+                if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone():
+                    self._create(about)
+            self.about = {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM about")}
+            self._check(about)
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise StoreError(f"{file} is no store, or damaged ({error}): restore a snapshot") from error
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _create(self, about: Mapping[str, str | int] | None) -> None:
+        for statement in SCHEMA.split(";"):
+            self._db.execute(statement)
+        self._db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in (about or {}).items()])
+
+    def _check(self, about: Mapping[str, str | int] | None) -> None:
+        for name, wanted in (about or {}).items():
+            if self.about.get(name) != wanted:
+                raise StoreError(
+                    f"{self.file} was made with {name} {self.about.get(name)}, not with {name} {wanted}: "
+                    "build a new collection beside it"
+                )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self._db.in_transaction:  # a full disk has rolled it back already
+                    self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def upsert(
+        self, ids: Sequence[str], payloads: Sequence[Mapping[str, Any]], vectors: np.ndarray
+    ) -> tuple[range, list[int]]:
+        """Write items, all or none; one that is there is replaced.
+
+        Args:
+            ids: each once.
+            vectors: [N, H] float32.
+
+        Returns:
+            The new rows, in the order of `ids`, and the rows that they replace.
+        """
+        blobs = np.ascontiguousarray(vectors, "<f4")
+        with self._transaction():
+            replaced = self._delete(ids)
+            first = self.last_row + 1
+            rows = range(first, first + len(ids))
+            values = (
+                (row, item_id, json.dumps(payload, ensure_ascii=False), blob.tobytes())
+                for row, item_id, payload, blob in zip(rows, ids, payloads, blobs, strict=True)
+            )
+            self._db.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", values)
+        return rows, replaced
+
+    def delete(self, ids: Sequence[str]) -> list[int]:
+        """Delete items, all or none; unknown ids are passed over. Returns the rows that were deleted."""
+        with self._transaction():
+            return self._delete(ids)
+
+    def _delete(self, ids: Sequence[str]) -> list[int]:
+        rows = list(self.rows_of(ids).values())
+        self._db.executemany("DELETE FROM items WHERE row = ?", [(row,) for row in rows])
+        return rows
+
+    @property
+    def last_row(self) -> int:
+        """The greatest row ever given out, 0 before the first."""
+        with self._lock:
+            found = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+        return int(found[0]) if found else 0
+
+    def __len__(self) -> int:
+        with self._lock:
+            return int(self._db.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+
+    def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """item_id → row, of the ids that are there."""
+        return dict(self._where("item_id", ids, "item_id, row"))
+
+    def read(self, rows: Sequence[int]) -> dict[int, tuple[str, dict[str, Any]]]:
+        """row → (item_id, payload), of the rows that are there."""
+        found = self._where("row", rows, "row, item_id, payload")
+        return {row: (item_id, json.loads(payload)) for row, item_id, payload in found}
+
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """The vectors of rows that are there, in their order. Returns [N, H] float32."""
+        found = dict(self._where("row", rows, "row, vector"))
+        return np.frombuffer(b"".join(found[row] for row in rows), "<f4").reshape(len(rows), -1)
+
+    def get(self, ids: Sequence[str]) -> dict[str, Stored]:
+        """item_id → the item, of the ids that are there."""
+        found = self._where("item_id", ids, "row, item_id, payload, vector")
+        return {entry[1]: _stored(entry) for entry in found}
+
+    def since(self, row: int, batch: int = 1000) -> Iterator[list[Stored]]:
+        """The items whose row is greater, in the order of rows, some at a time."""
+        while True:
+            with self._lock:
+                found = self._db.execute("SELECT * FROM items WHERE row > ? ORDER BY row LIMIT ?", (row, batch))
+                part = [_stored(entry) for entry in found]
+            if not part:
+                return
+            yield part
+            row = part[-1].row
+
+    def rows(self) -> np.ndarray:
+        """Every row that is there, ascending. Returns [N] int64."""
+        with self._lock:
+            return np.fromiter((row for (row,) in self._db.execute("SELECT row FROM items ORDER BY row")), np.int64)
+
+    def scroll(self, after: str, limit: int) -> list[tuple[int, str, dict[str, Any]]]:
+        """Items in the order of their ids, from behind the id `after`: (row, item_id, payload)."""
+        query = "SELECT row, item_id, payload FROM items WHERE item_id > ? ORDER BY item_id LIMIT ?"
+        with self._lock:
+            found = self._db.execute(query, (after, limit)).fetchall()
+        return [(row, item_id, json.loads(payload)) for row, item_id, payload in found]
+
+    def _where(self, column: str, values: Sequence[Any], columns: str) -> Iterable[Any]:
+        found: list[Any] = []
+        for start in range(0, len(values), VARIABLES):
+            part = [int(v) if isinstance(v, np.integer) else v for v in values[start : start + VARIABLES]]
+            marks = ",".join("?" * len(part))
+            with self._lock:
+                found += self._db.execute(f"SELECT {columns} FROM items WHERE {column} IN ({marks})", part).fetchall()
+        return found
+
+    def copy(self, file: Path) -> None:
+        """Write a compact copy as of now; writers go on meanwhile."""
+        reader = sqlite3.connect(self.file, timeout=TIMEOUT_S)
+        try:
+            reader.execute("VACUUM INTO ?", (str(file),))
+        finally:
+            reader.close()
+
+    def check(self) -> None:
+        """Read everything once.
+
+        Raises:
+            StoreError: something is damaged.
+        """
+        with self._lock:
+            try:
+                said = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            except sqlite3.DatabaseError as error:
+                said = str(error)
+        if said != "ok":
+            raise StoreError(f"{self.file} is damaged ({said}): restore a snapshot")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+
+def _stored(entry: tuple[int, str, str, bytes]) -> Stored:
+    row, item_id, payload, vector = entry
+    return Stored(row, item_id, json.loads(payload), np.frombuffer(vector, "<f4"))

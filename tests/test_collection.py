@@ -1,0 +1,377 @@
+"""A collection against a dictionary and brute force; killed while it is written to; damaged; recall under filters."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lrem.index import SnapshotError
+from lrem.index.ann import Ann, choose
+from lrem.index.backup import restore, snapshot
+from lrem.index.collection import Collection, ItemError
+from lrem.index.store import StoreError
+
+DIMENSION = 16
+faiss.omp_set_num_threads(1)  # as a shard does: threads that wait for each other starve on a busy machine
+
+
+def unit(rows: int, dimension: int = DIMENSION, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(rows, dimension)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def clustered(rows: int, dimension: int, seed: int) -> np.ndarray:
+    """Vectors that lie in groups, as items of a catalogue do."""
+    centres = unit(64, dimension, seed=99)
+    random = np.random.default_rng(seed)
+    vectors = centres[random.integers(64, size=rows)] + 0.1 * random.normal(size=(rows, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def opened(folder: Path, **options: Any) -> Collection:
+    return Collection(folder / "items", "model-a", DIMENSION, **options)
+
+
+VECTORS = unit(40)
+IDS = [f"p{i}" for i in range(8)]
+STEPS = st.one_of(
+    st.tuples(st.just("upsert"), st.lists(st.tuples(st.sampled_from(IDS), st.integers(0, 39)), max_size=4)),
+    st.tuples(st.just("delete"), st.lists(st.sampled_from(IDS), max_size=3)),
+    st.tuples(st.just("reopen"), st.booleans()),
+    st.tuples(st.just("rebuild"), st.none()),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=10), query=st.integers(0, 39), number=st.integers(0, 100_000))
+def test_equals_a_dictionary(tmp_path: Path, steps: list[Any], query: int, number: int) -> None:
+    folder = tmp_path / f"{number}-{os.urandom(4).hex()}"
+    collection, model = opened(folder), dict[str, int]()
+    for action, told in steps:
+        if action == "upsert":
+            new = len({item_id for item_id, _ in told} - set(model))
+            ids, which = [item_id for item_id, _ in told], [i for _, i in told]
+            payloads = [{"title": f"title {i}", "even": i % 2 == 0} for i in which]
+            assert collection.upsert(ids, payloads, VECTORS[which]) == new
+            model |= dict(told)
+        elif action == "delete":
+            assert collection.delete(told) == len(set(told) & set(model))
+            model = {item_id: i for item_id, i in model.items() if item_id not in told}
+        elif action == "rebuild":
+            collection.rebuild()
+        else:
+            if told:
+                collection.save()
+            collection.close()
+            collection = opened(folder)
+        check(collection, model, VECTORS[query])
+    collection.close()
+
+
+def check(collection: Collection, model: dict[str, int], query: np.ndarray) -> None:
+    assert len(collection) == len(model) == collection.count()
+    stored = collection.get(IDS)
+    assert {item_id: item.payload["title"] for item_id, item in stored.items()} == {
+        item_id: f"title {i}" for item_id, i in model.items()
+    }
+    for where, fits in ((None, lambda i: True), ({"even": True}, lambda i: i % 2 == 0)):
+        kept = {item_id: float(VECTORS[i] @ query) for item_id, i in model.items() if fits(i)}
+        [hits] = collection.search(query[None], 5, where)
+        assert [hit.score for hit in hits] == pytest.approx(sorted(kept.values(), reverse=True)[:5], abs=1e-5)
+        assert all(hit.score == pytest.approx(kept[hit.item_id], abs=1e-5) for hit in hits)
+        assert collection.count(where) == len(kept)
+        first = collection.scroll(3, where=where)
+        rest = collection.scroll(100, first.after, where) if first.after is not None else first._replace(items=[])
+        assert [item_id for item_id, _ in first.items + rest.items] == sorted(kept)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from lrem.index.backup import restore, snapshot
+from lrem.index.collection import Collection
+
+vectors = np.load(sys.argv[2])
+collection = Collection(Path(sys.argv[1]), "model-a", vectors.shape[1])
+for step in range(10_000):
+    chosen = [(step * 7 + i) % len(vectors) for i in range(3)]
+    collection.upsert([f"p{i}" for i in chosen], [{"step": step}] * 3, vectors[chosen])
+    gone = (step * 5) % len(vectors)
+    collection.delete([f"p{gone}"])
+    if step % 50 == 49:
+        collection.rebuild()
+    print(step, flush=True)
+"""
+
+
+def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
+    np.save(tmp_path / "vectors.npy", VECTORS)
+    arguments = [sys.executable, "-c", WRITER, str(tmp_path / "items"), str(tmp_path / "vectors.npy")]
+    for acknowledged in (1, 30, 52, 101):  # also while the structure is being saved
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            seen = -1
+            while seen < acknowledged:
+                line = writer.stdout.readline()
+                assert line, "the writer ended by itself"
+                seen = int(line)
+            writer.send_signal(signal.SIGKILL)
+            rest = writer.stdout.read().split()
+        done = max([seen, *map(int, rest)])
+        collection = Collection(tmp_path / "items", "model-a", DIMENSION)
+        assert holds(collection, done) or holds(collection, done, upserted=1) or holds(collection, done + 1)
+        for item_id, item in collection.get([f"p{i}" for i in range(len(VECTORS))]).items():
+            [hits] = collection.search(item.vector[None], 1)
+            assert hits[0].item_id == item_id
+        collection.close()
+        for file in [*tmp_path.glob("items/*"), *tmp_path.glob("items/ann/*")]:
+            if file.is_file():
+                file.unlink()
+
+
+def holds(collection: Collection, done: int, upserted: int = 0) -> bool:
+    """Whether the collection is that of `done` steps, and `upserted` more upserts: the one call under way."""
+    kept: dict[str, int] = {}
+    for step in range(done + 1 + upserted):
+        kept |= {f"p{(step * 7 + i) % len(VECTORS)}": step for i in range(3)}
+        if step <= done:
+            kept.pop(f"p{(step * 5) % len(VECTORS)}", None)
+    found = collection.get([f"p{i}" for i in range(len(VECTORS))])
+    return {item_id: item.payload["step"] for item_id, item in found.items()} == kept
+
+
+SHARES = [0.001, 0.01, 0.05, 0.2, 0.5, 0.9, 1.0]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW32", "IVF32,Flat", "IVF32,PQ8", "RR16,IVF32,Flat"])
+def test_recall_under_filters(tmp_path: Path, factory: str) -> None:
+    count = 12_000  # half of it is more than what is compared one by one
+    vectors, queries = clustered(count, 16, 1), clustered(50, 16, 2)
+    collection = Collection(tmp_path / "items", "m", 16, factory)
+    random = np.random.default_rng(0)
+    ranks = random.permutation(count)
+    for part in np.array_split(np.arange(count), 4):
+        collection.upsert([f"p{i}" for i in part], [{"rank": int(ranks[i])} for i in part], vectors[part])
+    collection.wait(300)
+    gone = np.arange(0, count, 20)
+    collection.delete([f"p{i}" for i in gone])
+    assert collection.stats()["factory"] == factory
+    similarities = queries @ vectors.T
+    similarities[:, gone] = -np.inf
+    for share in SHARES:
+        allowed = np.where(ranks < share * count, similarities, -np.inf)
+        found = collection.search(queries, 10, {"rank": {"$lt": share * count}} if share < 1 else None)
+        best = np.argsort(-allowed, axis=1)[:, :10]
+        wanted = [{f"p{i}" for i in row if line[i] > -np.inf} for row, line in zip(best, allowed, strict=True)]
+        hits = sum(len({h.item_id for h in row} & want) for row, want in zip(found, wanted, strict=True))
+        assert hits / sum(map(len, wanted)) >= 0.99, share
+        assert all(np.diff([h.score for h in row]).max(initial=0) <= 0 for row in found)
+    collection.close()
+
+
+def test_growth_and_tombstones_bring_a_rebuild(tmp_path: Path) -> None:
+    collection = opened(tmp_path, factory="IVF8,Flat")
+    assert collection.stats()["factory"] == "Flat"
+    vectors = unit(4000, seed=3)
+    collection.upsert([f"p{i}" for i in range(4000)], [{}] * 4000, vectors)
+    collection.wait(60)
+    assert collection.stats()["factory"] == "IVF8,Flat"
+    collection.delete([f"p{i}" for i in range(2000)])
+    collection.wait(60)
+    stats = collection.stats()
+    assert (stats["items"], stats["tombstones"]) == (2000, 0)
+    assert collection.search(vectors[3000:3001], 1)[0][0].item_id == "p3000"
+    collection.close()
+
+
+def test_written_to_and_searched_at_once(tmp_path: Path) -> None:
+    collection, vectors = opened(tmp_path), unit(200, seed=5)
+    ids = [f"p{i}" for i in range(200)]
+    collection.upsert(ids, [{"version": 0}] * 200, vectors)
+
+    def write(version: int) -> None:
+        collection.upsert(ids, [{"version": version}] * 200, vectors)
+
+    def read(_: int) -> None:
+        for row, hits in enumerate(collection.search(vectors, 1)):
+            assert hits[0].item_id == ids[row]
+
+    with ThreadPoolExecutor(6) as pool:
+        work = [pool.submit(write, version) for version in range(1, 25)]
+        work += [pool.submit(read, i) for i in range(60)] + [pool.submit(lambda _: collection.rebuild(), 0)]
+        for one in work:
+            one.result(60)
+    assert len(collection) == 200
+    collection.close()
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "rows.npy", "manifest.json"])
+def test_a_damaged_structure_is_built_anew(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    collection = opened(tmp_path)
+    collection.upsert(IDS, [{}] * 8, VECTORS[:8])
+    collection.save()
+    collection.close()
+    file = tmp_path / "items/ann" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    again = opened(tmp_path)
+    assert [hit.item_id for hit in again.search(VECTORS[:1], 1)[0]] == ["p0"]
+    assert "is damaged" in caplog.text
+    again.close()
+
+
+def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
+    collection = opened(tmp_path)
+    collection.upsert(IDS, [{}] * 8, VECTORS[:8])
+    collection.close()
+    file = tmp_path / "items/items.sqlite"
+    file.write_bytes(b"no database at all" * 300)
+    with pytest.raises(StoreError, match="restore a snapshot"):
+        opened(tmp_path)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    with pytest.raises(StoreError, match="model model-a, not with model model-b"):
+        Collection(tmp_path / "items", "model-b", DIMENSION)
+    with pytest.raises(StoreError, match="dimension 16, not with dimension 8"):
+        Collection(tmp_path / "items", "model-a", 8)
+    with pytest.raises(StoreError, match="holds no collection"):
+        Collection(tmp_path / "nothing")
+    again = Collection(tmp_path / "items")
+    assert (again.model, again.dimension, len(again), again.search(VECTORS[:2], 5)) == ("model-a", 16, 0, [[], []])
+    again.close()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    collection = opened(tmp_path)
+    with pytest.raises(StoreError, match="open in another process"):
+        opened(tmp_path)
+    collection.close()
+    opened(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("ids", "payload", "scale", "said"),
+    [
+        ([""], {}, 1.0, "1 to 512 characters"),
+        (["x" * 513], {}, 1.0, "1 to 512 characters"),
+        ([7], {}, 1.0, "item_id 7"),
+        (["\ud800"], {}, 1.0, "no JSON"),
+        (["a"], {"price": float("nan")}, 1.0, "item ''?a'?': its id or payload is no JSON"),
+        (["a"], {"when": {1, 2}}, 1.0, "no JSON"),
+        (["a"], ["title"], 1.0, "not an object"),
+        (["a"], {}, 2.0, "item 'a': its vector has length 2.000, not 1"),
+        (["a"], {}, float("nan"), "length nan"),
+        (["a", "b"], {}, 1.0, "2 ids, 1 payloads and 1 vectors"),
+    ],
+)
+def test_bad_items_are_refused_whole(tmp_path: Path, ids: list[Any], payload: Any, scale: float, said: str) -> None:
+    collection = opened(tmp_path)
+    with pytest.raises(ItemError, match=said):
+        collection.upsert(ids, [payload], VECTORS[:1] * scale)
+    with pytest.raises(ItemError, match="keeps 16 numbers"):
+        collection.upsert(["a"], [{}], unit(1, 8))
+    with pytest.raises(ValueError, match="vectors of 16 numbers"):
+        collection.search(unit(1, 8), 3)
+    assert len(collection) == 0
+    collection.close()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    """The disk refuses in the middle of a transaction: all of it is undone, the collection goes on."""
+    collection = opened(tmp_path)
+    collection.upsert(["a"], [{"v": 1}], VECTORS[:1])
+    pages = collection.store._db.execute("PRAGMA page_count").fetchone()[0]
+    collection.store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+    many = 5000
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        collection.upsert(["a", *(f"p{i}" for i in range(many))], [{"v": 2}] * (many + 1), unit(many + 1))
+    assert collection.get(["a"])["a"].payload == {"v": 1}
+    assert [hit.item_id for hit in collection.search(VECTORS[:1], 5)[0]] == ["a"]
+    collection.store._db.execute("PRAGMA max_page_count = 1000000")
+    assert collection.upsert(["b"], [{}], VECTORS[1:2]) == 1
+    collection.close()
+
+
+def test_the_choice_of_structure() -> None:
+    assert [choose(n, 256)[0] for n in (0, 50_000, 50_001, 1_999_999, 2_000_000)] == [
+        "Flat",
+        "Flat",
+        "HNSW32",
+        "HNSW32",
+        "IVF4096,PQ128",
+    ]
+    assert choose(10_000, 16, "IVF512,PQ8") == ("Flat", "10000 vectors: 'IVF512,PQ8' is built from 19968 on")
+    assert json.dumps(Ann.build(16, "HNSW16", unit(1)).index.hnsw.efConstruction) == "128"
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_snapshot_comes_back(tmp_path: Path, scheme: str) -> None:
+    collection = opened(tmp_path)
+    collection.upsert(IDS, [{"n": i} for i in range(8)], VECTORS[:8])
+    collection.delete(["p3"])
+    collection.save()
+    collection.upsert(["late"], [{"n": 99}], VECTORS[9:10])
+    manifest = snapshot(collection, f"{scheme}{tmp_path}/backup")
+    assert (manifest["model"], manifest["dimension"]) == ("model-a", DIMENSION)
+    with pytest.raises(SnapshotError, match="choose another name"):
+        snapshot(collection, tmp_path / "backup")
+    collection.upsert(["after"], [{}], VECTORS[10:11])
+    expected = collection.search(VECTORS[:8], 5, {"n": {"$exists": True}})
+    collection.close()
+    with pytest.raises(SnapshotError, match="model-a, queries use model model-b"):
+        restore(f"{scheme}{tmp_path}/backup", tmp_path / "again", "model-b")
+    assert restore(f"{scheme}{tmp_path}/backup", tmp_path / "again", "model-a") == manifest
+    with pytest.raises(SnapshotError, match="is there already"):
+        restore(tmp_path / "backup", tmp_path / "again")
+    again = Collection(tmp_path / "again", "model-a", DIMENSION)
+    assert sorted(again.get([*IDS, "late", "after"])) == sorted({*IDS, "late"} - {"p3"})
+    assert again.search(VECTORS[:8], 5) == expected
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["items.sqlite", "ann/index.faiss", "ann/rows.npy", "ann/manifest.json", "manifest.json"]
+)
+@pytest.mark.parametrize("harm", ["altered", "cut", "missing"])
+def test_a_torn_snapshot_is_refused(tmp_path: Path, name: str, harm: str) -> None:
+    collection = opened(tmp_path)
+    collection.upsert(IDS, [{}] * 8, VECTORS[:8])
+    snapshot(collection, tmp_path / "backup")
+    collection.close()
+    file = tmp_path / "backup" / name
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    if harm == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content if harm == "altered" else file.read_bytes()[:-5])
+    with pytest.raises(SnapshotError):
+        restore(tmp_path / "backup", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_place_that_is_none(tmp_path: Path) -> None:
+    collection = opened(tmp_path)
+    with pytest.raises(SnapshotError, match="no address that pyarrow knows"):
+        snapshot(collection, "nowhere://bucket/backup")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SnapshotError, match="cannot be written"):
+        snapshot(collection, tmp_path / "file/backup")
+    with pytest.raises(SnapshotError, match="holds no snapshot"):
+        restore(tmp_path / "nothing", tmp_path / "again")
+    collection.close()

@@ -1,0 +1,122 @@
+"""Filters: read as documented or refused with the place, and the same rows as asking each payload in plain Python."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lrem.index.columns import Columns
+from lrem.index.filters import MAX_TERMS, FilterError, parse
+
+VALUES = st.one_of(st.sampled_from(["a", "b", "", "1"]), st.booleans(), st.integers(-2, 2), st.sampled_from([0.5, 1.0]))
+KEPT = st.one_of(VALUES, st.none(), st.lists(VALUES, max_size=3), st.just({"nested": 1}))
+PAYLOADS = st.lists(st.dictionaries(st.sampled_from("xyz"), KEPT), max_size=12)
+NUMBERS = st.sampled_from([-1, 0, 0.5, 1, 2])
+CONDITIONS = st.one_of(
+    VALUES,
+    st.dictionaries(st.sampled_from(["$eq", "$ne"]), VALUES, min_size=1),
+    st.dictionaries(st.sampled_from(["$in", "$nin"]), st.lists(VALUES, max_size=3), min_size=1),
+    st.dictionaries(st.sampled_from(["$gt", "$gte", "$lt", "$lte"]), NUMBERS, min_size=1),
+    st.dictionaries(st.just("$exists"), st.booleans(), min_size=1),
+)
+FILTERS = st.recursive(
+    st.dictionaries(st.sampled_from("xyz"), CONDITIONS, max_size=2),
+    lambda inner: st.one_of(
+        st.dictionaries(st.sampled_from(["$and", "$or"]), st.lists(inner, max_size=3), min_size=1),
+        st.dictionaries(st.just("$not"), inner, min_size=1),
+    ),
+    max_leaves=5,
+)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality as JSON has it: true is not 1."""
+    return isinstance(a, bool) == isinstance(b, bool) and isinstance(a, str) == isinstance(b, str) and a == b
+
+
+def holds(given: dict[str, Any], payload: dict[str, Any]) -> bool:
+    """The language's definition, one payload at a time."""
+    for key, wanted in given.items():
+        if key == "$and":
+            fits = all(holds(part, payload) for part in wanted)
+        elif key == "$or":
+            fits = any(holds(part, payload) for part in wanted)
+        elif key == "$not":
+            fits = not holds(wanted, payload)
+        else:
+            there = payload.get(key)
+            values = [
+                v for v in (there if isinstance(there, list) else [there]) if isinstance(v, str | bool | int | float)
+            ]
+            conditions = wanted if isinstance(wanted, dict) else {"$eq": wanted}
+            fits = all(meets(values, operator, value) for operator, value in conditions.items())
+        if not fits:
+            return False
+    return True
+
+
+def meets(values: list[Any], operator: str, wanted: Any) -> bool:
+    numbers = [value for value in values if not isinstance(value, str | bool)]
+    return {
+        "$eq": lambda: any(same(value, wanted) for value in values),
+        "$ne": lambda: not any(same(value, wanted) for value in values),
+        "$in": lambda: any(same(value, one) for value in values for one in wanted),
+        "$nin": lambda: not any(same(value, one) for value in values for one in wanted),
+        "$gt": lambda: any(value > wanted for value in numbers),
+        "$gte": lambda: any(value >= wanted for value in numbers),
+        "$lt": lambda: any(value < wanted for value in numbers),
+        "$lte": lambda: any(value <= wanted for value in numbers),
+        "$exists": lambda: bool(values) == wanted,
+    }[operator]()
+
+
+@settings(max_examples=300, deadline=None)
+@given(PAYLOADS, FILTERS, st.integers(0, 12))
+def test_the_same_rows_as_plain_python(payloads: list[dict[str, Any]], given: dict[str, Any], cut: int) -> None:
+    columns = Columns()
+    columns.add(range(len(payloads))[cut:], payloads[cut:])  # the rows come in two parts, the later ones first
+    columns.add(range(len(payloads))[:cut], payloads[:cut])
+    expected = [holds(given, payload) for payload in payloads]
+    assert columns.mask(parse(given), len(payloads)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"price": {"$below": 3}}, r"filter.price.\$below: no such operator"),
+        ({"price": {"$lt": "3"}}, r"filter.price.\$lt: str given, a number"),
+        ({"price": {"$lt": float("nan")}}, "a number is needed"),
+        ({"price": {}}, "filter.price: empty"),
+        ({"brand": None}, "filter.brand: null, a string"),
+        ({"brand": {"$in": "acme"}}, r"filter.brand.\$in: str given, a list"),
+        ({"brand": {"$in": ["a", None]}}, r"filter.brand.\$in\[1\]: null"),
+        ({"brand": {"$exists": 1}}, "true or false"),
+        ({"$or": {"brand": "a"}}, r"filter.\$or: dict given, a list"),
+        ({"$and": [3]}, r"filter.\$and\[0\]: int given, an object"),
+        ({"$xor": []}, r"filter.\$xor: no such operator here"),
+        ([], "an object like"),
+        ({"brand": {"$in": list(range(MAX_TERMS + 1))}}, "at most 1000"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(FilterError, match=said):
+        parse(given)
+
+
+def test_depth_is_bounded() -> None:
+    given: dict[str, Any] = {"brand": "a"}
+    for _ in range(20):
+        given = {"$not": given}
+    with pytest.raises(FilterError, match="nested deeper than 8"):
+        parse(given)
+
+
+def test_a_mask_is_the_callers_own() -> None:
+    columns = Columns()
+    columns.add([0, 1], [{"a": 1}, {}])
+    wanted = parse({"a": 1})
+    columns.mask(wanted, 2)[:] = True
+    assert columns.mask(wanted, 2).tolist() == [True, False]
+    assert isinstance(columns.mask(wanted, 2), np.ndarray)
