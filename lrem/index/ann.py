@@ -5,7 +5,9 @@ Knows Faiss; does not know ids, payloads or what was deleted: a caller hands in 
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -14,13 +16,19 @@ EXACT_UP_TO = 50_000  # vectors that one thread compares in milliseconds
 COMPRESS_FROM = 2_000_000  # beyond, graph and whole vectors of 256 numbers take more than 3 GB
 EF_CONSTRUCTION = 128
 EF_SEARCH = 128
-NPROBE_SHARE = 1 / 32  # of the lists
-WIDEN = 16  # a filter makes a search look at most so many times as far
+NPROBE, NPROBE_SHARE = 8, 1 / 32  # lists that are looked into: so many, or this share of them
 RESCORED, RESCORED_FROM = 10, 100  # candidates for each wanted one and at least, where scores are approximate
-SCANNED = 5_000  # candidates that are compared exactly whatever their share
+SCANNED = 5_000  # allowed vectors that are compared exactly whatever their share
 SCANNED_SHARE = 0.15  # and the share below which a graph, which has to walk through what is masked, is slower
+NEIGHBOURS = 64  # of a query, to see which share of its surroundings a mask allows
+WIDEN = 16  # a mask makes a search look at most so many times as far; where that is not enough all are compared
+BLOCK = 65_536  # vectors compared at once
+SAMPLE = 200_000  # vectors that a structure is trained on, or what it asks for
+
+parameters: Any = faiss  # its type stubs lack the fields of search parameters
 
 Fetch = Callable[[np.ndarray], np.ndarray]  # positions [N] → their vectors [N, H]
+Found = tuple[np.ndarray, np.ndarray]  # scores [Q, k] float32, positions [Q, k] int64, −1 where fewer were found
 
 
 class BuildError(ValueError):
@@ -34,9 +42,12 @@ def choose(count: int, dimension: int, factory: str | None = None) -> tuple[str,
     ('Flat', '1000 vectors: exact search is fast up to 50000')
     >>> choose(300_000, 256)[0], choose(5_000_000, 256)[0], choose(10, 256, "IVF64,Flat")[0]
     ('HNSW32', 'IVF8192,PQ128', 'Flat')
+
+    Raises:
+        BuildError: Faiss does not know the factory.
     """
     if factory is not None:
-        if count >= (needed := _training_need(factory)):
+        if count >= (needed := training_need(dimension, factory)):
             return factory, "as configured"
         return "Flat", f"{count} vectors: '{factory}' is built from {needed} on"
     if count <= EXACT_UP_TO:
@@ -48,9 +59,25 @@ def choose(count: int, dimension: int, factory: str | None = None) -> tuple[str,
     return f"IVF{lists},PQ{parts}", f"{count} vectors: compressed, then scored again from the stored vectors"
 
 
-def _training_need(factory: str) -> int:
+@lru_cache
+def training_need(dimension: int, factory: str) -> int:
+    """How many vectors Faiss wants to train a factory's index on: 39 for each centroid of its k-means.
+
+    Raises:
+        BuildError: Faiss does not know the factory.
+    """
+    if _make(dimension, factory).is_trained:
+        return 0
     lists = [int(n) for n in re.findall(r"IVF(\d+)", factory)]
-    return 39 * max([*lists, 256 if "PQ" in factory else 0])  # what Faiss asks of k-means
+    bits = [int(n or 8) for n in re.findall(r"[PR]Q\d+(?:x(\d+))?", factory)]
+    return 39 * max([*lists, *(2**n for n in bits), 32])
+
+
+def _make(dimension: int, factory: str) -> faiss.Index:
+    try:
+        return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise BuildError(f"Faiss does not know '{factory}' ({_short(error)}): use index.factory=Flat") from error
 
 
 class Ann:
@@ -65,23 +92,25 @@ class Ann:
         self.index, self.factory = index, factory
 
     @classmethod
-    def build(cls, dimension: int, factory: str, sample: np.ndarray) -> "Ann":
-        """Make and train an empty index. sample: [N, H] float32, what it will hold, or a part of it.
+    def build(cls, dimension: int, factory: str, sample: Callable[[int], np.ndarray]) -> "Ann":
+        """Make and train an empty index.
+
+        Args:
+            sample: gives up to that many [N, H] float32 of what it will hold; asked if there is something to train.
 
         Raises:
-            BuildError: Faiss does not take the factory, or the sample is too small for it.
+            BuildError: Faiss does not take the factory, cannot search it under a mask, or the sample is too small.
         """
-        try:
-            index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-            if not index.is_trained:
-                index.train(np.ascontiguousarray(sample, np.float32))
-        except RuntimeError as error:
-            raise BuildError(
-                f"Faiss cannot build '{factory}' on {len(sample)} vectors ({error}): use index.factory=Flat"
-            ) from error
-        graph = _as(index, faiss.IndexHNSW)
-        if graph is not None:
+        index = _make(dimension, factory)
+        if (graph := _as(index, faiss.IndexHNSW)) is not None:
             graph.hnsw.efConstruction = EF_CONSTRUCTION
+        try:
+            if not index.is_trained:
+                vectors = sample(max(SAMPLE, training_need(dimension, factory)))
+                index.train(np.ascontiguousarray(vectors, np.float32))
+            _probe(index)
+        except RuntimeError as error:
+            raise BuildError(f"Faiss cannot build '{factory}' ({_short(error)}): use index.factory=Flat") from error
         return cls(index, factory)
 
     @classmethod
@@ -100,39 +129,56 @@ class Ann:
         """Add [N, H] float32 at the next positions."""
         self.index.add(np.ascontiguousarray(vectors, np.float32))
 
-    def search(
-        self, queries: np.ndarray, k: int, mask: np.ndarray | None, fetch: Fetch
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of each query with exact scores, best first.
+    def search(self, queries: np.ndarray, k: int, mask: np.ndarray | None, fetch: Fetch) -> Found:
+        """The k best of each query with exact scores, best first; k is cut to what is allowed.
 
         Args:
-            queries: [Q, H] float32.
+            queries: [Q, H] float32, finite.
             mask: [len(self)] bool, which positions may be found; None: all.
             fetch: gives vectors, for an index that does not hold them whole.
-
-        Returns:
-            scores [Q, k'] float32 and positions [Q, k'] int64, k' ≤ k; −1 where fewer were found.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         allowed = len(self) if mask is None else int(mask.sum())
         k = min(k, allowed)
-        if k == 0:
+        if k == 0 or not len(queries):
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         whole = self._whole()
-        if mask is not None and allowed <= self._scanned(whole):
-            positions = np.flatnonzero(mask)
-            scores, found = _knn(queries, whole[positions] if whole is not None else fetch(positions), k)
-            return scores, positions[found]
-        bits = None if mask is None else np.packbits(mask, bitorder="little")
-        selector = None if bits is None else faiss.IDSelectorBitmap(len(bits) * 8, faiss.swig_ptr(bits))
-        wanted = k if whole is not None else min(allowed, max(RESCORED * k, RESCORED_FROM))
-        effort = min(WIDEN, len(self) / allowed)
-        scores, found = self.index.search(queries, wanted, params=_parameters(self.index, selector, wanted, effort))
-        return (scores, found) if whole is not None else _rescore(queries, found, k, fetch)
+        given: Fetch = fetch if whole is None else whole.__getitem__
+        if mask is None:
+            return self._approximate(queries, k, None, 1.0, given)
+        if isinstance(self.index, faiss.IndexFlat):
+            return self._raw(queries, k, mask, 1.0)
+        if allowed <= max(SCANNED, SCANNED_SHARE * len(self) if whole is not None else 0):
+            return _scan(queries, k, np.flatnonzero(mask), given)
+        return self._masked(queries, k, mask, given)
 
-    def _scanned(self, whole: np.ndarray | None) -> int:
-        """How many candidates are compared exactly rather than by the index."""
-        return max(SCANNED, int(SCANNED_SHARE * len(self)) if whole is not None else 0)
+    def _masked(self, queries: np.ndarray, k: int, mask: np.ndarray, fetch: Fetch) -> Found:
+        """Search under a mask that allows many: the farther, the less of a query's own surroundings it allows."""
+        near = self._raw(queries, min(NEIGHBOURS, len(self)), None, 1.0)[1]
+        share = (mask[near] & (near >= 0)).mean(axis=1)  # [Q]
+        easy = share >= 1 / WIDEN
+        scores, found = np.empty((len(queries), k), np.float32), np.full((len(queries), k), -1)
+        if easy.any():
+            scores[easy], found[easy] = self._approximate(queries[easy], k, mask, 1 / share[easy].min(), fetch)
+        if len(rest := np.flatnonzero((found < 0).any(axis=1))):
+            scores[rest], found[rest] = _scan(queries[rest], k, np.flatnonzero(mask), fetch)
+        return scores, found
+
+    def _approximate(self, queries: np.ndarray, k: int, mask: np.ndarray | None, effort: float, fetch: Fetch) -> Found:
+        if self._whole() is not None:
+            return self._raw(queries, k, mask, effort)
+        wanted = min(len(self), max(RESCORED * k, RESCORED_FROM))
+        found = self._raw(queries, wanted, mask, effort)[1]
+        block = max(1, BLOCK // wanted)
+        parts = [
+            _rescore(queries[i : i + block], found[i : i + block], k, fetch) for i in range(0, len(queries), block)
+        ]
+        return np.concatenate([scores for scores, _ in parts]), np.concatenate([found for _, found in parts])
+
+    def _raw(self, queries: np.ndarray, k: int, mask: np.ndarray | None, effort: float) -> Found:
+        bits = None if mask is None else np.packbits(mask, bitorder="little")
+        selector = None if bits is None else faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+        return self.index.search(queries, k, params=_parameters(self.index, selector, k, effort))
 
     def _whole(self) -> np.ndarray | None:
         """[len(self), H], a view of the vectors where the index keeps them as they are."""
@@ -143,38 +189,65 @@ class Ann:
         return np.asarray(faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d)).reshape(flat.ntotal, flat.d)
 
 
-def _as(index: faiss.Index, kind: type) -> faiss.Index | None:
+def _short(error: RuntimeError) -> str:
+    return str(error).split("Error: ")[-1].strip()
+
+
+def _as(index: faiss.Index, kind: type) -> Any:
     found = faiss.downcast_index(index)
     return found if isinstance(found, kind) else None
 
 
-def _parameters(
-    index: faiss.Index, selector: faiss.IDSelector | None, wanted: int, effort: float
-) -> faiss.SearchParameters:
+def _probe(index: faiss.Index) -> None:
+    """Add a vector, find it under a mask, forget it. Raises RuntimeError where the index cannot do one of them."""
+    vector, bits = np.eye(1, index.d, dtype=np.float32), np.ones(1, np.uint8)
+    index.add(vector)
+    selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+    index.search(vector, 1, params=_parameters(index, selector, 1, 1.0))
+    index.reset()
+
+
+def _parameters(index: faiss.Index, selector: faiss.IDSelector | None, wanted: int, effort: float) -> Any:
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
         inner = _parameters(index.index, selector, wanted, effort)
-        return faiss.SearchParametersPreTransform(index_params=inner)
+        return parameters.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=int(effort * max(EF_SEARCH, 2 * wanted)))
+        return parameters.SearchParametersHNSW(sel=selector, efSearch=int(effort * max(EF_SEARCH, 2 * wanted)))
     if isinstance(index, faiss.IndexIVF):
-        probes = min(index.nlist, int(np.ceil(effort * max(8, NPROBE_SHARE * index.nlist))))
-        kind = faiss.IVFPQSearchParameters if isinstance(index, faiss.IndexIVFPQ) else faiss.SearchParametersIVF
+        probes = min(index.nlist, int(np.ceil(effort * max(NPROBE, NPROBE_SHARE * index.nlist))))
+        kind = (
+            parameters.IVFPQSearchParameters if isinstance(index, faiss.IndexIVFPQ) else parameters.SearchParametersIVF
+        )
         return kind(sel=selector, nprobe=probes)
-    return faiss.SearchParameters(sel=selector)
+    if isinstance(index, faiss.IndexPQ):
+        return parameters.SearchParametersPQ(sel=selector)
+    return parameters.SearchParameters(sel=selector)
 
 
-def _knn(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return faiss.knn(queries, np.ascontiguousarray(vectors, np.float32), k, metric=faiss.METRIC_INNER_PRODUCT)
+def _scan(queries: np.ndarray, k: int, positions: np.ndarray, fetch: Fetch) -> Found:
+    """Compare with every one of some positions, at least k, a block at a time."""
+    scores, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(positions), BLOCK):
+        block = positions[start : start + BLOCK]
+        vectors = np.ascontiguousarray(fetch(block), np.float32)
+        best, where = faiss.knn(queries, vectors, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        scores, found = _best(np.hstack([scores, best]), np.hstack([found, block[where]]), k)
+    return scores, found
 
 
-def _rescore(queries: np.ndarray, found: np.ndarray, k: int, fetch: Fetch) -> tuple[np.ndarray, np.ndarray]:
+def _rescore(queries: np.ndarray, found: np.ndarray, k: int, fetch: Fetch) -> Found:
     """Order approximate candidates [Q, C] by their exact scores, keep k."""
     unique, where = np.unique(found, return_inverse=True)
     vectors = np.zeros((len(unique), queries.shape[1]), np.float32)
     known = unique >= 0  # −1: fewer were found
-    vectors[known] = fetch(unique[known])
+    if known.any():
+        vectors[known] = fetch(unique[known])
     scores = np.einsum("qh,qch->qc", queries, vectors[where.reshape(found.shape)])
     scores[found < 0] = -np.inf
+    return _best(scores, found, k)
+
+
+def _best(scores: np.ndarray, found: np.ndarray, k: int) -> Found:
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)

@@ -6,6 +6,7 @@ is taken (s3://, gs://, file://, a path). Knows collections and files; does not 
 """
 
 import json
+import sqlite3
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +16,9 @@ from pyarrow import fs
 
 from lrem.files import atomic_folder, sha256
 from lrem.index import checkpoint
-from lrem.index.collection import ANN, FORMAT, ITEMS, Collection
+from lrem.index.collection import ANN, FORMAT, ITEMS, PART, Collection
 from lrem.index.snapshot import SnapshotError
+from lrem.index.store import Store, StoreError
 
 MANIFEST = "manifest.json"
 FILES = (ITEMS, *(f"{ANN}/{name}" for name in (checkpoint.VECTORS, checkpoint.ROWS, checkpoint.MANIFEST)))
@@ -31,27 +33,27 @@ def snapshot(collection: Collection, destination: str | Path) -> dict[str, Any]:
         SnapshotError: a snapshot is there already, or the place cannot be written to.
     """
     place, folder = _place(destination)
-    if place.get_file_info(f"{folder}/{MANIFEST}").type != fs.FileType.NotFound:
-        raise SnapshotError(f"{destination} holds a snapshot already: choose another name, or delete it first")
-    with tempfile.TemporaryDirectory(dir=collection.folder.parent, prefix=".snapshot-") as made:
-        part = Path(made)
-        collection.save(part / ANN)
-        collection.store.copy(part / ITEMS)
-        manifest = {
-            "format": FORMAT,
-            "model": collection.model,
-            "dimension": collection.dimension,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "sha256": {name: sha256(part / name) for name in FILES},
-        }
-        try:
+    try:
+        if place.get_file_info(f"{folder}/{MANIFEST}").type != fs.FileType.NotFound:
+            raise SnapshotError(f"{destination} holds a snapshot already: choose another name, or delete it first")
+        with tempfile.TemporaryDirectory(dir=collection.folder, prefix=PART) as made:
+            part = Path(made)
+            collection.save(part / ANN)
+            collection.store.copy(part / ITEMS)
+            manifest = {
+                "format": FORMAT,
+                "model": collection.model,
+                "dimension": collection.dimension,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "sha256": {name: sha256(part / name) for name in FILES},
+            }
             for name in FILES:
                 place.create_dir(str(Path(folder, name).parent), recursive=True)
                 fs.copy_files(str(part / name), f"{folder}/{name}", fs.LocalFileSystem(), place)
-            with place.open_output_stream(f"{folder}/{MANIFEST}") as out:
-                out.write(json.dumps(manifest, indent=2).encode())
-        except OSError as error:
-            raise SnapshotError(f"{destination} cannot be written ({error}): the snapshot is not whole") from error
+        with place.open_output_stream(f"{folder}/{MANIFEST}") as out:
+            out.write(json.dumps(manifest, indent=2).encode())
+    except (OSError, sqlite3.OperationalError) as error:
+        raise SnapshotError(f"{destination} cannot be written ({error}): the snapshot is not whole") from error
     return manifest
 
 
@@ -83,6 +85,11 @@ def restore(source: str | Path, folder: Path, model: str | None = None) -> dict[
                 raise SnapshotError(f"{source}/{name} cannot be read ({error}): use another snapshot") from error
             if sha256(part / name) != digest:
                 raise SnapshotError(f"{source}/{name} is damaged (sha256 differs): use another snapshot")
+        about = {name: manifest[name] for name in ("format", "model", "dimension")}
+        try:
+            Store(part / ITEMS, about, create=False).close()
+        except StoreError as error:
+            raise SnapshotError(f"{source}/{MANIFEST} does not belong to its items ({error})") from error
     return manifest
 
 
@@ -94,7 +101,8 @@ def _manifest(source: str | Path, place: fs.FileSystem, folder: str) -> dict[str
         raise SnapshotError(f"{source} holds no snapshot of a collection, or one that was not finished") from error
     except (OSError, ValueError) as error:
         raise SnapshotError(f"{source}/{MANIFEST} cannot be read ({error}): use another snapshot") from error
-    if manifest.get("format") != FORMAT or set(manifest.get("sha256", ())) != set(FILES):
+    whole = isinstance(manifest, dict) and {"format", "model", "dimension", "sha256"} <= set(manifest)
+    if not whole or manifest["format"] != FORMAT or set(manifest["sha256"]) != set(FILES):
         raise SnapshotError(f"{source} is no snapshot of a collection in format {FORMAT}: use another snapshot")
     return manifest
 

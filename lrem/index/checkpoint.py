@@ -9,6 +9,7 @@ Knows segments and files. What it reads is whole or nothing: the store can alway
 
 import json
 import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ VECTORS, ROWS, MANIFEST = "index.faiss", "rows.npy", "manifest.json"
 log = logging.getLogger(__name__)
 
 
-def write(segment: Segment, folder: Path) -> None:
-    """Write a segment's index and rows, replacing older ones whole."""
+def write(segment: Segment, folder: Path, unchanged: AbstractContextManager[Any]) -> None:
+    """Write a segment's index and rows, replacing older ones whole; within `unchanged` nobody writes to the segment."""
     with atomic_folder(folder) as part:
-        segment.ann.write(part / VECTORS)
-        np.save(part / ROWS, segment.rows)
+        with unchanged:
+            segment.ann.write(part / VECTORS)
+            np.save(part / ROWS, segment.rows)
         manifest = {
             "factory": segment.ann.factory,
             "built_for": segment.built_for,

@@ -11,9 +11,12 @@ segment go together; does not know models, shards or HTTP.
 import fcntl
 import json
 import logging
+import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,24 +24,21 @@ import numpy as np
 
 from lrem.index import checkpoint
 from lrem.index.ann import Ann, choose
+from lrem.index.columns import matching
 from lrem.index.filters import Filter, parse
+from lrem.index.payload import checked, storable
 from lrem.index.segment import Segment
 from lrem.index.store import Store, Stored, StoreError
 from lrem.index.vector_index import Hit
 
 FORMAT = 1
 ITEMS, ANN, LOCK = "items.sqlite", "ann", "lock"
-MAX_ID = 512  # characters
+PART = ".snapshot-"  # what a snapshot is put together in
 DEAD_SHARE, DEAD_FROM = 0.2, 1000  # tombstones that are worth a rebuild
-SAMPLE = 200_000  # vectors that a structure is trained on
 CLOSE_TIMEOUT_S = 3600.0  # for a rebuild that is under way
 BATCH = 5000  # items read from the store at a time
 
 log = logging.getLogger(__name__)
-
-
-class ItemError(ValueError):
-    """An item that cannot be written; the message names it and the remedy."""
 
 
 class Page(NamedTuple):
@@ -51,14 +51,17 @@ class Page(NamedTuple):
 class Collection:
     """The collection in `folder`, opened; made there if `model` and `dimension` are given and the folder has none.
 
+    Its calls may come from several threads. A write that failed half-way closes it; opening it again brings it to the
+    state of the store.
+
     Args:
         model: fingerprint of the model that embeds items and queries; None takes that of a collection that is there.
         dimension: length of a vector, H.
         factory: Faiss factory string; None chooses by size.
 
     Raises:
-        StoreError: it was made with another model or dimension, is damaged, is open in another process, or is not
-            there.
+        StoreError: it was made with another model or dimension, is damaged, is open elsewhere, or is not there.
+        BuildError: Faiss does not take the factory.
     """
 
     def __init__(
@@ -67,16 +70,28 @@ class Collection:
         given = {name: value for name, value in (("model", model), ("dimension", dimension)) if value is not None}
         if len(given) < 2 and not (folder / ITEMS).exists():
             raise StoreError(f"{folder} holds no collection: build one, or restore a snapshot")
+        if dimension is not None:
+            choose(0, dimension, factory)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.factory = folder, factory
+        self._write, self._search = threading.RLock(), threading.RLock()  # taken in this order
+        self._rebuilding = threading.Lock()  # taken before both
+        self._retry_from, self._closed = 0, False
         self._lock_file = _lock(folder / LOCK)
+        for left in [*folder.glob(f".{ANN}.*.tmp"), *folder.glob(f"{PART}*")]:  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         try:
-            self.store = Store(folder / ITEMS, given | {"format": FORMAT})
+            self.store = Store(folder / ITEMS, given | {"format": FORMAT}, create=len(given) == 2)
             self.model, self.dimension = str(self.store.about["model"]), int(self.store.about["dimension"])
-            self._write, self._search = threading.RLock(), threading.RLock()  # taken in this order
-            self._rebuilding = threading.Lock()
-            self._thread: threading.Thread | None = None
-            self.segment = self._load()
+            try:
+                self.segment = self._load()
+                self._rebuild_if_due()
+            except BaseException:
+                self.store.close()
+                raise
+        except sqlite3.DatabaseError as error:
+            self._lock_file.close()
+            raise StoreError(f"{folder / ITEMS} is damaged ({error}): restore a snapshot") from error
         except BaseException:
             self._lock_file.close()
             raise
@@ -96,53 +111,67 @@ class Collection:
 
         Raises:
             ItemError: an id, payload or vector that cannot be kept.
+            StoreError: the collection is closed.
         """
-        vectors = self._checked(ids, payloads, vectors)
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        texts = checked(ids, payloads, vectors, self.dimension)
         last = {item_id: i for i, item_id in enumerate(ids)}
-        ids, kept = list(last), list(last.values())
-        payloads, vectors = [payloads[i] for i in kept], vectors[kept]
-        if not ids:
+        kept = list(last.values())
+        if not kept:
             return 0
+        texts, vectors = [texts[i] for i in kept], vectors[kept]
+        parsed = [json.loads(text) for text in texts]  # what the store will give back, so that filters see the same
         with self._write:
-            rows, replaced = self.store.upsert(ids, payloads, vectors)
-            with self._search:
+            self._must_be_open()
+            rows, replaced = self.store.upsert(list(last), texts, vectors)
+            with self._search, self._or_close():
                 self.segment.drop(replaced)
-                self.segment.take(rows, payloads, vectors)
+                self.segment.take(rows, parsed, vectors)
         self._rebuild_if_due()
-        return len(ids) - len(replaced)
+        return len(kept) - len(replaced)
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete items; unknown ids are passed over. Returns how many there were."""
+        """Delete items; unknown ids are passed over. Returns how many there were. Raises StoreError where closed."""
         with self._write:
-            dropped = self.store.delete(list(dict.fromkeys(ids)))
-            with self._search:
+            self._must_be_open()
+            dropped = self.store.delete(storable(ids))
+            with self._search, self._or_close():
                 self.segment.drop(dropped)
         self._rebuild_if_due()
         return len(dropped)
 
     def get(self, ids: Sequence[str]) -> dict[str, Stored]:
-        """item_id → the item, of the ids that are there."""
-        return self.store.get(ids)
+        """item_id → the item, of the ids that are there. Raises StoreError where closed."""
+        self._must_be_open()
+        return self.store.get(storable(ids))
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
-        """How many items match a filter (see filters.py). Raises FilterError."""
+        """How many items match a filter (see filters.py). Raises FilterError; StoreError where closed."""
         wanted = _wanted(where)
         with self._search:
+            self._must_be_open()
             return self.segment.count(wanted)
 
     def scroll(self, limit: int, after: str = "", where: Mapping[str, Any] | None = None) -> Page:
-        """Up to `limit` items that match, in the order of their ids, from behind the id `after`. Raises FilterError."""
+        """Up to `limit` items that match, in the order of their ids, from behind the id `after`.
+
+        Raises:
+            FilterError: the filter cannot be read.
+            ValueError: a limit below 1.
+            StoreError: the collection is closed.
+        """
+        if limit < 1:
+            raise ValueError(f"limit {limit}: at least 1 is needed")
         wanted = _wanted(where)
         found: list[tuple[str, dict[str, Any]]] = []
         while True:
+            self._must_be_open()
             part = self.store.scroll(after, max(limit, 100))
-            with self._search:
-                fits = self.segment.matching([row for row, _, _ in part], wanted)
-            for (_, item_id, payload), fit in zip(part, fits, strict=True):
+            for (_, item_id, payload), fits in zip(part, matching([p for _, _, p in part], wanted), strict=True):
                 if len(found) == limit:
                     return Page(found, after)
                 after = item_id
-                if fit:
+                if fits:
                     found.append((item_id, payload))
             if not part:
                 return Page(found, None)
@@ -151,15 +180,18 @@ class Collection:
         """The k best items of each query among those that match, best first.
 
         Args:
-            queries: [Q, H] float32.
+            queries: [Q, H] float32, finite.
             where: a filter, see filters.py.
 
         Raises:
             FilterError: the filter cannot be read.
-            ValueError: vectors of another dimension.
+            ValueError: vectors of another dimension or with NaN, or k below 1.
+            StoreError: the collection is closed.
         """
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise ValueError(f"queries of shape {list(queries.shape)}: vectors of {self.dimension} numbers are needed")
+        if k < 1 or not np.isfinite(queries).all():
+            raise ValueError(f"k is {k}, at least 1 is needed" if k < 1 else "a query's vector is not finite")
         wanted = _wanted(where)
         try:
             with self._search:
@@ -169,6 +201,7 @@ class Collection:
                 return self._hits(queries, k, wanted)
 
     def _hits(self, queries: np.ndarray, k: int, wanted: Filter | None) -> list[list[Hit]]:
+        self._must_be_open()
         found = self.segment.search(queries, k, wanted, self.store.vectors)
         items = self.store.read(list({row for hits in found for row, _ in hits}))
         return [[Hit(items[row][0], score, items[row][1].copy()) for row, score in hits] for hits in found]
@@ -176,6 +209,7 @@ class Collection:
     def stats(self) -> dict[str, Any]:
         """What there is: items, tombstones, the structure and why, bytes on disk."""
         factory, reason = choose(len(self), self.dimension, self.factory)
+        files = [*self.folder.glob(f"{ITEMS}*"), *self.folder.glob(f"{ANN}/*")]
         return {
             "items": len(self),
             "tombstones": self.segment.dead,
@@ -183,61 +217,88 @@ class Collection:
             "dimension": self.dimension,
             "factory": self.segment.ann.factory,
             "chosen": f"{factory} ({reason})",
-            "bytes": sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()),
+            "bytes": sum(file.stat().st_size for file in files if file.exists()),
             "rebuilding": self._rebuilding.locked(),
         }
 
     def rebuild(self) -> None:
         """Make the search structure anew from the store, without tombstones, while it is searched and written to."""
         with self._rebuilding:
-            fresh = self._build()
-            with self._write:
-                self._catch_up(fresh)
-                with self._search:
-                    self.segment = fresh
-            self.save()
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._must_be_open()
+        fresh = self._build()
+        with self._write:
+            self._catch_up(fresh)
+            with self._search:
+                self.segment = fresh
+        self.save()
 
     def save(self, folder: Path | None = None) -> None:
         """Keep the search structure on disk, here or in `folder`, so that opening need not build it.
 
-        Writers wait meanwhile, searches go on.
+        Writers wait while it is written, searches go on.
         """
-        with self._write:
-            checkpoint.write(self.segment, folder or self.folder / ANN)
+        self._must_be_open()
+        checkpoint.write(self.segment, folder or self.folder / ANN, self._write)
 
     def wait(self, timeout_s: float) -> None:
         """Wait for a rebuild in the background. Raises TimeoutError."""
-        thread = self._thread
-        if thread is not None:
-            thread.join(timeout_s)
-            if thread.is_alive():
-                raise TimeoutError(f"{self.folder}: the index was not rebuilt within {timeout_s:g} s")
+        if not self._rebuilding.acquire(timeout=timeout_s):
+            raise TimeoutError(f"{self.folder}: the index was not rebuilt within {timeout_s:g} s")
+        self._rebuilding.release()
 
     def close(self) -> None:
-        """Let go of the folder; writes are on disk already."""
-        self.wait(CLOSE_TIMEOUT_S)
-        self.store.close()
-        self._lock_file.close()
+        """Let go of the folder, once rebuild, writes and searches under way have ended; writes are on disk already."""
+        if not self._rebuilding.acquire(timeout=CLOSE_TIMEOUT_S):
+            raise TimeoutError(f"{self.folder}: its rebuild did not end within {CLOSE_TIMEOUT_S:g} s")
+        with self._write, self._search:
+            self._closed = True
+            self.store.close()
+            self._lock_file.close()
+        self._rebuilding.release()
+
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self.folder} is closed: open the collection again")
+
+    @contextmanager
+    def _or_close(self) -> Iterator[None]:
+        """What is in the store but could not be made searchable: rather nothing than wrong answers."""
+        try:
+            yield
+        except BaseException:
+            log.exception("%s: a write is kept but not searchable, the collection closes", self.folder)
+            self._closed = True
+            self.store.close()
+            self._lock_file.close()
+            raise
 
     def _load(self) -> Segment:
         segment = checkpoint.read(self.folder / ANN, self.dimension)
-        if segment is None:
-            segment = self._build()
-        else:
-            for rows, payloads, _ in self._batches(0, segment.last_row):
-                segment.describe(rows, payloads)
+        try:
+            if segment is not None and segment.last_row <= self.store.last_row:
+                for rows, payloads, _ in self._batches(0, segment.last_row):
+                    segment.describe(rows, payloads)
+                self._catch_up(segment)
+                log.info("%s: %s, as it was saved", self.folder, segment.ann.factory)
+                return segment
+            reason = "none was saved" if segment is None else "it is newer than the items"
+        except KeyError:
+            reason = "it lacks items"
+        log.info("%s: the index is built anew: %s", self.folder, reason)
+        segment = self._build()
         self._catch_up(segment)
         return segment
 
     def _build(self) -> Segment:
-        rows = self.store.rows()
-        factory, reason = choose(len(rows), self.dimension, self.factory)
+        count = len(self.store)
+        factory, reason = choose(count, self.dimension, self.factory)
         log.info("%s: %s, %s", self.folder, factory, reason)
-        chosen = np.random.default_rng(0).permutation(len(rows))[:SAMPLE] if factory != "Flat" else rows[:0]
-        sample = self.store.vectors(rows[np.sort(chosen)]) if len(chosen) else np.empty((0, self.dimension), np.float32)
-        segment, started = Segment(Ann.build(self.dimension, factory, sample), len(rows)), time.monotonic()
-        for taken, payloads, vectors in self._batches(0, self.store.last_row):
-            segment.take(taken, payloads, vectors)
+        segment, started = Segment(Ann.build(self.dimension, factory, self.store.sample), count), time.monotonic()
+        for rows, payloads, vectors in self._batches(0, self.store.last_row):
+            segment.take(rows, payloads, vectors)
         log.info("%s: %d items in %.1f s", self.folder, len(segment), time.monotonic() - started)
         return segment
 
@@ -245,7 +306,7 @@ class Collection:
         """Bring a segment to the state of the store."""
         for rows, payloads, vectors in self._batches(segment.last_row, self.store.last_row):
             segment.take(rows, payloads, vectors)
-        segment.drop(np.setdiff1d(segment.rows, self.store.rows(), assume_unique=True))
+        segment.drop(np.setdiff1d(segment.rows, self.store.rows(), assume_unique=True).tolist())
 
     def _batches(self, after: int, until: int) -> Iterator[tuple[list[int], list[dict[str, Any]], np.ndarray]]:
         for part in self.store.since(after, BATCH):
@@ -255,48 +316,23 @@ class Collection:
             yield [i.row for i in part], [i.payload for i in part], np.stack([i.vector for i in part])
 
     def _rebuild_if_due(self) -> None:
-        """Start a rebuild in the background where tombstones or growth make it worth while."""
+        """Start a rebuild in the background where tombstones, growth or another factory make it worth while."""
         segment = self.segment
         factory, _ = choose(segment.live, self.dimension, self.factory)
-        grown = factory != segment.ann.factory and segment.live > segment.built_for
+        changed = factory != segment.ann.factory and (factory == self.factory or segment.live > segment.built_for)
         stale = segment.dead > max(DEAD_FROM, DEAD_SHARE * segment.live)
-        if (grown or stale) and not self._rebuilding.locked():
-            self._thread = threading.Thread(target=self._rebuild_aside, name=f"rebuild {self.folder}", daemon=True)
-            self._thread.start()
+        if (changed or stale) and segment.last_row >= self._retry_from and self._rebuilding.acquire(blocking=False):
+            threading.Thread(target=self._rebuild_aside, name=f"rebuild {self.folder}", daemon=True).start()
 
     def _rebuild_aside(self) -> None:
+        """A rebuild by a thread of its own, which releases the lock that its starter took."""
         try:
-            self.rebuild()
+            self._rebuild()
         except Exception:
-            log.exception("%s: the rebuild failed, the search goes on with the old structure", self.folder)
-
-    def _checked(self, ids: Sequence[str], payloads: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> np.ndarray:
-        if not len(ids) == len(payloads) == len(vectors):
-            raise ItemError(f"{len(ids)} ids, {len(payloads)} payloads and {len(vectors)} vectors: send one of each")
-        vectors = np.ascontiguousarray(vectors, np.float32)
-        if vectors.shape != (len(ids), self.dimension):
-            raise ItemError(
-                f"vectors of shape {list(vectors.shape)}: this collection keeps {self.dimension} numbers each"
-            )
-        for item_id, payload in zip(ids, payloads, strict=True):
-            _check_item(item_id, payload)
-        lengths = np.linalg.norm(vectors, axis=1)
-        wrong = np.flatnonzero(~np.isclose(lengths, 1, atol=1e-3))
-        if len(wrong):
-            raise ItemError(f"item '{ids[wrong[0]]}': its vector has length {lengths[wrong[0]]:.3f}, not 1")
-        return vectors
-
-
-def _check_item(item_id: Any, payload: Any) -> None:
-    if not isinstance(item_id, str) or not 0 < len(item_id) <= MAX_ID:
-        raise ItemError(f"item_id {item_id!r:.60}: a string of 1 to {MAX_ID} characters is needed")
-    try:
-        item_id.encode()
-        if not isinstance(payload, Mapping):
-            raise TypeError("not an object")
-        json.dumps(payload, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError) as error:
-        raise ItemError(f"item '{item_id!a:.60}': its id or payload is no JSON ({error})") from error
+            log.exception("%s: the rebuild failed, it is tried again after %d writes", self.folder, DEAD_FROM)
+            self._retry_from = self.segment.last_row + DEAD_FROM
+        finally:
+            self._rebuilding.release()
 
 
 def _wanted(where: Mapping[str, Any] | None) -> Filter | None:
@@ -309,5 +345,5 @@ def _lock(file: Path) -> Any:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
-        raise StoreError(f"{file.parent} is open in another process: close it there") from None
+        raise StoreError(f"{file.parent} is open already, here or in another process: close it there") from None
     return handle

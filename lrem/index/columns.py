@@ -126,3 +126,17 @@ class Columns:
         if wanted.operator == "$exists" and not wanted.value:
             return ~result
         return result
+
+
+def matching(payloads: Sequence[Mapping[str, Any]], wanted: Filter | None) -> list[bool]:
+    """Which of a few payloads match.
+
+    >>> from lrem.index.filters import parse
+    >>> matching([{"price": 3}, {"price": 30}, {}], parse({"price": {"$lt": 20}}))
+    [True, False, False]
+    """
+    if wanted is None:
+        return [True] * len(payloads)
+    columns = Columns()
+    columns.add(range(len(payloads)), payloads)
+    return [bool(fits) for fits in columns.mask(wanted, len(payloads))]

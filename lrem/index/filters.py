@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 MAX_DEPTH = 8
 MAX_TERMS = 1000  # values of $in, parts of $and, all together
+EXACT = 2**53  # whole numbers up to it are kept exactly
 COMPARISONS = {"$gt", "$gte", "$lt", "$lte"}
 NEGATED = {"$ne": "$eq", "$nin": "$in"}
 Scalar = str | int | float | bool
@@ -106,9 +107,9 @@ def _term(field: str, operator: str, value: Any, place: str) -> Filter:
             raise FilterError(f"{here}: {_kind(value)}, a list of values is needed")
         return Term(field, "$in", tuple(_scalar(one, f"{here}[{i}]") for i, one in enumerate(value)))
     if operator in COMPARISONS:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise FilterError(f"{here}: {_kind(value)}, a number is needed")
-        return Term(field, operator, value)
+        return Term(field, operator, _scalar(value, here))
     if operator == "$exists":
         if not isinstance(value, bool):
             raise FilterError(f"{here}: {_kind(value)}, true or false is needed")
@@ -120,7 +121,14 @@ def _term(field: str, operator: str, value: Any, place: str) -> Filter:
 def _scalar(value: Any, place: str) -> Scalar:
     if not isinstance(value, str | int | float | bool) or value != value:
         raise FilterError(f"{place}: {_kind(value)}, a string, a number, true or false is needed")
+    if too_large(value):
+        raise FilterError(f"{place}: whole numbers beyond 2^53 are not told apart: keep such ids as strings")
     return value
+
+
+def too_large(value: Any) -> bool:
+    """Whether a value is a whole number that a float cannot hold exactly."""
+    return isinstance(value, int) and abs(value) > EXACT
 
 
 def _size(found: Filter) -> int:
@@ -131,4 +139,4 @@ def _size(found: Filter) -> int:
 
 
 def _kind(value: Any) -> str:
-    return "null" if value is None else f"{type(value).__name__} given"
+    return "null" if value is None else "no number" if value != value else f"{type(value).__name__} given"

@@ -19,6 +19,7 @@ class Segment:
 
     Args:
         ann: with the vectors of `rows`.
+        built_for: how many rows its structure was chosen for.
         rows: [N] int64, ascending; rows without an entry later taken in by `describe` are tombstones.
     """
 
@@ -58,8 +59,11 @@ class Segment:
         self._describe(np.arange(first, len(self)), payloads)
 
     def describe(self, rows: Sequence[int], payloads: Sequence[Mapping[str, Any]]) -> None:
-        """Bring rows to life whose vectors are in the index already."""
-        self._describe(np.searchsorted(self.rows, rows), payloads)
+        """Bring rows to life whose vectors are in the index already. Raises KeyError where one is not."""
+        positions = np.searchsorted(self.rows, rows)
+        if not np.array_equal(self.rows[positions], rows):
+            raise KeyError("a row is not in the index")
+        self._describe(positions, payloads)
 
     def _describe(self, positions: np.ndarray, payloads: Sequence[Mapping[str, Any]]) -> None:
         self.columns.add(positions.tolist(), payloads)
@@ -83,14 +87,8 @@ class Segment:
 
     def count(self, wanted: Filter | None) -> int:
         """How many live rows match."""
-        return self.live if wanted is None else int(np.count_nonzero(self.mask(wanted)))
-
-    def matching(self, rows: Sequence[int], wanted: Filter | None) -> list[bool]:
-        """Which of some rows live here and match."""
         mask = self.mask(wanted)
-        positions = np.searchsorted(self.rows, rows)
-        known = [p < len(self) and self.rows[p] == row for p, row in zip(positions, rows, strict=True)]
-        return [bool(here and (mask is None or mask[p])) for here, p in zip(known, positions, strict=True)]
+        return self.live if wanted is None or mask is None else int(mask.sum())
 
     def search(self, queries: np.ndarray, k: int, wanted: Filter | None, fetch: Fetch) -> list[list[tuple[int, float]]]:
         """The k best (row, score) of each query among the live rows that match, best first.

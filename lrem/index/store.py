@@ -44,18 +44,16 @@ class Store:
     """One SQLite file, open.
 
     Args:
-        file: is made if it is not there.
-        about: what must be the same at every opening, such as the model's fingerprint and the dimension; None takes
-            a store that is there as it is.
+        about: what must be the same at every opening, such as the model's fingerprint and the dimension.
+        create: make the file if it is not there; then `about` has to be complete.
 
     Raises:
-        StoreError: no store is there and `about` is None, it was made with another `about`, or it is damaged.
+        StoreError: no store is there, it was made with another `about`, it is damaged or cannot be opened.
     """
 
-    def __init__(self, file: Path, about: Mapping[str, str | int] | None = None) -> None:
-        new = not file.exists()
-        if new and about is None:
-            raise StoreError(f"{file} does not exist: build the collection first")
+    def __init__(self, file: Path, about: Mapping[str, str | int], create: bool) -> None:
+        if not create and not file.exists():
+            raise StoreError(f"{file} does not exist: build the collection, or restore a snapshot")
         self.file, self._lock = file, threading.RLock()
         self._db = sqlite3.connect(file, timeout=TIMEOUT_S, check_same_thread=False, isolation_level=None)
         try:
@@ -64,9 +62,12 @@ class Store:
             self._db.execute(f"PRAGMA mmap_size={MAPPED}")
             with self._transaction():
                 if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone():
-                    self._create(about)
+                    self._create(about, create)
             self.about = {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM about")}
             self._check(about)
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            raise StoreError(f"{file} cannot be opened ({error}): is it in use elsewhere, or the disk full?") from error
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise StoreError(f"{file} is no store, or damaged ({error}): restore a snapshot") from error
@@ -74,13 +75,15 @@ class Store:
             self._db.close()
             raise
 
-    def _create(self, about: Mapping[str, str | int] | None) -> None:
+    def _create(self, about: Mapping[str, str | int], create: bool) -> None:
+        if not create:
+            raise StoreError(f"{self.file} is empty: build the collection, or restore a snapshot")
         for statement in SCHEMA.split(";"):
             self._db.execute(statement)
-        self._db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in (about or {}).items()])
+        self._db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in about.items()])
 
-    def _check(self, about: Mapping[str, str | int] | None) -> None:
-        for name, wanted in (about or {}).items():
+    def _check(self, about: Mapping[str, str | int]) -> None:
+        for name, wanted in about.items():
             if self.about.get(name) != wanted:
                 raise StoreError(
                     f"{self.file} was made with {name} {self.about.get(name)}, not with {name} {wanted}: "
@@ -93,19 +96,18 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:  # a full disk has rolled it back already
                     self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
-    def upsert(
-        self, ids: Sequence[str], payloads: Sequence[Mapping[str, Any]], vectors: np.ndarray
-    ) -> tuple[range, list[int]]:
+    def upsert(self, ids: Sequence[str], payloads: Sequence[str], vectors: np.ndarray) -> tuple[range, list[int]]:
         """Write items, all or none; one that is there is replaced.
 
         Args:
             ids: each once.
+            payloads: JSON.
             vectors: [N, H] float32.
 
         Returns:
@@ -117,7 +119,7 @@ class Store:
             first = self.last_row + 1
             rows = range(first, first + len(ids))
             values = (
-                (row, item_id, json.dumps(payload, ensure_ascii=False), blob.tobytes())
+                (row, item_id, payload, blob.tobytes())
                 for row, item_id, payload, blob in zip(rows, ids, payloads, blobs, strict=True)
             )
             self._db.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", values)
@@ -153,10 +155,16 @@ class Store:
         found = self._where("row", rows, "row, item_id, payload")
         return {row: (item_id, json.loads(payload)) for row, item_id, payload in found}
 
-    def vectors(self, rows: Sequence[int]) -> np.ndarray:
-        """The vectors of rows that are there, in their order. Returns [N, H] float32."""
+    def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The vectors of some rows, in their order. Returns [N, H] float32. Raises KeyError where a row is gone."""
         found = dict(self._where("row", rows, "row, vector"))
-        return np.frombuffer(b"".join(found[row] for row in rows), "<f4").reshape(len(rows), -1)
+        return _matrix([found[row] for row in rows], self.about["dimension"])
+
+    def sample(self, count: int) -> np.ndarray:
+        """The vectors of up to `count` items, chosen at random, the same ones each time. Returns [N, H] float32."""
+        rows = self.rows()
+        chosen = np.sort(np.random.default_rng(0).permutation(rows)[:count])
+        return _matrix([vector for (vector,) in self._where("row", chosen, "vector")], self.about["dimension"])
 
     def get(self, ids: Sequence[str]) -> dict[str, Stored]:
         """item_id → the item, of the ids that are there."""
@@ -186,7 +194,7 @@ class Store:
             found = self._db.execute(query, (after, limit)).fetchall()
         return [(row, item_id, json.loads(payload)) for row, item_id, payload in found]
 
-    def _where(self, column: str, values: Sequence[Any], columns: str) -> Iterable[Any]:
+    def _where(self, column: str, values: Sequence[Any] | np.ndarray, columns: str) -> Iterable[Any]:
         found: list[Any] = []
         for start in range(0, len(values), VARIABLES):
             part = [int(v) if isinstance(v, np.integer) else v for v in values[start : start + VARIABLES]]
@@ -218,8 +226,13 @@ class Store:
             raise StoreError(f"{self.file} is damaged ({said}): restore a snapshot")
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._db.close()
+        """Let go of the file, once nobody reads from it."""
+        with self._lock:
+            self._db.close()
+
+
+def _matrix(blobs: Sequence[bytes], dimension: int) -> np.ndarray:
+    return np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), dimension)
 
 
 def _stored(entry: tuple[int, str, str, bytes]) -> Stored:

@@ -47,7 +47,7 @@ class VectorIndex:
         if not np.allclose(norms, 1, atol=1e-3):
             row = int(np.argmax(~np.isclose(norms, 1, atol=1e-3)))
             raise BuildError(f"the vector of item '{items['item_id'][row]}' has length {norms[row]:.3f}, not 1")
-        ann = Ann.build(vectors.shape[1], factory, vectors)
+        ann = Ann.build(vectors.shape[1], factory, lambda _: vectors)
         ann.add(vectors)
         return cls(items, ann.index, model, factory)
 
