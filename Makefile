@@ -2,7 +2,7 @@ SEED ?= 0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl reproduce check format clean
+.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl bench-search reproduce check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -27,6 +27,9 @@ bench-rl: setup ## stage 2 beside TRL's GRPOTrainer
 
 chaos-rl: setup ## stage 2 with a process killed every 20 steps
 	$(BIN)/python benchmarks/chaos_reinforce.py --out benchmarks/results/chaos_rl.json
+
+bench-search: setup ## the live index beside the Faiss index inside it
+	$(BIN)/python benchmarks/search.py --out benchmarks/results/search.json
 
 reproduce: setup ## the paper's comparison on three made-up shops, with intervals; writes docs/results.md
 	$(BIN)/python benchmarks/reproduce.py

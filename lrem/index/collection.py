@@ -287,7 +287,8 @@ class Collection:
             reason = "none was saved" if segment is None else "it is newer than the items"
         except KeyError:
             reason = "it lacks items"
-        log.info("%s: the index is built anew: %s", self.folder, reason)
+        if len(self.store):
+            log.info("%s: the index is built anew: %s", self.folder, reason)
         segment = self._build()
         self._catch_up(segment)
         return segment
