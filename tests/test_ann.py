@@ -8,6 +8,7 @@ import pytest
 
 from lrem.index.ann import BuildError, choose, training_need
 from lrem.index.collection import Collection
+from lrem.index.recall import measure
 
 faiss.omp_set_num_threads(1)  # as a shard does: threads that wait for each other starve on a busy machine
 
@@ -103,3 +104,22 @@ def test_the_choice_of_structure() -> None:
     ]
     assert choose(10_000, 16, "IVF512,PQ8") == ("Flat", "10000 vectors: 'IVF512,PQ8' is built from 19968 on")
     assert [training_need(16, name) for name in ("HNSW16", "SQ8", "IVF8,Flat", "PQ8x10")] == [0, 1248, 1248, 39936]
+
+
+def test_recall_is_measured(tmp_path: Path) -> None:
+    """Against brute force, on a structure that looks into few of many lists."""
+    vectors, queries = unit(6000, 16, seed=1), unit(40, 16, seed=2)
+    collection = Collection(tmp_path / "items", "m", 16, "IVF128,Flat")
+    collection.upsert([f"p{i}" for i in range(6000)], [{"even": i % 2 == 0} for i in range(6000)], vectors)
+    collection.wait(120)
+    measured = measure(collection, queries, 10)
+    best = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    found = collection.search(queries, 10)
+    hits = sum(len({h.item_id for h in row} & {f"p{i}" for i in want}) for row, want in zip(found, best, strict=True))
+    assert measured.recall == pytest.approx(hits / 400, abs=0.003)
+    assert 0.1 < measured.recall < 0.9
+    exact = collection.search(queries, 10, exact=True)
+    assert [[h.item_id for h in row] for row in exact] == [[f"p{i}" for i in want] for want in best]
+    assert measure(collection, queries, 10, {"even": True}).recall == 1.0  # few enough to be compared one by one
+    assert measure(collection, queries, 10, {"even": "no"}).recall == 1.0
+    collection.close()

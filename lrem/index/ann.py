@@ -129,13 +129,14 @@ class Ann:
         """Add [N, H] float32 at the next positions."""
         self.index.add(np.ascontiguousarray(vectors, np.float32))
 
-    def search(self, queries: np.ndarray, k: int, mask: np.ndarray | None, fetch: Fetch) -> Found:
+    def search(self, queries: np.ndarray, k: int, mask: np.ndarray | None, fetch: Fetch, exact: bool = False) -> Found:
         """The k best of each query with exact scores, best first; k is cut to what is allowed.
 
         Args:
             queries: [Q, H] float32, finite.
             mask: [len(self)] bool, which positions may be found; None: all.
             fetch: gives vectors, for an index that does not hold them whole.
+            exact: compare with everything that is allowed.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         allowed = len(self) if mask is None else int(mask.sum())
@@ -144,6 +145,8 @@ class Ann:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         whole = self._whole()
         given: Fetch = fetch if whole is None else whole.__getitem__
+        if exact:
+            return _scan(queries, k, np.arange(len(self)) if mask is None else np.flatnonzero(mask), given)
         if mask is None:
             return self._approximate(queries, k, None, 1.0, given)
         if isinstance(self.index, faiss.IndexFlat):

@@ -147,7 +147,7 @@ class Collection:
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """How many items match a filter (see filters.py). Raises FilterError; StoreError where closed."""
-        wanted = _wanted(where)
+        wanted = None if where is None else parse(where)
         with self._search:
             self._must_be_open()
             return self.segment.count(wanted)
@@ -162,7 +162,7 @@ class Collection:
         """
         if limit < 1:
             raise ValueError(f"limit {limit}: at least 1 is needed")
-        wanted = _wanted(where)
+        wanted = None if where is None else parse(where)
         found: list[tuple[str, dict[str, Any]]] = []
         while True:
             self._must_be_open()
@@ -176,12 +176,15 @@ class Collection:
             if not part:
                 return Page(found, None)
 
-    def search(self, queries: np.ndarray, k: int, where: Mapping[str, Any] | None = None) -> list[list[Hit]]:
+    def search(
+        self, queries: np.ndarray, k: int, where: Mapping[str, Any] | None = None, exact: bool = False
+    ) -> list[list[Hit]]:
         """The k best items of each query among those that match, best first.
 
         Args:
             queries: [Q, H] float32, finite.
             where: a filter, see filters.py.
+            exact: compare with every item that matches, whatever the structure.
 
         Raises:
             FilterError: the filter cannot be read.
@@ -192,17 +195,17 @@ class Collection:
             raise ValueError(f"queries of shape {list(queries.shape)}: vectors of {self.dimension} numbers are needed")
         if k < 1 or not np.isfinite(queries).all():
             raise ValueError(f"k is {k}, at least 1 is needed" if k < 1 else "a query's vector is not finite")
-        wanted = _wanted(where)
+        wanted = None if where is None else parse(where)
         try:
             with self._search:
-                return self._hits(queries, k, wanted)
+                return self._hits(queries, k, wanted, exact)
         except KeyError:  # a writer was between store and segment
             with self._write, self._search:
-                return self._hits(queries, k, wanted)
+                return self._hits(queries, k, wanted, exact)
 
-    def _hits(self, queries: np.ndarray, k: int, wanted: Filter | None) -> list[list[Hit]]:
+    def _hits(self, queries: np.ndarray, k: int, wanted: Filter | None, exact: bool) -> list[list[Hit]]:
         self._must_be_open()
-        found = self.segment.search(queries, k, wanted, self.store.vectors)
+        found = self.segment.search(queries, k, wanted, self.store.vectors, exact)
         items = self.store.read(list({row for hits in found for row, _ in hits}))
         return [[Hit(items[row][0], score, items[row][1].copy()) for row, score in hits] for hits in found]
 
@@ -334,10 +337,6 @@ class Collection:
             self._retry_from = self.segment.last_row + DEAD_FROM
         finally:
             self._rebuilding.release()
-
-
-def _wanted(where: Mapping[str, Any] | None) -> Filter | None:
-    return None if where is None else parse(where)
 
 
 def _lock(file: Path) -> Any:

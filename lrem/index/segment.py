@@ -90,15 +90,18 @@ class Segment:
         mask = self.mask(wanted)
         return self.live if wanted is None or mask is None else int(mask.sum())
 
-    def search(self, queries: np.ndarray, k: int, wanted: Filter | None, fetch: Fetch) -> list[list[tuple[int, float]]]:
+    def search(
+        self, queries: np.ndarray, k: int, wanted: Filter | None, fetch: Fetch, exact: bool = False
+    ) -> list[list[tuple[int, float]]]:
         """The k best (row, score) of each query among the live rows that match, best first.
 
         Args:
             queries: [Q, H] float32.
             fetch: rows [N] → their vectors [N, H], asked where the index does not keep them.
+            exact: compare with every row that is allowed.
         """
         rows = self.rows
-        scores, found = self.ann.search(queries, k, self.mask(wanted), lambda positions: fetch(rows[positions]))
+        scores, found = self.ann.search(queries, k, self.mask(wanted), lambda positions: fetch(rows[positions]), exact)
         return [
             [(int(rows[p]), float(s)) for p, s in zip(positions, line, strict=True) if p >= 0]
             for positions, line in zip(found.tolist(), scores.tolist(), strict=True)
