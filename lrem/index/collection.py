@@ -9,7 +9,6 @@ segment go together; does not know models, shards or HTTP.
 """
 
 import fcntl
-import json
 import logging
 import shutil
 import sqlite3
@@ -28,7 +27,7 @@ from lrem.index.columns import matching
 from lrem.index.filters import Filter, parse
 from lrem.index.payload import checked, storable
 from lrem.index.segment import Segment
-from lrem.index.store import Store, Stored, StoreError
+from lrem.index.store import Store, Stored, StoreError, parsed
 from lrem.index.vector_index import Hit
 
 FORMAT = 1
@@ -120,13 +119,13 @@ class Collection:
         if not kept:
             return 0
         texts, vectors = [texts[i] for i in kept], vectors[kept]
-        parsed = [json.loads(text) for text in texts]  # what the store will give back, so that filters see the same
+        given = parsed(texts)  # what the store will give back, so that filters see the same
         with self._write:
             self._must_be_open()
             rows, replaced = self.store.upsert(list(last), texts, vectors)
             with self._search, self._or_close():
                 self.segment.drop(replaced)
-                self.segment.take(rows, parsed, vectors)
+                self.segment.take(rows, given, vectors)
         self._rebuild_if_due()
         return len(kept) - len(replaced)
 

@@ -10,7 +10,7 @@ Knows SQL; does not know how anything is searched.
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,7 +153,8 @@ class Store:
     def read(self, rows: Sequence[int]) -> dict[int, tuple[str, dict[str, Any]]]:
         """row → (item_id, payload), of the rows that are there."""
         found = self._where("row", rows, "row, item_id, payload")
-        return {row: (item_id, json.loads(payload)) for row, item_id, payload in found}
+        payloads = parsed([payload for _, _, payload in found])
+        return {row: (item_id, payload) for (row, item_id, _), payload in zip(found, payloads, strict=True)}
 
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """The vectors of some rows, in their order. Returns [N, H] float32. Raises KeyError where a row is gone."""
@@ -169,14 +170,14 @@ class Store:
     def get(self, ids: Sequence[str]) -> dict[str, Stored]:
         """item_id → the item, of the ids that are there."""
         found = self._where("item_id", ids, "row, item_id, payload, vector")
-        return {entry[1]: _stored(entry) for entry in found}
+        return {item.item_id: item for item in _stored(found)}
 
     def since(self, row: int, batch: int = 1000) -> Iterator[list[Stored]]:
         """The items whose row is greater, in the order of rows, some at a time."""
         while True:
             with self._lock:
                 found = self._db.execute("SELECT * FROM items WHERE row > ? ORDER BY row LIMIT ?", (row, batch))
-                part = [_stored(entry) for entry in found]
+                part = _stored(found.fetchall())
             if not part:
                 return
             yield part
@@ -192,9 +193,10 @@ class Store:
         query = "SELECT row, item_id, payload FROM items WHERE item_id > ? ORDER BY item_id LIMIT ?"
         with self._lock:
             found = self._db.execute(query, (after, limit)).fetchall()
-        return [(row, item_id, json.loads(payload)) for row, item_id, payload in found]
+        payloads = parsed([payload for _, _, payload in found])
+        return [(row, item_id, payload) for (row, item_id, _), payload in zip(found, payloads, strict=True)]
 
-    def _where(self, column: str, values: Sequence[Any] | np.ndarray, columns: str) -> Iterable[Any]:
+    def _where(self, column: str, values: Sequence[Any] | np.ndarray, columns: str) -> list[Any]:
         found: list[Any] = []
         for start in range(0, len(values), VARIABLES):
             part = [int(v) if isinstance(v, np.integer) else v for v in values[start : start + VARIABLES]]
@@ -235,6 +237,18 @@ def _matrix(blobs: Sequence[bytes], dimension: int) -> np.ndarray:
     return np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), dimension)
 
 
-def _stored(entry: tuple[int, str, str, bytes]) -> Stored:
-    row, item_id, payload, vector = entry
-    return Stored(row, item_id, json.loads(payload), np.frombuffer(vector, "<f4"))
+def _stored(entries: Sequence[tuple[int, str, str, bytes]]) -> list[Stored]:
+    payloads = parsed([payload for _, _, payload, _ in entries])
+    return [
+        Stored(row, item_id, payload, np.frombuffer(vector, "<f4"))
+        for (row, item_id, _, vector), payload in zip(entries, payloads, strict=True)
+    ]
+
+
+def parsed(payloads: Sequence[str]) -> list[dict[str, Any]]:
+    """JSON objects, read in one go: several times as fast as one by one.
+
+    >>> parsed(['{"price": 3}', "{}"])
+    [{'price': 3}, {}]
+    """
+    return list(json.loads(f"[{','.join(payloads)}]"))
