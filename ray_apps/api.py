@@ -12,6 +12,8 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
+from lrem.index.filters import Filter, FilterError, parse
+
 MAX_QUERIES = 64  # of one search: the latency of all is that of the slowest
 MAX_INPUTS = 2048  # of one embeddings request, as OpenAI's
 MAX_CHARACTERS = 2000
@@ -29,6 +31,14 @@ def _check_text(text: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("holds half a surrogate pair: send whole Unicode characters")
     return text
+
+
+def _check_filter(given: dict[str, Any]) -> dict[str, Any]:
+    try:
+        parse(given)
+    except FilterError as error:  # pydantic says itself that it is the filter
+        raise ValueError(str(error).removeprefix("filter").lstrip(".: ")) from error
+    return given
 
 
 def _as_list(value: Any) -> Any:
@@ -56,6 +66,9 @@ class SearchRequest(Body):
     queries: Annotated[list[Text], Field(min_length=1, max_length=MAX_QUERIES)] | None = None
     k: int = Field(10, ge=1, le=MAX_K, description="Items for each query.")
     reason: Reason = Field("always", description="Whether to think before embedding.")
+    filter: Annotated[dict[str, Any], AfterValidator(_check_filter)] | None = Field(
+        None, description='Which items may be found, by their payload: `{"price": {"$lt": 20}}`, see docs/index.md.'
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "SearchRequest":
@@ -67,6 +80,11 @@ class SearchRequest(Body):
     def texts(self) -> list[str]:
         """The queries, whichever way they came."""
         return self.queries or [str(self.query)]
+
+    @property
+    def where(self) -> Filter | None:
+        """The filter, read."""
+        return None if self.filter is None else parse(self.filter)
 
 
 class Item(BaseModel):

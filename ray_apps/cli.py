@@ -131,6 +131,9 @@ def search(
     url: Annotated[str | None, typer.Option(help="Address of a running `lrem serve` (serve.host, serve.port).")] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
     reason: Annotated[bool, typer.Option(help="Think first, or embed the query at once.")] = True,
+    where: Annotated[
+        str | None, typer.Option("--filter", help='Which items may be found, as JSON: {"price": {"$lt": 20}}.')
+    ] = None,
 ) -> None:
     """Ask a running application."""
     from ray_apps.client import search as ask
@@ -138,7 +141,7 @@ def search(
     from ray_apps.serve import base_url
 
     settings = load_config(config, overrides or [])
-    show(ask(url or base_url(settings), query, k, "always" if reason else "never"))
+    show(ask(url or base_url(settings), query, k, "always" if reason else "never", where))
 
 
 @app.command()

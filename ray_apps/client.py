@@ -1,23 +1,36 @@
 """A small HTTP client of the serving application, for the command line and the demo."""
 
+import json
 from typing import Any
 
 import httpx
 from rich.table import Table
 from rich.text import Text
 
+from lrem.schema import DataError
 from ray_apps.progress import console
 
 TIMEOUT_S = 65.0  # longer than the server's own: its answer says which phase was late
 
 
-def search(url: str, query: str, k: int, reason: str) -> dict[str, Any]:
+def search(url: str, query: str, k: int, reason: str, where: str | None = None) -> dict[str, Any]:
     """POST /v1/search for one query; returns its JSON.
+
+    Args:
+        where: a filter as JSON.
 
     Raises:
         ConnectionError: nobody answers at `url`, or the answer is an error; the message says which.
+        DataError: the filter is no JSON.
     """
-    body = {"query": query, "k": k, "reason": reason}
+    body: dict[str, Any] = {"query": query, "k": k, "reason": reason}
+    if where is not None:
+        try:
+            body["filter"] = json.loads(where)
+        except ValueError as error:
+            raise DataError(
+                f'the filter is not JSON ({error}): write it like \'{{"price": {{"$lt": 20}}}}\''
+            ) from error
     try:
         answer = httpx.post(f"{url.rstrip('/')}/v1/search", json=body, timeout=TIMEOUT_S)
     except httpx.TimeoutException as error:

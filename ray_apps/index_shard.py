@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 
 from lrem.index import Hit, load
+from lrem.index.filters import Filter
 from lrem.index.shard import take
 
 THREADS = 1  # of Faiss in a shard: scale by shards, never oversubscribe the cores
@@ -24,8 +25,8 @@ class IndexShard:
         self.thread = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
         self.index = take(load(Path(folder), model=model), shard, shards)
 
-    async def search(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
-        """The k best rows of this shard for each vector. vectors: [Q, H] float32."""
+    async def search(self, vectors: np.ndarray, k: int, where: Filter | None) -> list[list[Hit]]:
+        """The k best rows of this shard for each vector, among those that match. vectors: [Q, H] float32."""
         if len(self.index) == 0:
             return [[] for _ in vectors]
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self.index.search, vectors, k)
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self.index.search, vectors, k, where)

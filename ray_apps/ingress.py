@@ -18,6 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from lrem.index import Hit
+from lrem.index.filters import Filter
 from lrem.index.shard import merge
 from ray_apps import api
 
@@ -91,7 +92,7 @@ class Ingress:
         reasonings = await self._reason(phases, request.texts, request.reason)
         pairs = list(zip(request.texts, reasonings, strict=True))
         vectors = await phases.run("embed", self.embedder.queries.remote(pairs))
-        found = await phases.run("search", self._search(vectors, request.k))
+        found = await phases.run("search", self._search(vectors, request.k, request.where))
         results = [
             api.Result(query=query, reasoning=reasoning, items=[_item(hit) for hit in hits])
             for (query, reasoning), hits in zip(pairs, found, strict=True)
@@ -135,8 +136,8 @@ class Ingress:
             return [None] * len(texts)
         return await phases.run("reason", self.reasoner.reason.remote(texts))
 
-    async def _search(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
-        parts = await asyncio.gather(*(shard.search.remote(vectors, k) for shard in self.shards))
+    async def _search(self, vectors: np.ndarray, k: int, where: Filter | None) -> list[list[Hit]]:
+        parts = await asyncio.gather(*(shard.search.remote(vectors, k, where) for shard in self.shards))
         return [merge(hits, k) for hits in zip(*parts, strict=True)]
 
     async def _embed(self, texts: list[str], reasonings: list[str | None] | None) -> tuple[np.ndarray, tuple[int, int]]:

@@ -129,3 +129,10 @@ def write_triplets(run: Path) -> None:
         for i in range(256)
     ]
     write_parquet(pa.Table.from_pylist(rows, TRIPLETS), run / "curated/triplets.parquet")
+
+
+def test_a_filter_that_is_no_json() -> None:
+    done = lrem("search", "tea", "--filter", "price < 20")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the filter is not JSON")
+    assert done.stderr.count("\n") == 1

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from lrem.index import SnapshotError, VectorIndex, load, save
+from lrem.index.filters import parse
 
 
 def unit(rows: int, seed: int = 0) -> np.ndarray:
@@ -43,6 +44,27 @@ def test_search_equals_brute_force(factory: str) -> None:
     assert [[i for i, _ in row] for row in index.search_ids(queries, 5)] == [
         [hit.item_id for hit in hits] for hits in index.search(queries, 5)
     ]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW32", "IVF4,Flat", "IVF4,PQ4x4", "SQ8"])
+def test_a_filtered_search_equals_brute_force(factory: str) -> None:
+    vectors, queries = unit(300), unit(20, seed=1)
+    index = VectorIndex.build(catalogue(300), vectors, "m", factory)
+    similarities = queries @ vectors.T
+    similarities[:, 100:] = -np.inf
+    found = index.search(queries, 5, parse({"price": {"$lt": 100}}))
+    assert all(hit.payload["price"] < 100 for hits in found for hit in hits)
+    if factory in ("Flat", "HNSW32", "IVF4,Flat"):  # the others keep approximate vectors
+        assert [[hit.item_id for hit in hits] for hits in found] == [
+            [f"p{i}" for i in row] for row in np.argsort(-similarities, axis=1)[:, :5]
+        ]
+    assert index.search(queries[:1], 5, parse({"price": -1})) == [[]]
+
+
+def test_nan_is_no_value() -> None:
+    items = catalogue(3).set_column(2, "price", pa.array([1.0, float("nan"), None]))
+    index = VectorIndex.build(items, unit(3), "m")
+    assert [hit.item_id for hit in index.search(unit(1), 3, parse({"price": {"$exists": True}}))[0]] == ["p0"]
 
 
 def test_more_than_there_is(index: VectorIndex) -> None:

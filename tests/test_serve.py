@@ -164,6 +164,16 @@ def test_payload_is_json(served: Served) -> None:
     assert payload["p0"]["price"] == 9.5
 
 
+def test_a_filter_goes_through_all_shards(served: Served) -> None:
+    where = {"tags": {"$in": ["red", "blue"]}, "price": {"$exists": False}}
+    fits = {f"p{i}" for i, title in enumerate(TITLES) if title.split()[0] in ("red", "blue") and i % 2}
+    items = search(served, query=QUERIES[0], k=49, reason="never", filter=where)["results"][0]["items"]
+    assert {item["item_id"] for item in items} == fits
+    everything = search(served, query=QUERIES[0], k=49, reason="never")["results"][0]["items"]
+    assert items == [item for item in everything if item["item_id"] in fits]
+    assert search(served, query=QUERIES[0], reason="never", filter={"tags": "pink"})["results"][0]["items"] == []
+
+
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16"])
 def test_shards_give_the_same_top_k_as_one_index(served: Served, factory: str) -> None:
     whole = served.index
@@ -227,6 +237,10 @@ ERRORS = [
     ("/v1/search", {}, 422, "either 'query'"),
     ("/v1/search", {"query": "tea", "queries": ["tea"]}, 422, "either 'query'"),
     ("/v1/search", {"query": "tea", "kk": 3}, 422, "kk: no such field"),
+    ("/v1/search", {"query": "tea", "filter": {"price": {"$lt": "9"}}}, 422, "filter: price.$lt: str given, a number"),
+    ("/v1/search", {"query": "tea", "filter": {"tags": {"$has": 1}}}, 422, "filter: tags.$has: no such operator"),
+    ("/v1/search", {"query": "tea", "filter": {"n": 10**400}}, 422, "filter: n: whole numbers beyond 2^53"),
+    ("/v1/search", {"query": "tea", "filter": "price < 9"}, 422, "filter: "),
     ("/v1/search", {"query": "tea", "\ud800": 3}, 422, "unicode"),
     ("/v1/search", {"query": "\ud800"}, 422, "query: holds half"),
     ("/v1/search", [], 422, ""),

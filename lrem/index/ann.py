@@ -110,7 +110,9 @@ class Ann:
                 index.train(np.ascontiguousarray(vectors, np.float32))
             _probe(index)
         except RuntimeError as error:
-            raise BuildError(f"Faiss cannot build '{factory}' ({_short(error)}): use index.factory=Flat") from error
+            raise BuildError(
+                f"Faiss cannot build and filter '{factory}' ({_short(error)}): use index.factory=Flat"
+            ) from error
         return cls(index, factory)
 
     @classmethod

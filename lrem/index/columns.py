@@ -62,8 +62,10 @@ class Field:
             if not len(chosen):
                 continue
             mine = values if len(chosen) == len(values) else [values[i] for i in chosen]
-            target_rows.extend(at[chosen])
-            target.extend(self._coded(mine) if kind == NAMED else np.asarray(mine, np.float64))
+            taken = np.asarray(self._coded(mine) if kind == NAMED else mine, target.values.dtype)
+            there = taken == taken  # NaN is no value
+            target_rows.extend(at[chosen][there])
+            target.extend(taken[there])
 
     def _coded(self, values: Sequence[str | bool]) -> list[int]:
         codes = self.codes

@@ -11,6 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from lrem.index.ann import Ann, BuildError
+from lrem.index.columns import Columns
+from lrem.index.filters import Filter
+
+BATCH = 50_000  # rows turned into Python values at a time
 
 
 class Hit(NamedTuple):
@@ -35,6 +39,9 @@ class VectorIndex:
         if index.ntotal != items.num_rows:
             raise ValueError(f"{index.ntotal} vectors for {items.num_rows} items: embed the catalogue again")
         self.items, self.index, self.model, self.factory = items, index, model, factory
+        self.ann = Ann(index, factory)
+        if (lists := faiss.try_extract_index_ivf(index)) is not None:
+            lists.make_direct_map()  # so that a vector can be asked for by its row
 
     @classmethod
     def build(cls, items: pa.Table, vectors: np.ndarray, model: str, factory: str = "Flat") -> "VectorIndex":
@@ -64,9 +71,14 @@ class VectorIndex:
         ids = self.ids
         return [[(ids[row], score) for row, score in hits] for hits in self._rows(queries, k)]
 
-    def search(self, queries: np.ndarray, k: int) -> list[list[Hit]]:
-        """The k best items of each query with their payload, best first. queries: [Q, H] float32."""
-        found = self._rows(queries, k)
+    def search(self, queries: np.ndarray, k: int, where: Filter | None = None) -> list[list[Hit]]:
+        """The k best items of each query with their payload, best first, among those that match.
+
+        Args:
+            queries: [Q, H] float32.
+            where: a filter over the payload, see filters.py.
+        """
+        found = self._rows(queries, k, where)
         rows = pa.array([row for hits in found for row, _ in hits], pa.int64())
         payloads = iter(self.items.take(rows).to_pylist())
         return [[_hit(next(payloads), score) for _, score in hits] for hits in found]
@@ -76,8 +88,18 @@ class VectorIndex:
         """Item ids in vector order."""
         return list(self.items["item_id"].to_pylist())
 
-    def _rows(self, queries: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
-        scores, rows = self.index.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
+    @cached_property
+    def columns(self) -> Columns:
+        """The payload, as filters need it; made at the first filter."""
+        columns = Columns()
+        for start in range(0, len(self), BATCH):
+            rows = self.items.slice(start, BATCH).to_pylist()
+            columns.add(range(start, start + len(rows)), rows)
+        return columns
+
+    def _rows(self, queries: np.ndarray, k: int, where: Filter | None = None) -> list[list[tuple[int, float]]]:
+        mask = None if where is None else self.columns.mask(where, len(self))
+        scores, rows = self.ann.search(queries, k, mask, self.index.reconstruct_batch)
         return [
             [(int(r), float(s)) for r, s in zip(row, score, strict=True) if r >= 0]  # -1: fewer were found
             for row, score in zip(rows, scores, strict=True)
