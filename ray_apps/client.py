@@ -27,6 +27,7 @@ def search(url: str, query: str, k: int, reason: str, where: str | None = None) 
     if where is not None:
         try:
             body["filter"] = json.loads(where)
+            json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
         except ValueError as error:
             raise DataError(
                 f'the filter is not JSON ({error}): write it like \'{{"price": {{"$lt": 20}}}}\''

@@ -24,6 +24,7 @@ class IndexShard:
         # OpenMP keeps its thread count for each calling thread: set it in the one that searches.
         self.thread = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
         self.index = take(load(Path(folder), model=model), shard, shards)
+        _ = self.index.columns  # made now, lest the first filter keeps others waiting
 
     async def search(self, vectors: np.ndarray, k: int, where: Filter | None) -> list[list[Hit]]:
         """The k best rows of this shard for each vector, among those that match. vectors: [Q, H] float32."""

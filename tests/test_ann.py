@@ -94,6 +94,21 @@ def test_a_factory_that_cannot_serve_is_refused(tmp_path: Path, factory: str) ->
     Collection(tmp_path / "items", "m", 16).close()
 
 
+def test_a_structure_that_fails_later_leaves_exact_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It can be trained, and not be added to: seen when the items are there."""
+    collection = Collection(tmp_path / "items", "m", 16, "IDMap,IVF4,Flat")
+    vectors = unit(1500, 16)
+    collection.upsert([f"p{i}" for i in range(1500)], [{}] * 1500, vectors)
+    collection.wait(60)
+    assert "the rebuild failed" in caplog.text
+    assert collection.search(vectors[:1], 1)[0][0].item_id == "p0"
+    collection.close()
+    again = Collection(tmp_path / "items", "m", 16, "IDMap,IVF4,Flat")
+    assert "search is exact for now" in caplog.text
+    assert again.search(vectors[:1], 1)[0][0].item_id == "p0"
+    again.close()
+
+
 def test_the_choice_of_structure() -> None:
     assert [choose(n, 256)[0] for n in (0, 50_000, 50_001, 1_999_999, 2_000_000)] == [
         "Flat",

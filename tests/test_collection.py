@@ -1,10 +1,6 @@
 """A collection against a dictionary and brute force; killed while it is written to; damaged; recall under filters."""
 
 import os
-import signal
-import sqlite3
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,61 +79,6 @@ def check(collection: Collection, model: dict[str, int], query: np.ndarray) -> N
         assert [item_id for item_id, _ in first.items + rest.items] == sorted(kept)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-import numpy as np
-from lrem.index.collection import Collection
-
-vectors = np.load(sys.argv[2])
-collection = Collection(Path(sys.argv[1]), "model-a", vectors.shape[1])
-for step in range(10_000):
-    chosen = [(step * 7 + i) % len(vectors) for i in range(3)]
-    collection.upsert([f"p{i}" for i in chosen], [{"step": step}] * 3, vectors[chosen])
-    gone = (step * 5) % len(vectors)
-    collection.delete([f"p{gone}"])
-    if step % 50 == 49:
-        collection.rebuild()
-    print(step, flush=True)
-"""
-
-
-def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
-    np.save(tmp_path / "vectors.npy", VECTORS)
-    arguments = [sys.executable, "-c", WRITER, str(tmp_path / "items"), str(tmp_path / "vectors.npy")]
-    for acknowledged in (1, 30, 48, 98):  # also while the structure is being saved
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
-            seen = -1
-            while seen < acknowledged:
-                line = writer.stdout.readline()
-                assert line, "the writer ended by itself"
-                seen = int(line)
-            writer.send_signal(signal.SIGKILL)
-            rest = writer.stdout.read().split()
-        done = max([seen, *map(int, rest)])
-        collection = Collection(tmp_path / "items", "model-a", DIMENSION)
-        assert holds(collection, done) or holds(collection, done, upserted=1) or holds(collection, done + 1)
-        for item_id, item in collection.get([f"p{i}" for i in range(len(VECTORS))]).items():
-            [hits] = collection.search(item.vector[None], 1)
-            assert hits[0].item_id == item_id
-        collection.close()
-        for file in [*tmp_path.glob("items/*"), *tmp_path.glob("items/ann/*")]:
-            if file.is_file():
-                file.unlink()
-
-
-def holds(collection: Collection, done: int, upserted: int = 0) -> bool:
-    """Whether the collection is that of `done` steps, and `upserted` more upserts: the one call under way."""
-    kept: dict[str, int] = {}
-    for step in range(done + 1 + upserted):
-        kept |= {f"p{(step * 7 + i) % len(VECTORS)}": step for i in range(3)}
-        if step <= done:
-            kept.pop(f"p{(step * 5) % len(VECTORS)}", None)
-    found = collection.get([f"p{i}" for i in range(len(VECTORS))])
-    return {item_id: item.payload["step"] for item_id, item in found.items()} == kept
-
-
 def test_growth_and_tombstones_bring_a_rebuild(tmp_path: Path) -> None:
     collection = opened(tmp_path, factory="IVF8,Flat")
     assert collection.stats()["factory"] == "Flat"
@@ -172,32 +113,6 @@ def test_written_to_and_searched_at_once(tmp_path: Path) -> None:
             one.result(60)
     assert len(collection) == 200
     collection.close()
-
-
-@pytest.mark.parametrize("name", ["index.faiss", "rows.npy", "manifest.json"])
-def test_a_damaged_structure_is_built_anew(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    collection = opened(tmp_path)
-    collection.upsert(IDS, [{}] * 8, VECTORS[:8])
-    collection.save()
-    collection.close()
-    file = tmp_path / "items/ann" / name
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    again = opened(tmp_path)
-    assert [hit.item_id for hit in again.search(VECTORS[:1], 1)[0]] == ["p0"]
-    assert "is damaged" in caplog.text
-    again.close()
-
-
-def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
-    collection = opened(tmp_path)
-    collection.upsert(IDS, [{}] * 8, VECTORS[:8])
-    collection.close()
-    file = tmp_path / "items/items.sqlite"
-    file.write_bytes(b"no database at all" * 300)
-    with pytest.raises(StoreError, match="restore a snapshot"):
-        opened(tmp_path)
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
@@ -250,22 +165,6 @@ def test_bad_items_are_refused_whole(tmp_path: Path, ids: list[Any], payload: An
     collection.close()
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    """The disk refuses in the middle of a transaction: all of it is undone, the collection goes on."""
-    collection = opened(tmp_path)
-    collection.upsert(["a"], [{"v": 1}], VECTORS[:1])
-    pages = collection.store._db.execute("PRAGMA page_count").fetchone()[0]
-    collection.store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
-    many = 5000
-    with pytest.raises(sqlite3.OperationalError, match="full"):
-        collection.upsert(["a", *(f"p{i}" for i in range(many))], [{"v": 2}] * (many + 1), unit(many + 1))
-    assert collection.get(["a"])["a"].payload == {"v": 1}
-    assert [hit.item_id for hit in collection.search(VECTORS[:1], 5)[0]] == ["a"]
-    collection.store._db.execute("PRAGMA max_page_count = 1000000")
-    assert collection.upsert(["b"], [{}], VECTORS[1:2]) == 1
-    collection.close()
-
-
 def test_rebuilt_while_items_go(tmp_path: Path) -> None:
     """A structure that is trained on items which are replaced and deleted meanwhile."""
     collection, vectors = opened(tmp_path, factory="IVF8,Flat"), unit(2000, seed=6)
@@ -289,28 +188,6 @@ def test_rebuilt_while_items_go(tmp_path: Path) -> None:
     collection.close()
 
 
-def test_closed_while_it_is_searched(tmp_path: Path) -> None:
-    for _ in range(10):
-        collection = opened(tmp_path)
-        collection.upsert(IDS, [{}] * 8, VECTORS[:8])
-
-        def ask(collection: Collection = collection) -> None:
-            with pytest.raises(StoreError, match="is closed"):
-                while True:
-                    collection.search(VECTORS, 3)
-
-        with ThreadPoolExecutor(3) as pool:
-            work = [pool.submit(ask) for _ in range(3)]
-            collection.close()
-            for one in work:
-                one.result(30)
-        for call in (collection.rebuild, collection.count, collection.save):
-            with pytest.raises(StoreError, match="is closed"):
-                call()
-        with pytest.raises(StoreError, match="is closed"):
-            collection.upsert(IDS[:1], [{}], VECTORS[:1])
-
-
 def test_bad_questions_are_refused(tmp_path: Path) -> None:
     collection = opened(tmp_path)
     collection.upsert(IDS, [{"n": 1}] * 8, VECTORS[:8])
@@ -332,19 +209,3 @@ def test_filters_see_what_the_store_keeps(tmp_path: Path) -> None:
     collection.upsert(["a"], [{7: "x", "price": True, "at": (1, 2)}], VECTORS[:1])
     assert collection.count({"7": "x"}) == collection.count({"at": 2}) == collection.count({"price": True}) == 1
     collection.close()
-
-
-def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
-    opened(tmp_path).close()
-    for name in (".ann.12345678.tmp", ".snapshot-abc"):
-        (tmp_path / "items" / name).mkdir()
-    opened(tmp_path).close()
-    assert sorted(file.name for file in (tmp_path / "items").iterdir()) == ["items.sqlite", "lock"]
-
-
-def test_an_empty_file_is_no_collection(tmp_path: Path) -> None:
-    (tmp_path / "items").mkdir()
-    (tmp_path / "items/items.sqlite").touch()
-    with pytest.raises(StoreError, match="is empty: build the collection"):
-        Collection(tmp_path / "items")
-    opened(tmp_path).close()  # the same folder can be built in

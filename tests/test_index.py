@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lrem.index import SnapshotError, VectorIndex, load, save
+from lrem.index import SnapshotError, VectorIndex, ann, load, save
 from lrem.index.filters import parse
 
 
@@ -46,8 +46,9 @@ def test_search_equals_brute_force(factory: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW32", "IVF4,Flat", "IVF4,PQ4x4", "SQ8"])
-def test_a_filtered_search_equals_brute_force(factory: str) -> None:
+@pytest.mark.parametrize("factory", ["Flat", "HNSW32", "IVF4,Flat", "IVF4,PQ4x4", "SQ8", "PQ4x4", "IVF4,Flat,RFlat"])
+def test_a_filtered_search_equals_brute_force(factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ann, "SCANNED", 10)  # so that the structure itself is searched under the filter
     vectors, queries = unit(300), unit(20, seed=1)
     index = VectorIndex.build(catalogue(300), vectors, "m", factory)
     similarities = queries @ vectors.T

@@ -66,9 +66,12 @@ def training_need(dimension: int, factory: str) -> int:
     Raises:
         BuildError: Faiss does not know the factory.
     """
-    if _make(dimension, factory).is_trained:
+    index = _make(dimension, factory)
+    if index.is_trained:
+        _probe(index, factory)
         return 0
-    lists = [int(n) for n in re.findall(r"IVF(\d+)", factory)]
+    inverted = faiss.try_extract_index_ivf(index)
+    lists = [] if inverted is None else [inverted.nlist]
     bits = [int(n or 8) for n in re.findall(r"[PR]Q\d+(?:x(\d+))?", factory)]
     return 39 * max([*lists, *(2**n for n in bits), 32])
 
@@ -99,7 +102,7 @@ class Ann:
             sample: gives up to that many [N, H] float32 of what it will hold; asked if there is something to train.
 
         Raises:
-            BuildError: Faiss does not take the factory, cannot search it under a mask, or the sample is too small.
+            BuildError: Faiss does not take the factory, or the sample is too small for it.
         """
         index = _make(dimension, factory)
         if (graph := _as(index, faiss.IndexHNSW)) is not None:
@@ -108,11 +111,8 @@ class Ann:
             if not index.is_trained:
                 vectors = sample(max(SAMPLE, training_need(dimension, factory)))
                 index.train(np.ascontiguousarray(vectors, np.float32))
-            _probe(index)
         except RuntimeError as error:
-            raise BuildError(
-                f"Faiss cannot build and filter '{factory}' ({_short(error)}): use index.factory=Flat"
-            ) from error
+            raise BuildError(f"Faiss cannot build '{factory}' ({_short(error)}): use index.factory=Flat") from error
         return cls(index, factory)
 
     @classmethod
@@ -128,8 +128,13 @@ class Ann:
         return int(self.index.ntotal)
 
     def add(self, vectors: np.ndarray) -> None:
-        """Add [N, H] float32 at the next positions."""
-        self.index.add(np.ascontiguousarray(vectors, np.float32))
+        """Add [N, H] float32 at the next positions. Raises BuildError where Faiss cannot."""
+        try:
+            self.index.add(np.ascontiguousarray(vectors, np.float32))
+        except RuntimeError as error:
+            raise BuildError(
+                f"Faiss cannot add to '{self.factory}' ({_short(error)}): use index.factory=Flat"
+            ) from error
 
     def search(self, queries: np.ndarray, k: int, mask: np.ndarray | None, fetch: Fetch, exact: bool = False) -> Found:
         """The k best of each query with exact scores, best first; k is cut to what is allowed.
@@ -155,7 +160,10 @@ class Ann:
             return self._raw(queries, k, mask, 1.0)
         if allowed <= max(SCANNED, SCANNED_SHARE * len(self) if whole is not None else 0):
             return _scan(queries, k, np.flatnonzero(mask), given)
-        return self._masked(queries, k, mask, given)
+        try:
+            return self._masked(queries, k, mask, given)
+        except RuntimeError:  # some structures cannot search under a mask: compare
+            return _scan(queries, k, np.flatnonzero(mask), given)
 
     def _masked(self, queries: np.ndarray, k: int, mask: np.ndarray, fetch: Fetch) -> Found:
         """Search under a mask that allows many: the farther, the less of a query's own surroundings it allows."""
@@ -203,13 +211,16 @@ def _as(index: faiss.Index, kind: type) -> Any:
     return found if isinstance(found, kind) else None
 
 
-def _probe(index: faiss.Index) -> None:
-    """Add a vector, find it under a mask, forget it. Raises RuntimeError where the index cannot do one of them."""
-    vector, bits = np.eye(1, index.d, dtype=np.float32), np.ones(1, np.uint8)
-    index.add(vector)
-    selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-    index.search(vector, 1, params=_parameters(index, selector, 1, 1.0))
-    index.reset()
+def _probe(index: faiss.Index, factory: str) -> None:
+    """Add a vector, find it, forget it. Raises BuildError where the index cannot, as one that numbers by itself."""
+    vector = np.eye(1, index.d, dtype=np.float32)
+    try:
+        index.add(vector)
+        index.search(vector, 1)
+        index.reset()
+    except RuntimeError as error:
+        message = f"a collection cannot live in '{factory}' ({_short(error)}): use index.factory=Flat"
+        raise BuildError(message) from error
 
 
 def _parameters(index: faiss.Index, selector: faiss.IDSelector | None, wanted: int, effort: float) -> Any:
@@ -225,9 +236,7 @@ def _parameters(index: faiss.Index, selector: faiss.IDSelector | None, wanted: i
             parameters.IVFPQSearchParameters if isinstance(index, faiss.IndexIVFPQ) else parameters.SearchParametersIVF
         )
         return kind(sel=selector, nprobe=probes)
-    if isinstance(index, faiss.IndexPQ):
-        return parameters.SearchParametersPQ(sel=selector)
-    return parameters.SearchParameters(sel=selector)
+    return None if selector is None else parameters.SearchParameters(sel=selector)
 
 
 def _scan(queries: np.ndarray, k: int, positions: np.ndarray, fetch: Fetch) -> Found:

@@ -44,12 +44,12 @@ def read(folder: Path, dimension: int) -> Segment | None:
         return None
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        damaged = [name for name, digest in manifest["sha256"].items() if sha256(folder / name) != digest]
+        damaged = [name for name in (VECTORS, ROWS) if sha256(folder / name) != manifest["sha256"][name]]
         if not damaged:
             ann, rows = Ann.read(folder / VECTORS, manifest["factory"]), np.load(folder / ROWS)
             if ann.index.d == dimension and len(ann) == len(rows):
                 return Segment(ann, manifest["built_for"], rows)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         damaged = [str(error)]
     log.warning("%s is damaged (%s): the index is built anew", folder, ", ".join(damaged) or "sizes differ")
     return None

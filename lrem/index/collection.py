@@ -1,7 +1,7 @@
 """A live collection: items that come, change and go while it is searched, in one folder of one process.
 
 items.sqlite   the truth (store.py)
-ann/           the search structure as of some row (checkpoint.py); anything missing is taken from the truth
+ann/           the search structure as of some row (checkpoint.py); the rest comes from the truth (building.py)
 lock           held by the process that has it open
 
 A write is in the store, durably, before it is searchable, and searchable before the call returns. Knows how store and
@@ -13,7 +13,6 @@ import logging
 import shutil
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lrem.index import checkpoint
-from lrem.index.ann import Ann, choose
+from lrem.index.ann import BuildError, choose
+from lrem.index.building import build, catch_up, load
 from lrem.index.columns import matching
 from lrem.index.filters import Filter, parse
 from lrem.index.payload import checked, storable
@@ -35,7 +35,6 @@ ITEMS, ANN, LOCK = "items.sqlite", "ann", "lock"
 PART = ".snapshot-"  # what a snapshot is put together in
 DEAD_SHARE, DEAD_FROM = 0.2, 1000  # tombstones that are worth a rebuild
 CLOSE_TIMEOUT_S = 3600.0  # for a rebuild that is under way
-BATCH = 5000  # items read from the store at a time
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +119,9 @@ class Collection:
             return 0
         texts, vectors = [texts[i] for i in kept], vectors[kept]
         given = parsed(texts)  # what the store will give back, so that filters see the same
-        with self._write:
-            self._must_be_open()
+        with self._write, self._or_close():
             rows, replaced = self.store.upsert(list(last), texts, vectors)
-            with self._search, self._or_close():
+            with self._search:
                 self.segment.drop(replaced)
                 self.segment.take(rows, given, vectors)
         self._rebuild_if_due()
@@ -131,17 +129,15 @@ class Collection:
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete items; unknown ids are passed over. Returns how many there were. Raises StoreError where closed."""
-        with self._write:
-            self._must_be_open()
+        with self._write, self._or_close():
             dropped = self.store.delete(storable(ids))
-            with self._search, self._or_close():
+            with self._search:
                 self.segment.drop(dropped)
         self._rebuild_if_due()
         return len(dropped)
 
     def get(self, ids: Sequence[str]) -> dict[str, Stored]:
         """item_id → the item, of the ids that are there. Raises StoreError where closed."""
-        self._must_be_open()
         return self.store.get(storable(ids))
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
@@ -164,7 +160,6 @@ class Collection:
         wanted = None if where is None else parse(where)
         found: list[tuple[str, dict[str, Any]]] = []
         while True:
-            self._must_be_open()
             part = self.store.scroll(after, max(limit, 100))
             for (_, item_id, payload), fits in zip(part, matching([p for _, _, p in part], wanted), strict=True):
                 if len(found) == limit:
@@ -227,12 +222,13 @@ class Collection:
         """Make the search structure anew from the store, without tombstones, while it is searched and written to."""
         with self._rebuilding:
             self._rebuild()
+        self._rebuild_if_due()  # of what came meanwhile
 
     def _rebuild(self) -> None:
         self._must_be_open()
-        fresh = self._build()
+        fresh = build(self.store, self.factory)
         with self._write:
-            self._catch_up(fresh)
+            catch_up(fresh, self.store)
             with self._search:
                 self.segment = fresh
         self.save()
@@ -242,8 +238,13 @@ class Collection:
 
         Writers wait while it is written, searches go on.
         """
-        self._must_be_open()
-        checkpoint.write(self.segment, folder or self.folder / ANN, self._write)
+        checkpoint.write(self.segment, folder or self.folder / ANN, self._unchanged())
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        with self._write:
+            self._must_be_open()
+            yield
 
     def wait(self, timeout_s: float) -> None:
         """Wait for a rebuild in the background. Raises TimeoutError."""
@@ -255,11 +256,13 @@ class Collection:
         """Let go of the folder, once rebuild, writes and searches under way have ended; writes are on disk already."""
         if not self._rebuilding.acquire(timeout=CLOSE_TIMEOUT_S):
             raise TimeoutError(f"{self.folder}: its rebuild did not end within {CLOSE_TIMEOUT_S:g} s")
-        with self._write, self._search:
-            self._closed = True
-            self.store.close()
-            self._lock_file.close()
-        self._rebuilding.release()
+        try:
+            with self._write, self._search:
+                self._closed = True
+                self.store.close()
+                self._lock_file.close()
+        finally:
+            self._rebuilding.release()
 
     def _must_be_open(self) -> None:
         if self._closed:
@@ -267,56 +270,32 @@ class Collection:
 
     @contextmanager
     def _or_close(self) -> Iterator[None]:
-        """What is in the store but could not be made searchable: rather nothing than wrong answers."""
+        """A write that may be in the store and is not searchable: rather no answers than wrong ones.
+
+        The folder stays locked until `close`, so that nobody opens it beside a rebuild under way.
+        """
+        self._must_be_open()
         try:
             yield
+        except sqlite3.Error:  # undone whole
+            raise
         except BaseException:
-            log.exception("%s: a write is kept but not searchable, the collection closes", self.folder)
-            self._closed = True
-            self.store.close()
-            self._lock_file.close()
+            with self._search:
+                self._closed = True
+                self.store.close()
+            log.exception("%s: a write was interrupted; close the collection and open it again", self.folder)
             raise
 
     def _load(self) -> Segment:
-        segment = checkpoint.read(self.folder / ANN, self.dimension)
+        segment = load(self.store, self.folder / ANN)
         try:
-            if segment is not None and segment.last_row <= self.store.last_row:
-                for rows, payloads, _ in self._batches(0, segment.last_row):
-                    segment.describe(rows, payloads)
-                self._catch_up(segment)
-                log.info("%s: %s, as it was saved", self.folder, segment.ann.factory)
-                return segment
-            reason = "none was saved" if segment is None else "it is newer than the items"
-        except KeyError:
-            reason = "it lacks items"
-        if len(self.store):
-            log.info("%s: the index is built anew: %s", self.folder, reason)
-        segment = self._build()
-        self._catch_up(segment)
+            segment = build(self.store, self.factory) if segment is None else segment
+        except BuildError:
+            log.exception("%s: search is exact for now", self.folder)
+            self._retry_from = self.store.last_row + DEAD_FROM
+            segment = build(self.store, "Flat")
+        catch_up(segment, self.store)
         return segment
-
-    def _build(self) -> Segment:
-        count = len(self.store)
-        factory, reason = choose(count, self.dimension, self.factory)
-        log.info("%s: %s, %s", self.folder, factory, reason)
-        segment, started = Segment(Ann.build(self.dimension, factory, self.store.sample), count), time.monotonic()
-        for rows, payloads, vectors in self._batches(0, self.store.last_row):
-            segment.take(rows, payloads, vectors)
-        log.info("%s: %d items in %.1f s", self.folder, len(segment), time.monotonic() - started)
-        return segment
-
-    def _catch_up(self, segment: Segment) -> None:
-        """Bring a segment to the state of the store."""
-        for rows, payloads, vectors in self._batches(segment.last_row, self.store.last_row):
-            segment.take(rows, payloads, vectors)
-        segment.drop(np.setdiff1d(segment.rows, self.store.rows(), assume_unique=True).tolist())
-
-    def _batches(self, after: int, until: int) -> Iterator[tuple[list[int], list[dict[str, Any]], np.ndarray]]:
-        for part in self.store.since(after, BATCH):
-            part = [item for item in part if item.row <= until]
-            if not part:
-                return
-            yield [i.row for i in part], [i.payload for i in part], np.stack([i.vector for i in part])
 
     def _rebuild_if_due(self) -> None:
         """Start a rebuild in the background where tombstones, growth or another factory make it worth while."""
@@ -325,7 +304,11 @@ class Collection:
         changed = factory != segment.ann.factory and (factory == self.factory or segment.live > segment.built_for)
         stale = segment.dead > max(DEAD_FROM, DEAD_SHARE * segment.live)
         if (changed or stale) and segment.last_row >= self._retry_from and self._rebuilding.acquire(blocking=False):
-            threading.Thread(target=self._rebuild_aside, name=f"rebuild {self.folder}", daemon=True).start()
+            try:
+                threading.Thread(target=self._rebuild_aside, name=f"rebuild {self.folder}", daemon=True).start()
+            except BaseException:
+                self._rebuilding.release()
+                raise
 
     def _rebuild_aside(self) -> None:
         """A rebuild by a thread of its own, which releases the lock that its starter took."""
@@ -336,6 +319,8 @@ class Collection:
             self._retry_from = self.segment.last_row + DEAD_FROM
         finally:
             self._rebuilding.release()
+        if not self._closed:
+            self._rebuild_if_due()  # of what came meanwhile
 
 
 def _lock(file: Path) -> Any:

@@ -55,7 +55,9 @@ class Store:
         if not create and not file.exists():
             raise StoreError(f"{file} does not exist: build the collection, or restore a snapshot")
         self.file, self._lock = file, threading.RLock()
-        self._db = sqlite3.connect(file, timeout=TIMEOUT_S, check_same_thread=False, isolation_level=None)
+        self._connection: sqlite3.Connection | None = sqlite3.connect(
+            file, timeout=TIMEOUT_S, check_same_thread=False, isolation_level=None
+        )
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
@@ -66,14 +68,20 @@ class Store:
             self.about = {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM about")}
             self._check(about)
         except sqlite3.OperationalError as error:
-            self._db.close()
+            self.close()
             raise StoreError(f"{file} cannot be opened ({error}): is it in use elsewhere, or the disk full?") from error
         except sqlite3.DatabaseError as error:
-            self._db.close()
+            self.close()
             raise StoreError(f"{file} is no store, or damaged ({error}): restore a snapshot") from error
         except BaseException:
-            self._db.close()
+            self.close()
             raise
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreError(f"{self.file} is closed: open the collection again")
+        return self._connection
 
     def _create(self, about: Mapping[str, str | int], create: bool) -> None:
         if not create:
@@ -230,7 +238,9 @@ class Store:
     def close(self) -> None:
         """Let go of the file, once nobody reads from it."""
         with self._lock:
-            self._db.close()
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
 
 
 def _matrix(blobs: Sequence[bytes], dimension: int) -> np.ndarray:

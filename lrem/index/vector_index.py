@@ -90,10 +90,10 @@ class VectorIndex:
 
     @cached_property
     def columns(self) -> Columns:
-        """The payload, as filters need it; made at the first filter."""
+        """The payload, as filters need it; made when it is first asked for."""
         columns = Columns()
         for start in range(0, len(self), BATCH):
-            rows = self.items.slice(start, BATCH).to_pylist()
+            rows = self.items.drop_columns(["item_id"]).slice(start, BATCH).to_pylist()
             columns.add(range(start, start + len(rows)), rows)
         return columns
 
