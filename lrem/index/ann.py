@@ -167,12 +167,14 @@ class Ann:
 
     def _masked(self, queries: np.ndarray, k: int, mask: np.ndarray, fetch: Fetch) -> Found:
         """Search under a mask that allows many: the farther, the less of a query's own surroundings it allows."""
-        near = self._raw(queries, min(NEIGHBOURS, len(self)), None, 1.0)[1]
+        near = self._raw(queries, min(NEIGHBOURS, len(self)), None, 0.5)[1]
         share = (mask[near] & (near >= 0)).mean(axis=1)  # [Q]
         easy = share >= 1 / WIDEN
         scores, found = np.empty((len(queries), k), np.float32), np.full((len(queries), k), -1)
         if easy.any():
-            scores[easy], found[easy] = self._approximate(queries[easy], k, mask, 1 / share[easy].min(), fetch)
+            scores[easy], found[easy] = self._approximate(
+                queries[easy], k, mask, max(1.0, 0.5 / share[easy].min()), fetch
+            )
         if len(rest := np.flatnonzero((found < 0).any(axis=1))):
             scores[rest], found[rest] = _scan(queries[rest], k, np.flatnonzero(mask), fetch)
         return scores, found
