@@ -13,13 +13,13 @@ import faiss
 import numpy as np
 
 EXACT_UP_TO = 50_000  # vectors that one thread compares in milliseconds
-COMPRESS_FROM = 2_000_000  # beyond, graph and whole vectors of 256 numbers take more than 3 GB
+COMPRESS_FROM = 2_000_000  # beyond, whole vectors of 256 numbers and their graph take more than 2.5 GB
 EF_CONSTRUCTION = 128
 EF_SEARCH = 128
 NPROBE, NPROBE_SHARE = 8, 1 / 32  # lists that are looked into: so many, or this share of them
 RESCORED, RESCORED_FROM = 10, 100  # candidates for each wanted one and at least, where scores are approximate
 SCANNED = 5_000  # allowed vectors that are compared exactly whatever their share
-SCANNED_SHARE = 0.15  # and the share below which a graph, which has to walk through what is masked, is slower
+SCANNED_SHARE = 0.15  # and below which share: a graph would walk through masked vectors for the most part
 NEIGHBOURS = 64  # of a query, to see which share of its surroundings a mask allows
 WIDEN = 16  # a mask makes a search look at most so many times as far; where that is not enough all are compared
 BLOCK = 65_536  # vectors compared at once
