@@ -3,10 +3,12 @@
 Knows local and mounted paths alone.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +70,26 @@ def write_json(value: Any, path: Path) -> Path:
     with atomic_file(path) as part:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return path
+
+
+@contextmanager
+def only_one(lock: Path, timeout_s: float) -> Iterator[None]:
+    """Hold the file `lock`, made if it is not there, against every other process and thread that asks for it.
+
+    Raises:
+        TimeoutError: another held it all the time.
+    """
+    deadline = time.monotonic() + timeout_s
+    with lock.open("a") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"waited {timeout_s:g} s for {lock}: another process holds it") from None
+                time.sleep(0.05)
+        yield
 
 
 def sha256(file: Path) -> str:

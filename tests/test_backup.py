@@ -89,9 +89,9 @@ def test_a_manifest_of_another_model_is_refused(tmp_path: Path) -> None:
     manifest.write_text(text.replace("model-a", "model-b"))
     with pytest.raises(SnapshotError, match="does not belong to its items.*model-a"):
         restore(tmp_path / "backup", tmp_path / "again", "model-b")
-    for other in ("[]", "{}", text.replace('"format": 1', '"format": 2')):
+    for other in ("[]", "{}", text.replace('"format": 2', '"format": 1')):
         manifest.write_text(other)
-        with pytest.raises(SnapshotError, match="no snapshot of a collection in format 1"):
+        with pytest.raises(SnapshotError, match="no snapshot of a collection in format 2"):
             restore(tmp_path / "backup", tmp_path / "again")
     assert not (tmp_path / "again").exists()
 

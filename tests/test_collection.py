@@ -128,12 +128,37 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     again.close()
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    collection = opened(tmp_path)
-    with pytest.raises(StoreError, match="is open already"):
-        opened(tmp_path)
-    collection.close()
-    opened(tmp_path).close()
+def test_opened_twice_each_sees_what_the_other_writes(tmp_path: Path) -> None:
+    one, other = opened(tmp_path), opened(tmp_path)
+    assert one.upsert(IDS, [{"by": "one"}] * 8, VECTORS[:8]) == 8
+    assert other.upsert(["p0", "new"], [{"by": "other"}] * 2, VECTORS[[20, 21]]) == 1  # "p0" it has not seen before
+    assert one.delete(["p1", "new"]) == 2
+    one.rebuild()
+    for collection in (one, other):
+        assert collection.count() == len(collection) == 7
+        assert collection.count({"by": "other"}) == 1
+        assert [hits[0].item_id for hits in collection.search(VECTORS[[20, 2, 7]], 1)] == ["p0", "p2", "p7"]
+    one.close()
+    assert other.upsert(["p1"], [{}], VECTORS[1:2]) == 1
+    assert other.search(VECTORS[1:2], 1)[0][0].item_id == "p1"
+    other.close()
+
+
+def test_a_deletion_too_long_ago_to_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrem.index.store.REMEMBERED", 2)
+    one, other = opened(tmp_path), opened(tmp_path)
+    one.upsert(IDS, [{}] * 8, VECTORS[:8])
+    assert other.count() == 8
+    for item_id in IDS[:5]:
+        one.delete([item_id])
+    assert one.store.dropped(0) is None
+    assert one.store.dropped(3) is not None
+    assert [hit.item_id for hit in other.search(VECTORS[:1], 8)[0]] == [
+        hit.item_id for hit in one.search(VECTORS[:1], 8)[0]
+    ]
+    assert other.count() == 3
+    one.close()
+    other.close()
 
 
 @pytest.mark.parametrize(

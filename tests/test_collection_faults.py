@@ -101,6 +101,53 @@ def test_a_damaged_structure_is_built_anew(tmp_path: Path, name: str, caplog: py
     again.close()
 
 
+def test_processes_write_and_search_one_folder(tmp_path: Path) -> None:
+    """Two writing processes beside a reader; one is killed in the middle. Every reply that came back is there."""
+    np.save(tmp_path / "vectors.npy", VECTORS)
+    arguments = [sys.executable, "-c", SHARER, str(tmp_path / "items"), str(tmp_path / "vectors.npy")]
+    reader = opened(tmp_path)
+    with (
+        subprocess.Popen([*arguments, "a", "200"], stdout=subprocess.PIPE, text=True) as lasting,
+        subprocess.Popen([*arguments, "b", "100000"], stdout=subprocess.PIPE, text=True) as killed,
+    ):
+        assert killed.stdout is not None
+        assert lasting.stdout is not None
+        for _ in range(60):
+            assert killed.stdout.readline()
+            for hits, row in zip(reader.search(VECTORS[:4], 3), range(4), strict=True):
+                assert all(hit.payload["row"] == row for hit in hits if hit.score > 0.999)
+        killed.kill()
+        said = {"a": len(lasting.stdout.read().split()), "b": 60 + len(killed.stdout.read().split())}
+    assert lasting.returncode == 0
+    assert said["a"] == 200
+    assert reader.count({"by": "a"}) == 200
+    assert reader.count({"by": "b"}) in (said["b"], said["b"] + 1)  # one may be written and not acknowledged
+    assert reader.count() == len(reader.store)
+    for name, count in said.items():
+        assert len(reader.get([f"{name}{i}" for i in range(count)])) == count
+    reader.close()
+
+
+SHARER = """
+import sys
+from pathlib import Path
+import numpy as np
+from lrem.index.collection import Collection
+
+vectors, name = np.load(sys.argv[2]), sys.argv[3]
+collection = Collection(Path(sys.argv[1]), "model-a", vectors.shape[1])
+for step in range(int(sys.argv[4])):
+    row = step % len(vectors)
+    collection.upsert([f"{name}{step}", "shared"], [{"row": row, "by": name}, {"row": row}], vectors[[row, row]])
+    [hits] = collection.search(vectors[row][None], 3)
+    assert hits[0].score > 0.999
+    if step % 50 == 49:
+        collection.rebuild()
+    print(step, flush=True)
+collection.close()
+"""
+
+
 def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
     collection = opened(tmp_path)
     collection.upsert(IDS, [{}] * 8, VECTORS[:8])

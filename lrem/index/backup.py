@@ -36,7 +36,7 @@ def snapshot(collection: Collection, destination: str | Path) -> dict[str, Any]:
     try:
         if place.get_file_info(f"{folder}/{MANIFEST}").type != fs.FileType.NotFound:
             raise SnapshotError(f"{destination} holds a snapshot already: choose another name, or delete it first")
-        with tempfile.TemporaryDirectory(dir=collection.folder, prefix=PART) as made:
+        with collection.alone(), tempfile.TemporaryDirectory(dir=collection.folder, prefix=PART) as made:
             part = Path(made)
             collection.save(part / ANN)
             collection.store.copy(part / ITEMS)

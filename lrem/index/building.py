@@ -58,10 +58,15 @@ def load(store: Store, folder: Path) -> Segment | None:
 
 
 def catch_up(segment: Segment, store: Store) -> None:
-    """Bring a segment to the state of a store that nobody writes to."""
+    """Bring a segment to the state of its store, or to a newer one where somebody writes to it meanwhile."""
+    last_drop = store.last_drop  # before the rest: what goes meanwhile is looked at again the next time
     for rows, payloads, vectors in _batches(store, segment.last_row, store.last_row):
         segment.take(rows, payloads, vectors)
-    segment.drop(np.setdiff1d(segment.rows, store.rows(), assume_unique=True).tolist())
+    gone = None if segment.last_drop is None else store.dropped(segment.last_drop)
+    if gone is None:
+        gone = np.setdiff1d(segment.rows, store.rows(), assume_unique=True).tolist()
+    segment.drop(gone)
+    segment.last_drop = last_drop
 
 
 def _batches(store: Store, after: int, until: int) -> Iterator[tuple[list[int], list[dict[str, Any]], np.ndarray]]:

@@ -1,25 +1,26 @@
-"""A live collection: items that come, change and go while it is searched, in one folder of one process.
+"""A live collection: items that come, change and go while it is searched, in one folder of one machine.
 
 items.sqlite   the truth (store.py)
 ann/           the search structure as of some row (checkpoint.py); the rest comes from the truth (building.py)
-lock           held by the process that has it open
+lock           held while `ann` is written
 
-A write is in the store, durably, before it is searchable, and searchable before the call returns. Knows how store and
-segment go together; does not know models, shards or HTTP.
+A write is in the store, durably, before it is searchable, and searchable before the call returns. Several processes may
+have the folder open, each with its own search structure: who asks sees what any of them has written. Does not know
+models, shards or HTTP.
 """
 
-import fcntl
 import logging
 import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrem.files import only_one
 from lrem.index import checkpoint
 from lrem.index.ann import BuildError, choose
 from lrem.index.building import build, catch_up, load
@@ -30,11 +31,12 @@ from lrem.index.segment import Segment
 from lrem.index.store import Store, Stored, StoreError, parsed
 from lrem.index.vector_index import Hit
 
-FORMAT = 1
+FORMAT = 2
 ITEMS, ANN, LOCK = "items.sqlite", "ann", "lock"
 PART = ".snapshot-"  # what a snapshot is put together in
 DEAD_SHARE, DEAD_FROM = 0.2, 1000  # tombstones that are worth a rebuild
-CLOSE_TIMEOUT_S = 3600.0  # for a rebuild that is under way
+CLOSE_TIMEOUT_S = 3600.0  # for a rebuild, or another process's checkpoint, that is under way
+ATTEMPTS = 20  # of a search whose finds are replaced by another process before they are read
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class Collection:
         factory: Faiss factory string; None chooses by size.
 
     Raises:
-        StoreError: it was made with another model or dimension, is damaged, is open elsewhere, or is not there.
+        StoreError: it was made with another model or dimension, is damaged, or is not there.
         BuildError: Faiss does not take the factory.
     """
 
@@ -75,24 +77,20 @@ class Collection:
         self._write, self._search = threading.RLock(), threading.RLock()  # taken in this order
         self._rebuilding = threading.Lock()  # taken before both
         self._retry_from, self._closed = 0, False
-        self._lock_file = _lock(folder / LOCK)
-        for left in [*folder.glob(f".{ANN}.*.tmp"), *folder.glob(f"{PART}*")]:  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        self._version = -1  # of the store, as the segment last took it in
+        self._tidy()
         try:
             self.store = Store(folder / ITEMS, given | {"format": FORMAT}, create=len(given) == 2)
             self.model, self.dimension = str(self.store.about["model"]), int(self.store.about["dimension"])
             try:
+                self._version = self.store.version
                 self.segment = self._load()
                 self._rebuild_if_due()
             except BaseException:
                 self.store.close()
                 raise
         except sqlite3.DatabaseError as error:
-            self._lock_file.close()
             raise StoreError(f"{folder / ITEMS} is damaged ({error}): restore a snapshot") from error
-        except BaseException:
-            self._lock_file.close()
-            raise
 
     def __len__(self) -> int:
         return self.segment.live
@@ -122,8 +120,11 @@ class Collection:
         with self._write, self._or_close():
             rows, replaced = self.store.upsert(list(last), texts, vectors)
             with self._search:
-                self.segment.drop(replaced)
-                self.segment.take(rows, given, vectors)
+                if self.store.version != self._version or self.segment.last_row >= rows[0]:
+                    self._catch_up()  # another process's rows stand between
+                else:
+                    self.segment.drop(replaced)
+                    self.segment.take(rows, given, vectors)
         self._rebuild_if_due()
         return len(kept) - len(replaced)
 
@@ -143,6 +144,7 @@ class Collection:
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """How many items match a filter (see filters.py). Raises FilterError; StoreError where closed."""
         wanted = None if where is None else parse(where)
+        self._refresh()
         with self._search:
             self._must_be_open()
             return self.segment.count(wanted)
@@ -190,12 +192,27 @@ class Collection:
         if k < 1 or not np.isfinite(queries).all():
             raise ValueError(f"k is {k}, at least 1 is needed" if k < 1 else "a query's vector is not finite")
         wanted = None if where is None else parse(where)
-        try:
-            with self._search:
-                return self._hits(queries, k, wanted, exact)
-        except KeyError:  # a writer was between store and segment
+        for _ in range(ATTEMPTS):
+            self._refresh()
+            try:
+                with self._search:
+                    return self._hits(queries, k, wanted, exact)
+            except KeyError:  # found, and replaced before it was read
+                self._write.acquire()  # until a writer of this process has made it searchable
+                self._write.release()
+        raise StoreError(f"{self.folder}: its items change faster than they can be searched: write less at once")
+
+    def _refresh(self) -> None:
+        """Take in what other processes have written."""
+        self._must_be_open()
+        if self.store.version != self._version:
             with self._write, self._search:
-                return self._hits(queries, k, wanted, exact)
+                self._must_be_open()
+                self._catch_up()
+
+    def _catch_up(self) -> None:
+        self._version = self.store.version
+        catch_up(self.segment, self.store)
 
     def _hits(self, queries: np.ndarray, k: int, wanted: Filter | None, exact: bool) -> list[list[Hit]]:
         self._must_be_open()
@@ -205,6 +222,7 @@ class Collection:
 
     def stats(self) -> dict[str, Any]:
         """What there is: items, tombstones, the structure and why, bytes on disk."""
+        self._refresh()
         factory, reason = choose(len(self), self.dimension, self.factory)
         files = [*self.folder.glob(f"{ITEMS}*"), *self.folder.glob(f"{ANN}/*")]
         return {
@@ -238,7 +256,18 @@ class Collection:
 
         Writers wait while it is written, searches go on.
         """
-        checkpoint.write(self.segment, folder or self.folder / ANN, self._unchanged())
+        with self.alone() if folder is None else nullcontext():
+            checkpoint.write(self.segment, folder or self.folder / ANN, self._unchanged())
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Nobody else writes checkpoints or snapshots in the folder meanwhile. Raises TimeoutError."""
+        return only_one(self.folder / LOCK, CLOSE_TIMEOUT_S)
+
+    def _tidy(self) -> None:
+        """Remove what a killed process left half-written, unless another is just writing."""
+        with suppress(TimeoutError), only_one(self.folder / LOCK, 0):
+            for left in [*self.folder.glob(f".{ANN}.*.tmp"), *self.folder.glob(f"{PART}*")]:
+                shutil.rmtree(left, ignore_errors=True)
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
@@ -260,7 +289,6 @@ class Collection:
             with self._write, self._search:
                 self._closed = True
                 self.store.close()
-                self._lock_file.close()
         finally:
             self._rebuilding.release()
 
@@ -270,10 +298,7 @@ class Collection:
 
     @contextmanager
     def _or_close(self) -> Iterator[None]:
-        """A write that may be in the store and is not searchable: rather no answers than wrong ones.
-
-        The folder stays locked until `close`, so that nobody opens it beside a rebuild under way.
-        """
+        """A write that may be in the store and is not searchable: rather no answers than wrong ones."""
         self._must_be_open()
         try:
             yield
@@ -321,13 +346,3 @@ class Collection:
             self._rebuilding.release()
         if not self._closed:
             self._rebuild_if_due()  # of what came meanwhile
-
-
-def _lock(file: Path) -> Any:
-    handle = file.open("w")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        raise StoreError(f"{file.parent} is open already, here or in another process: close it there") from None
-    return handle

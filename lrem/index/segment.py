@@ -31,6 +31,7 @@ class Segment:
             self._alive.extend(np.zeros(len(rows), bool))
         self.live = 0  # rows that are no tombstones
         self.built_for = built_for  # rows that the index's structure was chosen for
+        self.last_drop: int | None = None  # the store's newest deletion that was taken in, where that is known
 
     def __len__(self) -> int:
         return len(self._rows)

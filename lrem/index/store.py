@@ -23,8 +23,10 @@ VARIABLES = 30_000  # of one statement; SQLite takes 32,766
 SCHEMA = """
 CREATE TABLE items (
     row INTEGER PRIMARY KEY AUTOINCREMENT, item_id TEXT NOT NULL UNIQUE, payload TEXT NOT NULL, vector BLOB NOT NULL);
+CREATE TABLE dropped (seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL);
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+REMEMBERED = 200_000  # rows that went, for other processes that have the same file open
 
 
 class StoreError(ValueError):
@@ -140,15 +142,38 @@ class Store:
 
     def _delete(self, ids: Sequence[str]) -> list[int]:
         rows = list(self.rows_of(ids).values())
-        self._db.executemany("DELETE FROM items WHERE row = ?", [(row,) for row in rows])
+        gone = [(row,) for row in rows]
+        self._db.executemany("DELETE FROM items WHERE row = ?", gone)
+        self._db.executemany("INSERT INTO dropped (row) VALUES (?)", gone)
+        self._db.execute("DELETE FROM dropped WHERE seq <= ?", (self.last_drop - REMEMBERED,))
         return rows
 
     @property
     def last_row(self) -> int:
         """The greatest row ever given out, 0 before the first."""
+        return self._sequence("items")
+
+    @property
+    def last_drop(self) -> int:
+        """The number of the newest deletion, 0 before the first."""
+        return self._sequence("dropped")
+
+    def _sequence(self, table: str) -> int:
         with self._lock:
-            found = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+            found = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
         return int(found[0]) if found else 0
+
+    def dropped(self, after: int) -> list[int] | None:
+        """The rows that went since deletion number `after`; None where that is not remembered any more."""
+        with self._lock:
+            found = self._db.execute("SELECT seq, row FROM dropped WHERE seq > ? ORDER BY seq", (after,)).fetchall()
+            return [row for _, row in found] if len(found) == self.last_drop - after else None
+
+    @property
+    def version(self) -> int:
+        """Another number whenever someone else, here or in another process, has written to the file."""
+        with self._lock:
+            return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def __len__(self) -> int:
         with self._lock:
