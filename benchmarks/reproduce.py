@@ -27,6 +27,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import faiss
+import numpy as np
 import pyarrow.parquet as pq
 import ray
 from claim import MACRO, Means, Scores, gains, group_means, members, over_seeds, write_page
@@ -35,9 +37,8 @@ from lrem.config import Config, load_config, to_yaml
 from lrem.evaluation.metrics import Qrels, per_query
 from lrem.evaluation.overrides import OVERRIDES, override, vocabulary
 from lrem.files import write_json
-from lrem.index.vector_index import VectorIndex
 from lrem.lexical import Bm25
-from lrem.model import RECORD, ReasoningEmbedder, fingerprint
+from lrem.model import RECORD, ReasoningEmbedder
 from lrem.positives import identity
 from lrem.schema import read_items
 from lrem.template import COMPACT
@@ -66,6 +67,14 @@ REINFORCED = {
     "without InfoNCE": ["reinforce.info_nce_weight=0"],
     "without retrieval reward": ["reinforce.rewards.accuracy=0"],
 }
+
+
+def nearest(ids: list[str], vectors: np.ndarray, queries: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
+    """The k best (item_id, cosine) of each query by exact search. vectors: [N, H], queries: [Q, H] float32."""
+    scores, rows = faiss.knn(queries, vectors, min(k, len(ids)), metric=faiss.METRIC_INNER_PRODUCT)
+    return [
+        [(ids[row], float(score)) for row, score in zip(*line, strict=True)] for line in zip(rows, scores, strict=True)
+    ]
 
 
 class Tried(NamedTuple):
@@ -203,11 +212,11 @@ class World:
             modes |= {kind: override(kind, texts, modes["greedy"], words, self.seed) for kind in OVERRIDES}
             modes[PERFECT] = [self.perfect[query_id] for query_id in queries]
         model = ReasoningEmbedder.load(folder).eval()
-        index = VectorIndex.build(items, model.encode_items(titles), fingerprint(folder))
+        ids, vectors = items["item_id"].to_pylist(), model.encode_items(titles)
         k = self.base.evaluate
         found = {}
         for mode, reasonings in modes.items():
-            hits = index.search_ids(model.encode_queries(texts, reasonings), max(k.k, k.precision_k))
+            hits = nearest(ids, vectors, model.encode_queries(texts, reasonings), max(k.k, k.precision_k))
             found[mode] = per_query(dict(zip(queries, hits, strict=True)), qrels, k.k, k.precision_k)
         self._keep(name, found)
 

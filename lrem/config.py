@@ -47,7 +47,8 @@ class PathsConfig(Section):
     direct: Path | None = None
     model: Path | None = None
     vectors: Path | None = None
-    index: Path | None = None
+    index: Path | None = None  # the snapshot that serving starts from
+    live: Path | None = None  # what is served, with everything written to it since; a disk of the index machines
 
 
 DEFAULT_PATHS = {
@@ -64,6 +65,7 @@ DEFAULT_PATHS = {
     "model": "model",
     "vectors": "vectors",
     "index": "index",
+    "live": "live",
 }
 
 

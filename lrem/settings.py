@@ -3,6 +3,7 @@
 Does not know where they come from, nor what the stages do with them.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -235,7 +236,7 @@ class EmbedConfig(Section):
 class IndexConfig(Section):
     """The Faiss index."""
 
-    factory: str = "Flat"  # exact; any Faiss factory string
+    factory: str | None = None  # any Faiss factory string; None chooses by the number of items, and logs why
 
 
 class EvaluateConfig(Section):
@@ -246,11 +247,59 @@ class EvaluateConfig(Section):
     examples: int = Field(3, ge=1)  # hard queries shown by the demo
 
 
+class ReplicasConfig(Section):
+    """How many replicas a deployment has. With `max_replicas` Serve adds some under load and takes them away again."""
+
+    replicas: int = Field(1, ge=1)
+    max_replicas: int | None = Field(None, ge=1)  # None: always `replicas`
+    target_ongoing: int = Field(16, ge=1)  # requests of a replica beyond which another is started
+    cpus: float = Field(1.0, gt=0)  # of the scheduler's count, for each replica
+    gpus: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReplicasConfig":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")
+        return self
+
+
+class IngressConfig(ReplicasConfig):
+    """The HTTP side."""
+
+    cpus: float = Field(0.1, gt=0)
+
+
+class ReasonerConfig(ReplicasConfig):
+    """vLLM."""
+
+    gpus: float | None = Field(None, ge=0)  # type: ignore[assignment]  # None: one where the cluster has any
+
+
+class ShardConfig(ReplicasConfig):
+    """Each shard. Its replicas share one folder, so they run on one machine."""
+
+    cpus: float = Field(0.5, gt=0)
+
+
 class ServeConfig(Section):
     """The Serve application."""
 
     host: str = "127.0.0.1"
     port: int = 8000
+    keys_file: Path | None = None  # who may read and write; without it only loopback addresses are bound to
     shards: int = Field(1, ge=1)
-    timeout_s: float = 60.0  # of one request
+    index_nodes: list[str] = Field(default_factory=list)  # addresses; shard i lives on the i-th; none: on this machine
+    ingress: IngressConfig = IngressConfig()
+    reasoner: ReasonerConfig = ReasonerConfig()
+    embedder: ReplicasConfig = ReplicasConfig()
+    shard: ShardConfig = ShardConfig()
+    timeout_s: float = Field(60.0, gt=0)  # of one request
+    reason_timeout_s: float = Field(10.0, gt=0)  # for thinking, then the query is embedded as it is
+    search_timeout_s: float = Field(5.0, gt=0)  # for a shard, then the answer goes without it
+    max_requests: int = Field(256, ge=1)  # that one ingress has under way; more are told to come back (429)
+    think_below: float = Field(0.5, ge=0, le=1)  # `auto` thinks where the chance of an empty thought is below this
+    max_body_mb: float = Field(8.0, gt=0)
+    cache_size: int = Field(10_000, ge=0)  # queries whose thought and vector are kept; 0: none
+    cache_ttl_s: float = Field(3600.0, gt=0)
+    drain_s: float = Field(10.0, gt=0)  # how long a replaced index or model still answers what it was asked
     examples: list[str] = Field(default_factory=list)  # queries that the page offers

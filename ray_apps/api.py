@@ -1,26 +1,24 @@
-"""The HTTP contract: requests with their limits, answers, and the one shape of every error.
+"""The HTTP contract: requests with their limits, and answers. Errors have one shape, in errors.py.
 
-Knows pydantic and FastAPI; does not know models, Ray or how an answer is found.
+Knows pydantic; does not know models, Ray or how an answer is found.
 """
 
-import math
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from starlette.exceptions import HTTPException
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from lrem.index.filters import Filter, FilterError, parse
+from lrem.index.filters import FilterError, parse
+from lrem.index.payload import ItemError, as_json
 
 MAX_QUERIES = 64  # of one search: the latency of all is that of the slowest
 MAX_INPUTS = 2048  # of one embeddings request, as OpenAI's
 MAX_CHARACTERS = 2000
 MAX_K = 1000
+MAX_REASONINGS = 16  # of one query
+MAX_ITEMS = 1000  # of one write
 ALIAS = "lrem"  # a name for whatever model is served, for clients that must send one
 
-Reason = Literal["always", "never"]
+Reason = Literal["auto", "always", "never"]
 
 
 def _check_text(text: str) -> str:
@@ -41,16 +39,37 @@ def _check_filter(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+def _check_id(item_id: str) -> str:
+    try:
+        as_json(item_id, {})
+    except ItemError as error:
+        raise ValueError(str(error)) from error
+    return item_id
+
+
+def _inputs(value: Any) -> list[str] | list[list[int]]:
+    """What OpenAI's clients send: a text, texts, token ids of a text, or of several."""
+    rows = [value] if isinstance(value, str) or _is_tokens(value) else value
+    if not isinstance(rows, list) or (not all(isinstance(row, str) for row in rows) and not all(map(_is_tokens, rows))):
+        raise ValueError("send a string, a list of strings, a list of token ids, or a list of lists of token ids")
+    if not 1 <= len(rows) <= MAX_INPUTS:
+        raise ValueError(f"has {len(rows)} inputs: send 1 to {MAX_INPUTS}")
+    if any(not isinstance(row, str) and len(row) > MAX_CHARACTERS for row in rows):
+        raise ValueError(f"send at most {MAX_CHARACTERS} token ids of a text")
+    return [_check_text(row) if isinstance(row, str) else row for row in rows]
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one < 2**31 for one in value)
 
 
 Text = Annotated[str, AfterValidator(_check_text)]
-Texts = Annotated[
-    list[Text],
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
-    Field(min_length=1, max_length=MAX_INPUTS),
+Inputs = Annotated[
+    list[str] | list[list[int]],
+    PlainValidator(_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
 ]
+Where = Annotated[dict[str, Any], AfterValidator(_check_filter)]
+ItemId = Annotated[str, AfterValidator(_check_id)]
 
 
 class Body(BaseModel):
@@ -65,8 +84,11 @@ class SearchRequest(Body):
     query: Text | None = None
     queries: Annotated[list[Text], Field(min_length=1, max_length=MAX_QUERIES)] | None = None
     k: int = Field(10, ge=1, le=MAX_K, description="Items for each query.")
-    reason: Reason = Field("always", description="Whether to think before embedding.")
-    filter: Annotated[dict[str, Any], AfterValidator(_check_filter)] | None = Field(
+    reason: Reason = Field("auto", description="Whether to think before embedding; auto: the model decides.")
+    reasonings: int = Field(1, ge=1, le=MAX_REASONINGS, description="More than one: the mean of their embeddings.")
+    dimensions: int | None = Field(None, ge=1, description="Compare the first so many numbers of the vectors alone.")
+    complete: bool = Field(False, description="Rather an error (503) than an answer without some shards.")
+    filter: Where | None = Field(
         None, description='Which items may be found, by their payload: `{"price": {"$lt": 20}}`, see docs/index.md.'
     )
 
@@ -81,11 +103,6 @@ class SearchRequest(Body):
         """The queries, whichever way they came."""
         return self.queries or [str(self.query)]
 
-    @property
-    def where(self) -> Filter | None:
-        """The filter, read."""
-        return None if self.filter is None else parse(self.filter)
-
 
 class Item(BaseModel):
     """A found item: `score` is the cosine, `payload` the catalogue's other columns."""
@@ -96,17 +113,27 @@ class Item(BaseModel):
 
 
 class Result(BaseModel):
-    """The answer to one query, best item first; `reasoning` is null where none was asked for."""
+    """The answer to one query, best item first.
+
+    `reasoning` is null where the query was embedded as it is; `reasonings` has all where several were asked for.
+    """
 
     query: str
     reasoning: str | None
+    reasonings: list[str] | None = None
     items: list[Item]
 
 
 class SearchAnswer(BaseModel):
-    """`model` is the fingerprint; `timings_ms` holds reason, embed, search and total, in milliseconds."""
+    """`model` is the fingerprint; `timings_ms` holds route, reason, embed, search and total, in milliseconds.
+
+    `degraded`: thinking was asked for, the reasoner is down or was late, and the queries were embedded as they are.
+    `missing_shards`: these parts of the index did not answer; empty where the answer is complete.
+    """
 
     model: str
+    degraded: bool = False
+    missing_shards: list[int] = []
     results: list[Result]
     timings_ms: dict[str, float]
 
@@ -114,16 +141,17 @@ class SearchAnswer(BaseModel):
 class EmbeddingsRequest(Body):
     """Body of `POST /v1/embeddings`: OpenAI's, with `input_type` and `reason` beside it."""
 
-    input: Texts
+    input: Inputs
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="A length that the model was trained to be cut to.")
     user: str | None = None
     input_type: Literal["query", "item"] = "query"
-    reason: Reason | None = Field(None, description="For queries: 'always' unless given. Items are never reasoned.")
+    reason: Reason | None = Field(None, description="For queries: 'auto' unless given. Items are never reasoned.")
 
     @model_validator(mode="after")
     def _items_do_not_reason(self) -> "EmbeddingsRequest":
-        if self.input_type == "item" and self.reason == "always":
+        if self.input_type == "item" and self.reason in ("auto", "always"):
             raise ValueError("reason: items are embedded without thinking, leave 'reason' out or send 'never'")
         return self
 
@@ -150,6 +178,96 @@ class EmbeddingsAnswer(BaseModel):
     data: list[Embedding]
     model: str
     usage: Usage
+    degraded: bool = False
+
+
+class ItemIn(BaseModel):
+    """An item to write: its id, its title, which is embedded, and any other fields, its payload."""
+
+    model_config = ConfigDict(extra="allow")
+
+    item_id: ItemId
+    title: Text
+
+    @model_validator(mode="after")
+    def _storable(self) -> "ItemIn":
+        try:
+            as_json(self.item_id, self.payload)
+        except ItemError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """Everything but the id."""
+        return {"title": self.title} | (self.model_extra or {})
+
+
+class Items(Body):
+    """Body of `PUT /v1/items`: written all, or none if one of them cannot be; of one id the last counts."""
+
+    items: Annotated[list[ItemIn], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class Written(BaseModel):
+    """How many items were written, and how many of them were new."""
+
+    written: int
+    new: int
+
+
+class BulkRow(BaseModel):
+    """What became of a line, counted from 1."""
+
+    line: int
+    item_id: str | None = None
+    error: str | None = None
+
+
+class BulkAnswer(BaseModel):
+    """Every line of a bulk write; those with an `error` were not written, the others were, durably."""
+
+    written: int
+    failed: int
+    rows: list[BulkRow]
+
+
+class ItemIds(Body):
+    """Body of `POST /v1/items/delete`."""
+
+    item_ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class Deleted(BaseModel):
+    """How many of the items were there."""
+
+    deleted: int
+
+
+class CountRequest(Body):
+    """Body of `POST /v1/items/count`."""
+
+    filter: Where | None = None
+
+
+class Count(BaseModel):
+    """How many items match."""
+
+    count: int
+
+
+class StoredItem(BaseModel):
+    """An item as it is kept."""
+
+    item_id: str
+    payload: dict[str, Any]
+
+
+class ItemsPage(BaseModel):
+    """Items in the order of their ids; `after` asks for the next page, null where there is none."""
+
+    items: list[StoredItem]
+    after: str | None
 
 
 class Model(BaseModel):
@@ -175,90 +293,8 @@ class Health(BaseModel):
     model: str
 
 
-class ErrorDetail(BaseModel):
-    """What went wrong and what to do; `code` is for programs."""
+class Ready(BaseModel):
+    """Whether every part answers; `missing` names those that do not."""
 
-    message: str
-    type: str
-    code: str
-
-
-class ErrorAnswer(BaseModel):
-    """The one shape of every error, as OpenAI's."""
-
-    error: ErrorDetail
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": text}
-    for status, text in {
-        400: "The body cannot be read",
-        404: "The model is not served",
-        422: "A field is missing, unknown or out of bounds",
-        504: "A phase took too long",
-    }.items()
-}
-
-
-class ServiceError(Exception):
-    """An error that a caller should read: HTTP status, message and machine-readable code."""
-
-    def __init__(self, status: int, message: str, code: str) -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
-
-
-def error_answer(status: int, message: str, code: str) -> JSONResponse:
-    """The one error shape; half a surrogate pair in a message (from an unknown field's name) becomes `?`."""
-    kind = "timeout_error" if status == 504 else "server_error" if status >= 500 else "invalid_request_error"
-    detail = ErrorDetail(message=message.encode(errors="replace").decode(), type=kind, code=code)
-    return JSONResponse(ErrorAnswer(error=detail).model_dump(), status_code=status)
-
-
-def install_errors(app: FastAPI) -> None:
-    """Make every error of `app` leave in the one shape."""
-
-    @app.exception_handler(ServiceError)
-    def service(request: Request, error: ServiceError) -> JSONResponse:
-        return error_answer(error.status, str(error), error.code)
-
-    @app.exception_handler(RequestValidationError)
-    def validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = error.errors()
-        if problems[0]["type"] == "json_invalid":
-            return error_answer(400, f"the body is not JSON ({problems[0]['ctx']['error']})", "invalid_json")
-        message = "; ".join(_explain(problem) for problem in problems[:5])
-        return error_answer(422, message, "invalid_request")
-
-    @app.exception_handler(HTTPException)
-    def http(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {error.detail}; the endpoints are listed at /docs"
-        return error_answer(error.status_code, message, f"http_{error.status_code}")
-
-    @app.exception_handler(Exception)
-    def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        return error_answer(500, "the request failed inside the server: its log says why, try again", "internal")
-
-
-def _explain(problem: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"][1:])
-    if problem["type"] == "extra_forbidden":
-        return f"{place}: no such field, remove it or see /docs for the fields there are"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
-
-
-def plain(value: Any) -> Any:
-    """A payload value as JSON can carry it: NaN and infinities become null, unknown types text.
-
-    >>> from datetime import date
-    >>> plain({"price": float("nan"), "tags": ["a", None], "since": date(2024, 5, 1)})
-    {'price': None, 'tags': ['a', None], 'since': '2024-05-01'}
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    ready: bool
+    missing: list[str] = []

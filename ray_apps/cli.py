@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lrem.config import Config, ConfigError, load_config, to_yaml
-from lrem.index import BuildError, SnapshotError
+from lrem.index import BuildError, FilterError, ItemError, SnapshotError, StoreError
 from lrem.schema import DataError
 from ray_apps.progress import console
 from ray_apps.stages import run_stage
@@ -24,6 +24,10 @@ app = typer.Typer(
     help="Large Reasoning Embedding Models: retrieval that thinks first.",
 )
 
+index = typer.Typer(no_args_is_help=True, help="Build, look at, measure, save and restore an index.")
+app.add_typer(index, name="index")
+
+INDEX_ERRORS = (BuildError, FilterError, ItemError, SnapshotError, StoreError)
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 errors = Console(stderr=True, soft_wrap=True)
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
@@ -32,6 +36,13 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest ch
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
 Model = Annotated[Path | None, typer.Option("--model", help="Model folder (paths.model).")]
 Catalogue = Annotated[Path | None, typer.Option("--catalogue", help="Items parquet (paths.items).")]
+
+Source = Annotated[
+    str | None, typer.Option("--from", help="A snapshot (folder or address) or a served folder; else paths.index.")
+]
+Where = Annotated[
+    str | None, typer.Option("--filter", help='Which items may be found, as JSON: {"price": {"$lt": 20}}.')
+]
 
 
 def _stage(name: str, config: Path | None, overrides: list[str] | None, dry_run: bool) -> None:
@@ -112,15 +123,77 @@ def embed(
     run_stage("embed", _load(config, overrides, dry_run, model=model, items=catalogue))
 
 
-@app.command()
-def index(
+@index.command("build")
+def index_build(
     config: ConfigFile = None,
     overrides: Overrides = None,
     catalogue: Catalogue = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Build the Faiss snapshot from vectors."""
+    """Build the index snapshot (paths.index) from vectors and catalogue."""
     run_stage("index", _load(config, overrides, dry_run, items=catalogue))
+
+
+@index.command("stats")
+def index_stats(config: ConfigFile = None, overrides: Overrides = None, source: Source = None) -> None:
+    """What an index holds; a snapshot's files are compared with their checksums."""
+    from ray_apps.index_commands import show as print_stats
+    from ray_apps.index_commands import stats
+
+    print_stats(stats(source or load_config(config, overrides or []).uri("index")))
+
+
+@index.command("recall")
+def index_recall(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    source: Source = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items count.")] = 10,
+    queries: Annotated[int, typer.Option(min=1, help="How many queries to ask.")] = 200,
+    where: Where = None,
+) -> None:
+    """Compare a snapshot's search with exact search: recall@k against milliseconds, at several efforts."""
+    from ray_apps.client import parse_filter
+    from ray_apps.index_commands import recall
+
+    settings = load_config(config, overrides or [])
+    origin, table = recall(settings, source or settings.uri("index"), k, queries, parse_filter(where))
+    console.print(table)
+    console.print(f"queries: {origin}", markup=False, highlight=False)
+
+
+@index.command("snapshot")
+def index_snapshot(
+    destination: Annotated[str, typer.Argument(help="A new folder, or an address as s3://bucket/name.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="A served folder; else the one that paths.index is served from.")
+    ] = None,
+) -> None:
+    """Write one snapshot of what is served, with all that was written to it, while it is served."""
+    from ray_apps.index_commands import live_folder, take_snapshot
+
+    settings = load_config(config, overrides or [])
+    manifest = take_snapshot(source or str(live_folder(settings)), destination, settings.index.factory)
+    console.print(f"{destination}: {manifest['count']} items of model {manifest['model']}", highlight=False)
+
+
+@index.command("restore")
+def index_restore(
+    source: Annotated[str, typer.Argument(help="A snapshot: a folder, or an address as s3://bucket/name.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the snapshot that is there.")] = False,
+) -> None:
+    """Copy a snapshot to paths.index, where `lrem serve` starts from; refuses one of another model than paths.model."""
+    from lrem.model import fingerprint
+    from ray_apps.index_commands import bring_back
+
+    settings = load_config(config, overrides or [])
+    model = fingerprint(settings.path("model")) if settings.path("model").exists() else None
+    manifest = bring_back(source, settings.path("index"), model, replace)
+    console.print(f"{settings.path('index')}: {manifest['count']} items", highlight=False)
 
 
 @app.command()
@@ -131,9 +204,7 @@ def search(
     url: Annotated[str | None, typer.Option(help="Address of a running `lrem serve` (serve.host, serve.port).")] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
     reason: Annotated[bool, typer.Option(help="Think first, or embed the query at once.")] = True,
-    where: Annotated[
-        str | None, typer.Option("--filter", help='Which items may be found, as JSON: {"price": {"$lt": 20}}.')
-    ] = None,
+    where: Where = None,
 ) -> None:
     """Ask a running application."""
     from ray_apps.client import search as ask
@@ -157,14 +228,19 @@ def serve(
     config: ConfigFile = None,
     overrides: Overrides = None,
     model: Model = None,
+    catalogue: Catalogue = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Serve search and embeddings over HTTP until Ctrl-C."""
+    """Serve search and embeddings over HTTP until Ctrl-C; a new --catalogue is embedded and indexed first."""
     from ray_apps import serve as application
     from ray_apps.cluster import cluster
+    from ray_apps.embed_items import is_indexed
 
-    settings = _load(config, overrides, dry_run, model=model)
+    settings = _load(config, overrides, dry_run, model=model, items=catalogue)
     with cluster(settings):
+        if catalogue is not None and not is_indexed(settings):
+            run_stage("embed", settings)
+            run_stage("index", settings)
         address = application.start(settings)
         console.print(f"serving on {address} (Ctrl-C stops it)", highlight=False)
         try:
@@ -195,7 +271,7 @@ def _guard(command: Callable[..., Any]) -> int:
         return code
     except ConfigError as error:
         return _fail(error, 2)
-    except (DataError, SnapshotError, BuildError, FileNotFoundError, TimeoutError, ConnectionError) as error:
+    except (DataError, *INDEX_ERRORS, FileNotFoundError, TimeoutError, ConnectionError) as error:
         return _fail(error, 1)
     except Exception as error:
         if hasattr(error, "show"):  # a usage error of the command line itself

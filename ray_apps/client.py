@@ -24,14 +24,8 @@ def search(url: str, query: str, k: int, reason: str, where: str | None = None) 
         DataError: the filter is no JSON.
     """
     body: dict[str, Any] = {"query": query, "k": k, "reason": reason}
-    if where is not None:
-        try:
-            body["filter"] = json.loads(where)
-            json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
-        except ValueError as error:
-            raise DataError(
-                f'the filter is not JSON ({error}): write it like \'{{"price": {{"$lt": 20}}}}\''
-            ) from error
+    if (wanted := parse_filter(where)) is not None:
+        body["filter"] = wanted
     try:
         answer = httpx.post(f"{url.rstrip('/')}/v1/search", json=body, timeout=TIMEOUT_S)
     except httpx.TimeoutException as error:
@@ -41,6 +35,18 @@ def search(url: str, query: str, k: int, reason: str, where: str | None = None) 
     if answer.status_code != 200 or "results" not in answer.text:
         raise ConnectionError(f"{url} answered {answer.status_code}: {answer.text[:500]}")
     return dict(answer.json())
+
+
+def parse_filter(text: str | None) -> Any:
+    """A filter as it was typed. Raises DataError where it is no JSON."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+        json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise DataError(f'the filter is not JSON ({error}): write it like \'{{"price": {{"$lt": 20}}}}\'') from error
+    return found
 
 
 def show(answer: dict[str, Any]) -> None:

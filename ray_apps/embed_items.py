@@ -1,6 +1,7 @@
 """Offline embedding of a catalogue: Ray Data with model actors. Writes vectors, then the index snapshot."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import ray.data
 import torch
 
 from lrem.config import Config
-from lrem.files import atomic_folder
-from lrem.index import VectorIndex, save
+from lrem.files import atomic_folder, sha256
+from lrem.index.filling import Batch, write
+from lrem.index.payload import plain
+from lrem.index.snapshot import SnapshotError, read_manifest
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.schema import ITEMS, DataError, read_items, read_table
 from ray_apps.cluster import cluster, gpu_count
 from ray_apps.progress import progress
 
+BATCH = 5000  # items turned into payloads at a time
 VECTORS = pa.schema([("item_id", pa.string()), ("vector", pa.list_(pa.float32()))])
 
 
@@ -63,7 +67,7 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
 
 
 def build_index(config: Config, vectors: Path, out: Path) -> dict[str, Any]:
-    """Build the Faiss snapshot `out` from the folder that `embed` wrote and paths.items.
+    """Build the index snapshot `out` from the folder that `embed` wrote and paths.items.
 
     Raises:
         DataError: the vectors are not those of this catalogue.
@@ -79,5 +83,21 @@ def build_index(config: Config, vectors: Path, out: Path) -> dict[str, Any]:
             f"({len(missing)} without a vector): run `lrem embed` again"
         )
     matrix = np.stack(table["vector"].to_numpy())[[position[i] for i in items["item_id"].to_pylist()]]
-    index = VectorIndex.build(items, np.ascontiguousarray(matrix), manifest["model"], config.index.factory)
-    return save(index, out)
+    batches, source = _batches(items, matrix), sha256(config.path("items"))
+    return write(out, batches, manifest["model"], matrix.shape[1], config.index.factory, source)
+
+
+def is_indexed(config: Config) -> bool:
+    """Whether paths.index was made of paths.items with the model of paths.model."""
+    try:
+        manifest = read_manifest(config.uri("index"), fingerprint(config.path("model")))
+    except SnapshotError:
+        return False
+    return bool(manifest.get("source") == sha256(config.path("items")))
+
+
+def _batches(items: pa.Table, vectors: np.ndarray) -> Iterator[Batch]:
+    for start in range(0, items.num_rows, BATCH):
+        rows = plain(items.slice(start, BATCH).to_pylist())
+        ids = [row.pop("item_id") for row in rows]
+        yield Batch(ids, rows, np.ascontiguousarray(vectors[start : start + BATCH]))

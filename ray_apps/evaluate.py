@@ -13,8 +13,7 @@ from lrem.config import Config
 from lrem.evaluation.metrics import HARD, Qrels, Run, per_query, summarise
 from lrem.evaluation.overrides import OVERRIDES, override, vocabulary
 from lrem.files import write_json
-from lrem.index import load
-from lrem.index.snapshot import read_manifest
+from lrem.index.snapshot import load, read_manifest
 from lrem.lexical import Bm25
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.schema import QRELS, QUERIES, DataError, read_items, read_table
@@ -31,12 +30,13 @@ class Searcher:
 
     def __init__(self, model: str, index: str, depth: int) -> None:
         self.model = ReasoningEmbedder.load(model).eval()
-        self.index, self.depth = load(Path(index), fingerprint(Path(model))), depth
+        self.index, self.depth = load(index, fingerprint(Path(model))), depth
 
     def search(self, query_ids: list[str], queries: list[str], reasonings: list[str | None]) -> Run:
         """The top `depth` items of each query."""
         vectors: np.ndarray = self.model.encode_queries(queries, reasonings)
-        return dict(zip(query_ids, self.index.search_ids(vectors, self.depth), strict=True))
+        found = [[(hit.item_id, hit.score) for hit in hits] for hits in self.index.search(vectors, self.depth)]
+        return dict(zip(query_ids, found, strict=True))
 
 
 def run(config: Config) -> dict[str, Any]:

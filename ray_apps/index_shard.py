@@ -1,33 +1,124 @@
-"""One shard of the index in the service, as Ray Serve runs it.
+"""One shard of the index in the service, as Ray Serve runs it: a live collection that it shares with its replicas.
 
 Imports neither torch nor transformers: a shard starts in a moment and holds little but its vectors.
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import faiss
 import numpy as np
 
-from lrem.index import Hit, load
-from lrem.index.filters import Filter
-from lrem.index.shard import take
+from lrem.index import Collection, Hit
+from lrem.index.changes import Changes, State, keep, marked, since
+from lrem.index.filling import take
+from lrem.index.store import Stored
 
+CANDIDATES = 4  # times k, of a search by shortened vectors
 THREADS = 1  # of Faiss in a shard: scale by shards, never oversubscribe the cores
+T = TypeVar("T")
+
+
+class Part(NamedTuple):
+    """Which part of which snapshot a shard owns, and the folder where it lives with what was written to it since."""
+
+    source: str
+    folder: str
+    model: str
+    shard: int
+    shards: int
+    factory: str | None
+
+
+class OtherModelError(Exception):
+    """Vectors of another model than the shard's: one of the two is just being replaced."""
 
 
 class IndexShard:
-    """The rows of the snapshot that this shard owns."""
+    """The items that this shard owns."""
 
-    def __init__(self, folder: str, model: str, shard: int, shards: int) -> None:
-        # OpenMP keeps its thread count for each calling thread: set it in the one that searches.
-        self.thread = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
-        self.index = take(load(Path(folder), model=model), shard, shards)
-        _ = self.index.columns  # made now, lest the first filter keeps others waiting
+    def __init__(self, part: Part) -> None:
+        # OpenMP keeps its thread count for each calling thread: set it in the ones that search and write.
+        self.reading = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
+        self.writing = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
+        folder = Path(part.folder)
+        take(part.source, folder, part.model, part.shard, part.shards, part.factory)
+        self.items = Collection(folder, part.model, factory=part.factory)
 
-    async def search(self, vectors: np.ndarray, k: int, where: Filter | None) -> list[list[Hit]]:
-        """The k best rows of this shard for each vector, among those that match. vectors: [Q, H] float32."""
-        if len(self.index) == 0:
-            return [[] for _ in vectors]
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self.index.search, vectors, k, where)
+    async def search(
+        self, vectors: np.ndarray, k: int, where: dict[str, Any] | None, model: str, length: int | None = None
+    ) -> list[list[Hit]]:
+        """The k best items of this shard for each vector, among those that match.
+
+        Args:
+            vectors: [Q, H] float32.
+            model: what made them.
+            length: compare the first so many numbers alone, of the best CANDIDATES · k items by the zero-padded query.
+
+        Raises:
+            OtherModelError: the items here are another model's.
+        """
+        self._same(model)
+        if length is None or length == vectors.shape[1]:
+            return await self._do(self.reading, lambda: self.items.search(vectors, k, where))
+        return await self._do(self.reading, lambda: self._shortened(vectors[:, :length], k, where))
+
+    def _shortened(self, vectors: np.ndarray, k: int, where: dict[str, Any] | None) -> list[list[Hit]]:
+        length = vectors.shape[1]
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        padded = np.pad(vectors, ((0, 0), (0, self.items.dimension - length)))
+        found = self.items.search(padded, CANDIDATES * k, where)
+        stored = self.items.get([hit.item_id for hits in found for hit in hits])
+        return [self._again(vector, hits, stored)[:k] for vector, hits in zip(vectors, found, strict=True)]
+
+    def _again(self, vector: np.ndarray, hits: list[Hit], stored: dict[str, Stored]) -> list[Hit]:
+        """Hits by the cosine of `vector`, [h], with as many numbers of theirs, best first."""
+        hits = [hit for hit in hits if hit.item_id in stored]
+        if not hits:
+            return []
+        items = np.stack([stored[hit.item_id].vector[: len(vector)] for hit in hits])
+        scores = items @ vector / np.linalg.norm(items, axis=1)
+        scored = [hit._replace(score=float(score)) for hit, score in zip(hits, scores, strict=True)]
+        return sorted(scored, key=lambda hit: -hit.score)
+
+    async def upsert(self, ids: list[str], payloads: list[dict[str, Any]], vectors: np.ndarray, model: str) -> int:
+        """Write items, durably; returns how many were new. vectors, model: as of `search`; raises as it."""
+        self._same(model)
+        return await self._do(self.writing, lambda: self.items.upsert(ids, payloads, vectors))
+
+    async def delete(self, ids: list[str]) -> int:
+        """Delete items, durably; returns how many there were."""
+        return await self._do(self.writing, lambda: self.items.delete(ids))
+
+    async def get(self, ids: list[str]) -> dict[str, dict[str, Any]]:
+        """item_id → payload, of the ids that are there."""
+        return await self._do(
+            self.reading, lambda: {item_id: item.payload for item_id, item in self.items.get(ids).items()}
+        )
+
+    async def count(self, where: dict[str, Any] | None) -> int:
+        """How many items match."""
+        return await self._do(self.reading, lambda: self.items.count(where))
+
+    async def scroll(self, limit: int, after: str, where: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+        """Up to `limit` items that match, in the order of ids, from behind `after`."""
+        return await self._do(self.reading, lambda: self.items.scroll(limit, after, where).items)
+
+    async def changes(self, state: State | None, limit: int) -> Changes:
+        """What was written since a state; None: since the shard was filled from its snapshot."""
+        known = marked(self.items.folder) if state is None else state
+        return await self._do(self.writing, lambda: since(self.items.store, known, limit))
+
+    async def told(self, state: State) -> None:
+        """A newer index knows what was written up to a state."""
+        await self._do(self.writing, lambda: keep(self.items.folder, state))
+
+    def _same(self, model: str) -> None:
+        if model != self.items.model:
+            raise OtherModelError(f"vectors of model {model}, the shard holds those of {self.items.model}")
+
+    async def _do(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(thread, work)

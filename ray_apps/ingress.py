@@ -1,56 +1,52 @@
-"""The HTTP side of the service: leads a request through reason, embed and search, against one deadline.
+"""The HTTP side of the service: checks a request, has it answered by the live backend, and puts the answer into shape.
 
-Knows the contract (api.py) and Serve handles; does not know the engines behind them, nor imports them.
+Knows the contract (api.py), keys and limits; does not know engines, nor how an answer is found (backend.py).
 """
 
 import asyncio
 import base64
 import html
+import json
+import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import FastAPI
-from fastapi.responses import HTMLResponse
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
 from lrem.index import Hit
-from lrem.index.filters import Filter
-from lrem.index.shard import merge
-from ray_apps import api
+from lrem.settings import ServeConfig
+from ray_apps import api, live
+from ray_apps.access import Scope
+from ray_apps.admission import Door, admit, reader, writer
+from ray_apps.backend import Backend, Parts, Phases, Thought, needed
+from ray_apps.errors import ERRORS, ServiceError, explain, install_errors
+from ray_apps.measures import Measures
 
 PAGE = Path(__file__).parent / "static" / "index.html"
+READY_S = 2.0  # for a part to say that it is there
+BULK = {"requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
 T = TypeVar("T")
 
-
-class Phases:
-    """The clock of one request: one deadline for all its phases, and the milliseconds each took."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s, self.start = timeout_s, time.perf_counter()
-        self.ms = {"reason": 0.0, "embed": 0.0, "search": 0.0, "total": 0.0}
-
-    async def run(self, name: str, work: Awaitable[T]) -> T:
-        """Await one phase; ServiceError 504, naming it, once the request's time is up."""
-        begun = time.perf_counter()
-        try:
-            async with asyncio.timeout(self.timeout_s - (begun - self.start)):
-                return await work
-        except TimeoutError as error:
-            message = f"waited {self.timeout_s:g} s, in the end for '{name}': send fewer queries or try later"
-            raise api.ServiceError(504, message, f"timeout_{name}") from error
-        finally:
-            now = time.perf_counter()
-            self.ms[name] = round(1000 * (now - begun), 2)
-            self.ms["total"] = round(1000 * (now - self.start), 2)
+log = logging.getLogger(__name__)
 
 
 # serve.ingress pickles the class where it stands: what its methods call must be defined above it.
 def _item(hit: Hit) -> api.Item:
-    return api.Item(item_id=hit.item_id, score=hit.score, payload=api.plain(hit.payload))
+    return api.Item(item_id=hit.item_id, score=hit.score, payload=hit.payload)
+
+
+def _result(query: str, thought: Thought, hits: list[Hit]) -> api.Result:
+    some = thought.reasonings
+    several = some if some is not None and len(some) > 1 else None
+    return api.Result(query=query, reasoning=some and some[0], reasonings=several, items=[_item(hit) for hit in hits])
 
 
 def _encode(vector: np.ndarray, encoding: str) -> list[float] | str:
@@ -59,90 +55,257 @@ def _encode(vector: np.ndarray, encoding: str) -> list[float] | str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
+def _cut(vectors: np.ndarray, length: int | None) -> np.ndarray:
+    """The first `length` numbers of unit vectors [N, H], of unit length again."""
+    if length is None or length == vectors.shape[1]:
+        return vectors
+    short = vectors[:, :length]
+    return np.asarray(short / np.linalg.norm(short, axis=1, keepdims=True))
+
+
 def _page(examples: list[str]) -> str:
     buttons = (f'<li><button type="button">{html.escape(query)}</button></li>' for query in examples)
     return PAGE.read_text().replace("<!-- examples -->", "\n    ".join(buttons))
 
 
-app = FastAPI(title="LREM", description="A search that thinks before it embeds.")
-api.install_errors(app)
+def _bulk_line(number: int, line: bytes) -> tuple[api.BulkRow, api.ItemIn | None]:
+    """A line of a bulk write, read; or what is wrong with it."""
+    try:
+        item = api.ItemIn.model_validate(json.loads(line))
+    except ValidationError as error:
+        return api.BulkRow(line=number, error="; ".join(explain(dict(one), 0) for one in error.errors()[:3])), None
+    except (ValueError, RecursionError) as error:
+        return api.BulkRow(line=number, error=f"no JSON: {error}"), None
+    return api.BulkRow(line=number, item_id=item.item_id), item
+
+
+app = FastAPI(
+    title="LREM", description="A search that thinks before it embeds.", dependencies=[Depends(admit)], responses=ERRORS
+)
+app.add_middleware(Door)
+install_errors(app)
 
 
 @serve.ingress(app)
 class Ingress:
-    """HTTP in, HTTP out: checks a request, leads it through the phases, joins the shards' answers."""
+    """HTTP in, HTTP out.
 
-    def __init__(
-        self,
-        model: str,
-        timeout_s: float,
-        reasoner: DeploymentHandle,
-        embedder: DeploymentHandle,
-        shards: list[DeploymentHandle],
-        examples: list[str],
-    ) -> None:
-        self.model, self.timeout_s, self.created = model, timeout_s, int(time.time())
-        self.reasoner, self.embedder, self.shards = reasoner, embedder, shards
-        self.page = _page(examples)
+    Args:
+        settings: of the application.
+        keys: digest → scope of each bearer key; none: everyone may do everything.
+        parts: what to ask; None follows the live generation (live.py).
+    """
 
-    @app.post("/v1/search", responses=api.ERRORS)
+    def __init__(self, settings: ServeConfig, keys: dict[str, Scope], parts: Parts | None) -> None:
+        self.settings, self.keys, self.created = settings, keys, int(time.time())
+        self.measures, self.under_way, self.page = Measures(), 0, _page(settings.examples)
+        self.writing, self.writable = 0, asyncio.Event()
+        self.writable.set()
+        if parts is not None:
+            self.backend = Backend(parts, settings, self.measures)
+        else:
+            found = live.read()
+            if found is None:
+                raise RuntimeError("no generation is live: start the application with `lrem serve`")
+            self._follow(found)
+            self.following = asyncio.get_running_loop().create_task(self._keep_following(found))
+
+    @app.post("/v1/search", dependencies=[Depends(reader)])
     async def search(self, request: api.SearchRequest) -> api.SearchAnswer:
         """The k items nearest to each query, found with or without thinking first."""
-        phases = Phases(self.timeout_s)
-        reasonings = await self._reason(phases, request.texts, request.reason)
-        pairs = list(zip(request.texts, reasonings, strict=True))
-        vectors = await phases.run("embed", self.embedder.queries.remote(pairs))
-        found = await phases.run("search", self._search(vectors, request.k, request.where))
-        results = [
-            api.Result(query=query, reasoning=reasoning, items=[_item(hit) for hit in hits])
-            for (query, reasoning), hits in zip(pairs, found, strict=True)
-        ]
-        return api.SearchAnswer(model=self.model, results=results, timings_ms=phases.ms)
-
-    @app.post("/v1/embeddings", responses=api.ERRORS)
-    async def embeddings(self, request: api.EmbeddingsRequest) -> api.EmbeddingsAnswer:
-        """OpenAI's embeddings, of queries (with thinking unless `reason` is `never`) or of items."""
-        if request.model not in (None, api.ALIAS, self.model):
-            message = f"model '{request.model}' is not served here: send '{self.model}', '{api.ALIAS}' or no model"
-            raise api.ServiceError(404, message, "model_not_found")
-        phases = Phases(self.timeout_s)
-        reasonings = None
-        if request.input_type == "query":
-            reasonings = await self._reason(phases, request.input, request.reason or "always")
-        vectors, (prompt, total) = await phases.run("embed", self._embed(request.input, reasonings))
-        return api.EmbeddingsAnswer(
-            data=[api.Embedding(index=i, embedding=_encode(v, request.encoding_format)) for i, v in enumerate(vectors)],
-            model=self.model,
-            usage=api.Usage(prompt_tokens=prompt, total_tokens=total),
+        backend, phases = self.backend, Phases(self.settings.timeout_s, self.measures)
+        await self._check_length(phases, backend, request.dimensions)
+        thoughts = await backend.think(phases, request.texts, request.reason, request.reasonings)
+        vectors = np.stack([thought.vector for thought in thoughts])
+        found = await backend.search(phases, vectors, request.k, request.filter, request.dimensions)
+        if found.missing and request.complete:
+            message = f"shards {found.missing} of the index do not answer: try later, or without 'complete'"
+            raise ServiceError(503, message, "incomplete", 1)
+        return api.SearchAnswer(
+            model=backend.parts.model,
+            degraded=phases.degraded,
+            missing_shards=found.missing,
+            results=[_result(*one) for one in zip(request.texts, thoughts, found.hits, strict=True)],
+            timings_ms=phases.ms,
         )
 
-    @app.get("/v1/models")
+    @app.post("/v1/embeddings", dependencies=[Depends(reader)])
+    async def embeddings(self, request: api.EmbeddingsRequest) -> api.EmbeddingsAnswer:
+        """OpenAI's embeddings, of queries (which may be thought over) or of items."""
+        backend, phases = self.backend, Phases(self.settings.timeout_s, self.measures)
+        model = backend.parts.model
+        if request.model not in (None, api.ALIAS, model):
+            message = f"model '{request.model}' is not served here: send '{model}', '{api.ALIAS}' or no model"
+            raise ServiceError(404, message, "model_not_found")
+        await self._check_length(phases, backend, request.dimensions)
+        texts = await self._texts(phases, backend, request.input)
+        if request.input_type == "query":
+            thoughts = await backend.think(phases, texts, request.reason or "auto", 1)
+            vectors = np.stack([thought.vector for thought in thoughts])
+            reasonings = [thought.reasonings[0] if thought.reasonings else None for thought in thoughts]
+        else:
+            vectors, reasonings = await phases.run("embed", backend.embed_items(texts)), None
+        count = needed("embedder", backend.parts.embedder.count, texts, reasonings)
+        prompt, total = await phases.run("embed", count)
+        rows = enumerate(_cut(vectors, request.dimensions))
+        return api.EmbeddingsAnswer(
+            data=[api.Embedding(index=i, embedding=_encode(row, request.encoding_format)) for i, row in rows],
+            model=model,
+            usage=api.Usage(prompt_tokens=prompt, total_tokens=total),
+            degraded=phases.degraded,
+        )
+
+    @app.get("/v1/models", dependencies=[Depends(reader)])
     async def models(self) -> api.Models:
         """The one model that is served."""
-        return api.Models(data=[api.Model(id=self.model, created=self.created)])
+        return api.Models(data=[api.Model(id=self.backend.parts.model, created=self.created)])
+
+    @app.put("/v1/items", dependencies=[Depends(writer)])
+    async def put_items(self, request: api.Items) -> api.Written:
+        """Write items; they are on disk, and found, when the answer comes."""
+        return await self._write([(item.item_id, item.payload) for item in request.items])
+
+    @app.post("/v1/items/bulk", dependencies=[Depends(writer)], openapi_extra=BULK)
+    async def bulk(self, request: Request) -> api.BulkAnswer:
+        """Write items, a JSON object on each line; bad lines are reported, the others are written."""
+        lines = [line for line in enumerate((await request.body()).split(b"\n"), 1) if line[1].strip()]
+        if not 1 <= len(lines) <= api.MAX_ITEMS:
+            message = f"the body has {len(lines)} lines: send 1 to {api.MAX_ITEMS} JSON objects, one on each line"
+            raise ServiceError(422, message, "invalid_request")
+        rows = [_bulk_line(*line) for line in lines]
+        items = [(item.item_id, item.payload) for _, item in rows if item is not None]
+        if items:
+            await self._write(items)
+        return api.BulkAnswer(written=len(items), failed=len(rows) - len(items), rows=[row for row, _ in rows])
+
+    @app.post("/v1/items/delete", dependencies=[Depends(writer)])
+    async def delete_items(self, request: api.ItemIds) -> api.Deleted:
+        """Delete items; ids that are not there are passed over."""
+        return await self._delete(request.item_ids)
+
+    @app.delete("/v1/items/{item_id:path}", dependencies=[Depends(writer)])
+    async def delete_item(self, item_id: api.ItemId) -> api.Deleted:
+        """Delete one item; 0 if it was not there."""
+        return await self._delete([item_id])
+
+    @app.post("/v1/items/count", dependencies=[Depends(reader)])
+    async def count(self, request: api.CountRequest) -> api.Count:
+        """How many items there are, or match a filter."""
+        return api.Count(count=await self._in_time(self.backend.count(request.filter)))
+
+    @app.get("/v1/items", dependencies=[Depends(reader)])
+    async def scroll(
+        self, limit: Annotated[int, Query(ge=1, le=api.MAX_ITEMS)] = 100, after: str = ""
+    ) -> api.ItemsPage:
+        """Items in the order of their ids, a page at a time."""
+        found = await self._in_time(self.backend.scroll(limit, after.encode(errors="replace").decode(), None))
+        items = [api.StoredItem(item_id=item_id, payload=payload) for item_id, payload in found]
+        return api.ItemsPage(items=items, after=found[-1][0] if len(found) == limit else None)
+
+    @app.get("/v1/items/{item_id:path}", dependencies=[Depends(reader)])
+    async def get_item(self, item_id: api.ItemId) -> api.StoredItem:
+        """One item."""
+        found = await self._in_time(self.backend.get([item_id]))
+        if item_id not in found:
+            raise ServiceError(404, f"there is no item '{item_id}'", "item_not_found")
+        return api.StoredItem(item_id=item_id, payload=found[item_id])
 
     @app.get("/healthz")
     async def healthz(self) -> api.Health:
         """Whether the application answers."""
-        return api.Health(model=self.model)
+        return api.Health(model=self.backend.parts.model)
+
+    @app.get("/readyz")
+    async def readyz(self, response: Response) -> api.Ready:
+        """Whether model and every shard answer: 200, or 503 with the parts that do not."""
+        missing = await self.backend.absent(READY_S)
+        response.status_code = 503 if missing else 200
+        return api.Ready(ready=not missing, missing=missing)
+
+    @app.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(reader)])
+    async def metrics(self) -> PlainTextResponse:
+        """What Prometheus reads."""
+        return PlainTextResponse(self.measures.page(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def root(self) -> str:
         """The search page."""
         return self.page
 
-    async def _reason(self, phases: Phases, texts: list[str], reason: api.Reason) -> list[str | None]:
-        if reason == "never":
-            return [None] * len(texts)
-        return await phases.run("reason", self.reasoner.reason.remote(texts))
+    async def _check_length(self, phases: Phases, backend: Backend, length: int | None) -> None:
+        if length is None:
+            return
+        whole, shorter = await phases.run("embed", needed("embedder", backend.parts.embedder.about))
+        if length not in (whole, *shorter):
+            known = ", ".join(map(str, (*shorter, whole)))
+            message = f"dimensions: {length} is none of the lengths that this model was trained for ({known})"
+            raise ServiceError(422, message, "invalid_request")
 
-    async def _search(self, vectors: np.ndarray, k: int, where: Filter | None) -> list[list[Hit]]:
-        parts = await asyncio.gather(*(shard.search.remote(vectors, k, where) for shard in self.shards))
-        return [merge(hits, k) for hits in zip(*parts, strict=True)]
+    async def _texts(self, phases: Phases, backend: Backend, given: list[str] | list[list[int]]) -> list[str]:
+        if isinstance(given[0], str):
+            return [str(text) for text in given]
+        try:
+            found = await phases.run("embed", needed("embedder", backend.parts.embedder.texts, given))
+        except ValueError as error:
+            raise ServiceError(422, f"input: {str(error).splitlines()[-1]}", "invalid_request") from error
+        if not all(text.strip() for text in found):
+            raise ServiceError(422, "input: token ids that spell a blank text", "invalid_request")
+        return list(found)
 
-    async def _embed(self, texts: list[str], reasonings: list[str | None] | None) -> tuple[np.ndarray, tuple[int, int]]:
-        if reasonings is None:
-            vectors = self.embedder.items.remote(texts)
+    async def _write(self, items: list[tuple[str, dict[str, Any]]]) -> api.Written:
+        last = dict(items)
+        async with self._one_write() as backend:
+            new = await self._in_time(backend.upsert(list(last), list(last.values())))
+        self.measures.written("upserted", len(last))
+        return api.Written(written=len(last), new=new)
+
+    async def _delete(self, ids: list[str]) -> api.Deleted:
+        async with self._one_write() as backend:
+            deleted = await self._in_time(backend.delete(ids))
+        self.measures.written("deleted", deleted)
+        return api.Deleted(deleted=deleted)
+
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        return await Phases(self.settings.timeout_s, self.measures).run("items", work)
+
+    @asynccontextmanager
+    async def _one_write(self) -> AsyncIterator[Backend]:
+        """A write under way, to what is live; it waits while the index is being replaced."""
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):
+                await self.writable.wait()
+        except TimeoutError as error:
+            raise ServiceError(503, "the index is being replaced: write again later", "replacing", 5) from error
+        self.writing += 1
+        try:
+            yield self.backend
+        finally:
+            self.writing -= 1
+
+    def _follow(self, found: live.Live) -> None:
+        if getattr(self, "application", None) != found.application:
+            handles = [f"IndexShard{i}" for i in range(found.shards)]
+            reasoner, embedder, *shards = (
+                serve.get_deployment_handle(name, found.application) for name in ("Reasoner", "Embedder", *handles)
+            )
+            self.backend = Backend(Parts(found.model, reasoner, embedder, shards), self.settings, self.measures)
+            self.application = found.application
+        if found.paused:
+            self.writable.clear()
         else:
-            vectors = self.embedder.queries.remote(list(zip(texts, reasonings, strict=True)))
-        return await asyncio.gather(vectors, self.embedder.count.remote(texts, reasonings))
+            self.writable.set()
+
+    async def _keep_following(self, found: live.Live) -> None:
+        """Look at the record again and again; say that it is followed once the writes before it have ended."""
+        seen, me = "", serve.get_replica_context().replica_id.unique_id
+        while True:
+            try:
+                record = await asyncio.to_thread(live.read)
+                found = record if record is not None else found
+                self._follow(found)
+                if found.revision != seen and not (found.paused and self.writing):
+                    await asyncio.to_thread(live.see, found, me)
+                    seen = found.revision
+            except Exception:  # the store is away for a moment: go on with what was live
+                log.exception("the live record cannot be read")
+            await asyncio.sleep(live.POLL_S)

@@ -16,8 +16,8 @@ import torch
 from lrem.config import Config
 from lrem.curation.negatives import select
 from lrem.files import write_parquet
-from lrem.index import load
-from lrem.index.snapshot import read_manifest
+from lrem.index import Hit
+from lrem.index.snapshot import load, read_manifest
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.positives import query_identity
 from lrem.schema import NEGATIVES, TRIPLETS, DataError, read_table
@@ -34,8 +34,7 @@ class Miner:
         self.model = ReasoningEmbedder.load(folder).eval()
         if torch.cuda.is_available():
             self.model.cuda()
-        self.index, self.relevant, self.mine = load(Path(index), fingerprint(Path(folder))), relevant, mine
-        self.title = dict(zip(self.index.ids, self.index.items["title"].to_pylist(), strict=True))
+        self.index, self.relevant, self.mine = load(index, fingerprint(Path(folder))), relevant, mine
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Triplets → triplets with `negative_ids` and `negative_titles`."""
@@ -43,16 +42,18 @@ class Miner:
         queries = self.model.encode_queries([row["query"] for row in rows], [row["reasoning"] for row in rows])
         positives = self.model.encode_items([row["title"] for row in rows])
         scores = (queries * positives).sum(axis=1)
-        rankings = self.index.search_ids(np.ascontiguousarray(queries), self.mine.window[1])
-        ids = [self._choose(row, *found) for row, found in zip(rows, zip(rankings, scores, strict=True), strict=True)]
-        columns = {"negative_ids": ids, "negative_titles": [[self.title[item] for item in row] for row in ids]}
+        found = self.index.search(np.ascontiguousarray(queries), self.mine.window[1])
+        ids = [self._choose(*one) for one in zip(rows, found, scores, strict=True)]
+        title = {hit.item_id: hit.payload["title"] for hits in found for hit in hits}
+        columns = {"negative_ids": ids, "negative_titles": [[title[item] for item in row] for row in ids]}
         return pa.table(
             {name: batch[name] for name in TRIPLETS.names}
             | {name: pa.array(values, NEGATIVES.field(name).type) for name, values in columns.items()}
         )
 
-    def _choose(self, row: dict[str, Any], ranking: list[tuple[str, float]], score: float) -> list[str]:
+    def _choose(self, row: dict[str, Any], hits: list[Hit], score: float) -> list[str]:
         relevant = self.relevant[query_identity(row["query"])] | {row["item_id"]}
+        ranking = [(hit.item_id, hit.score) for hit in hits]
         return select(ranking, float(score), relevant, self.mine.window, self.mine.margin, self.mine.count)
 
 

@@ -1,89 +1,152 @@
-"""The search service: one Ray Serve application of ingress, reasoner, embedder and index shards.
+"""The search service on Ray Serve: started, replaced without a failed request, and stopped.
 
     Ingress (HTTP) → Reasoner (vLLM) → Embedder (transformers) → IndexShard 0 … S-1 (Faiss) → Ingress joins
 
-Knows how it is deployed, started and stopped; each part has a module of its own, and api.py is the contract.
+The ingress has the route; the parts of a generation (parts.py) run beside it, and it asks those that are live
+(live.py, replacing.py). api.py is the contract.
 """
 
+import hashlib
 import logging
 import re
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 from ray import serve
 
-from lrem.config import Config
-from lrem.index.snapshot import read_manifest
-from lrem.model import fingerprint
-from ray_apps.index_shard import IndexShard
+from lrem.config import Config, load_config
+from ray_apps import live, parts, replacing
+from ray_apps.access import Scope, read_keys, require_loopback
+from ray_apps.backend import Parts
 from ray_apps.ingress import Ingress
-from ray_apps.replicas import Embedder, Reasoner
+from ray_apps.parts import NAME, Generation, Plan
+from ray_apps.progress import console
 
-APP = "lrem"
-ONGOING = 256  # requests a replica holds; Serve's default of 5 would never fill a batch
-
-
-def _deployment(replica: type, cpus: float, gpus: int = 0, name: str | None = None) -> serve.Deployment:
-    return serve.deployment(
-        replica,
-        name=name or replica.__name__,
-        max_ongoing_requests=ONGOING,
-        max_constructor_retry_count=1,  # another model's snapshot is the same at the second attempt
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-    )
+POLL_S = 0.2
 
 
-def build(config: Config) -> serve.Application:
-    """The application, ready for `serve.run` inside an initialised Ray.
+def application(args: dict[str, Any]) -> serve.Application:
+    """Everything as one Serve application, for `serve deploy configs/serve.yaml`.
+
+    Args:
+        args: `config`, a file of settings; `settings`, a list of dotted.key=value.
 
     Raises:
-        FileNotFoundError: there is no trained model at `paths.model`.
-        SnapshotError: there is no index at `paths.index`, or it is another model's.
+        ConfigError, FileNotFoundError, SnapshotError: as `start`.
     """
-    folder, index = str(config.path("model")), str(config.path("index"))
-    model, count = fingerprint(config.path("model")), config.serve.shards
-    read_manifest(config.path("index"), model)  # replicas check everything, but only after a slow start
-    reasoner = _deployment(Reasoner, 1, gpus=1 if torch.cuda.is_available() else 0)
-    shards = [_deployment(IndexShard, 0.5, name=f"IndexShard{i}").bind(index, model, i, count) for i in range(count)]
-    return _deployment(Ingress, 0.1).bind(
-        model,
-        config.serve.timeout_s,
-        reasoner.bind(folder, model, config.rollout),
-        _deployment(Embedder, 1).bind(folder, model),
-        shards,
-        config.serve.examples,
-    )
+    file = args.get("config")
+    config = load_config(Path(file) if file else None, list(args.get("settings", ())))
+    return _ingress(config, _keys(config), parts.build(config, parts.plan(config)))
 
 
 def start(config: Config) -> str:
     """Deploy the application in the current Ray, wait until it answers, return its base address.
 
-    An application that already runs is replaced in place.
+    Where it runs already with another model, index or settings, the new parts are started beside the old ones, take
+    over what was written to those, and take their place.
 
     Raises:
-        FileNotFoundError, SnapshotError: as `build`.
+        FileNotFoundError, SnapshotError: as `parts.plan`.
+        ConfigError: the address can be reached by others and there are no keys, or a machine is not in the cluster.
         ConnectionError: the port is taken, or a deployment cannot start (its own error is in the message).
         TimeoutError: not ready within ray.start_timeout_s; the message names what was missing.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its steps are no news to the user
-    application = build(config)
-    host, port = config.serve.host, config.serve.port
-    before = serve.status()
+    keys, planned, before = _keys(config), parts.plan(config), serve.status()
     if not before.proxies:  # a running Serve holds its port itself
-        require_free(host, port)
-    address = base_url(config)
-    try:
-        serve.start(http_options={"host": host, "port": port})
-        serve.run_many([serve.RunTarget(application, name=APP)], wait_for_applications_running=False)
-        _wait_until_ready(address, config.ray.start_timeout_s)
-    except BaseException:
-        if APP not in before.applications:
-            stop()
-        raise
+        require_free(config.serve.host, config.serve.port)
+    address, old = base_url(config), live.read() if NAME in before.applications else None
+    deadline = time.monotonic() + config.ray.start_timeout_s
+    with _undone_on_failure(before.applications, planned):
+        serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
+        if planned.name not in before.applications:
+            _run(
+                serve.deployment(Generation, ray_actor_options={"num_cpus": 0}).bind(parts.build(config, planned)),
+                planned.name,
+            )
+        _wait_until_running(planned.name, deadline)
+        if old is None:
+            _warn_of_writes_left(planned)
+            live.announce(planned.name, planned.model, str(planned.folder), config.serve.shards)
+        elif old.application != planned.name:
+            replacing.switch(old, planned, config.serve.shards, _ingresses)
+        _run_ingress(config, keys, before.applications)
+        _wait_until_running(NAME, deadline)
+        _wait_until_ready(address, deadline)
+    _remove_others(planned, config.serve.drain_s)
     return address
+
+
+def _warn_of_writes_left(planned: Plan) -> None:
+    """An index that was written to, and that another takes the place of while nothing runs, cannot be carried over."""
+    for folder, count in replacing.left_behind(planned).items():
+        console.print(
+            f"warning: {folder} holds {count} writes that this index does not know of: serve its snapshot again, then "
+            "this one beside it, to carry them over",
+            style="yellow",
+            markup=False,
+        )
+
+
+def _run_ingress(config: Config, keys: dict[str, Scope], running: Any) -> None:
+    """Start the ingress, or again where what it is told has changed."""
+    told = hashlib.sha256(repr((config.serve, sorted(keys.items()))).encode()).hexdigest()
+    if NAME in running and live.told() == told:
+        return
+    _run(_ingress(config, keys, None), NAME, "/")
+    live.tell(told)
+
+
+def _ingress(config: Config, keys: dict[str, Scope], asked: Parts | None) -> serve.Application:
+    return parts.deployment(Ingress, config.serve.ingress, ongoing=config.serve.max_requests + 64).bind(
+        config.serve, keys, asked
+    )
+
+
+def _keys(config: Config) -> dict[str, Scope]:
+    if config.serve.keys_file is None:
+        require_loopback(config.serve.host)
+        return {}
+    return read_keys(config.serve.keys_file)
+
+
+@contextmanager
+def _undone_on_failure(before: Any, planned: Plan) -> Iterator[None]:
+    """Take down what was not there before; what was live stays."""
+    try:
+        yield
+    except BaseException:
+        if NAME not in before:
+            stop()
+        elif planned.name not in before:
+            found = live.read()
+            if found is None or found.application != planned.name:
+                serve.delete(planned.name)
+        raise
+
+
+def _remove_others(planned: Plan, drain_s: float) -> None:
+    """Take down generations that are not live, once they have answered what they were asked."""
+    others = [name for name in serve.status().applications if name.startswith(f"{NAME}-") and name != planned.name]
+    if others:
+        time.sleep(drain_s)
+    for name in others:
+        serve.delete(name)
+
+
+def _run(target: serve.Application, name: str, route: str | None = None) -> None:
+    serve.run_many([serve.RunTarget(target, name=name, route_prefix=route)], wait_for_applications_running=False)
+
+
+def _ingresses() -> int:
+    """How many replicas of the ingress run."""
+    found = serve.status().applications[NAME].deployments["Ingress"].replica_states
+    return int(found.get("RUNNING", 0))
 
 
 def base_url(config: Config) -> str:
@@ -94,8 +157,10 @@ def base_url(config: Config) -> str:
 
 def stop() -> None:
     """Take the application down, and Serve with it unless other applications run there."""
-    if APP in serve.status().applications:
-        serve.delete(APP)
+    live.forget()
+    for name in serve.status().applications:
+        if name == NAME or name.startswith(f"{NAME}-"):
+            serve.delete(name)
     if not serve.status().applications:
         serve.shutdown()
 
@@ -113,24 +178,29 @@ def require_free(host: str, port: int) -> None:
             ) from error
 
 
-def _wait_until_ready(address: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    state = serve.status().applications[APP]
-    while time.monotonic() < deadline:
+def _wait_until_running(name: str, deadline: float) -> None:
+    while (state := serve.status().applications[name]).status != "RUNNING":
         if state.status == "DEPLOY_FAILED":
             raise ConnectionError(f"the serving application did not start: {_cause(state)}")
-        if state.status == "RUNNING" and _answers(address):
-            return
-        time.sleep(0.2)
-        state = serve.status().applications[APP]
-    waiting = [name for name, part in state.deployments.items() if part.status != "HEALTHY"]
-    missing = " and ".join(waiting) or f"an answer from {address}/healthz"
-    raise TimeoutError(f"waited {timeout_s:.0f} s for {missing}: look at `ray status` for what is missing")
+        if time.monotonic() > deadline:
+            waiting = [part for part, found in state.deployments.items() if found.status != "HEALTHY"]
+            missing = " and ".join(waiting) or name
+            raise TimeoutError(f"waited too long for {missing} (ray.start_timeout_s): look at `ray status`")
+        time.sleep(POLL_S)
+
+
+def _wait_until_ready(address: str, deadline: float) -> None:
+    while not _answers(address):
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"waited too long for an answer from {address}/readyz (ray.start_timeout_s): see its log"
+            )
+        time.sleep(POLL_S)
 
 
 def _answers(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/healthz", timeout=5).status_code == 200
+        return httpx.get(f"{address}/readyz", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -72,7 +72,7 @@ def test_dry_run_plans_rows_steps_and_memory(tmp_path: Path) -> None:
         (["world", "--config", "none.yaml"], 2, "configs/"),
         (["world", "--sed"], 2, "--sed"),
         (["curate", "run_dir=/nonexistent/run"], 1, "queries.parquet does not exist"),
-        (["index", "run_dir=/nonexistent/run"], 1, "items.parquet does not exist"),
+        (["index", "build", "run_dir=/nonexistent/run"], 1, "items.parquet does not exist"),
         (["serve", "run_dir=/nonexistent/run"], 1, "train a model"),
         (["world", "seed=-1"], 2, "seed"),
         (

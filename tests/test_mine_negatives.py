@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from lrem.config import Config, load_config
 from lrem.curation.negatives import select
 from lrem.files import write_parquet
-from lrem.index import SnapshotError, VectorIndex, save
+from lrem.index import SnapshotError
+from lrem.index.filling import Batch, write
 from lrem.model import ReasoningEmbedder, fingerprint
-from lrem.schema import ITEMS, TRIPLETS, DataError
+from lrem.schema import TRIPLETS, DataError
 from ray_apps import mine_negatives
 from tests.conftest import TITLES
 
@@ -36,9 +37,8 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny: ReasoningEmbedder) ->
     settings = ["mine.window=[2, 12]", "mine.margin=0.02", "mine.count=3"]
     config = load_config(None, [f"run_dir={run}", *settings])
     tiny.save(config.path("model"))
-    items = pa.Table.from_pylist([{"item_id": f"p{i}", "title": title} for i, title in enumerate(TITLES)], ITEMS)
-    index = VectorIndex.build(items, tiny.encode_items(TITLES), fingerprint(config.path("model")))
-    save(index, config.path("index"))
+    batch = Batch([f"p{i}" for i in range(len(TITLES))], [{"title": t} for t in TITLES], tiny.encode_items(TITLES))
+    write(config.path("index"), [batch], fingerprint(config.path("model")), tiny.dimension)
     write_parquet(pa.Table.from_pylist(ROWS, TRIPLETS), config.path("triplets"))
     return config
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lrem.files import write_parquet
-from lrem.index import load
+from lrem.index.snapshot import load
 from lrem.model import ReasoningEmbedder, fingerprint
 
 LREM = [sys.executable, "-m", "ray_apps.cli"]
@@ -177,7 +177,7 @@ def shop(run: Path, tmp_path_factory: pytest.TempPathFactory, port: int) -> list
     table = pa.table({"title": titles, "item_id": [f"s{i}" for i in range(len(titles))], "tags": tags})
     catalogue = ["--catalogue", str(write_parquet(table, folder / "shop.parquet"))]
     words = ["--config", "configs/tiny.yaml", f"run_dir={folder}", f"serve.port={port}"]
-    for command in (["embed", "--model", str(run / "model"), *catalogue], ["index", *catalogue]):
+    for command in (["embed", "--model", str(run / "model"), *catalogue], ["index", "build", *catalogue]):
         done = lrem(*command, *words)
         assert done.returncode == 0, done.stdout + done.stderr
     return words

@@ -1,6 +1,5 @@
 """The serving application over real HTTP: a tiny random model and its index behind Ray Serve."""
 
-import asyncio
 import base64
 import json
 import shutil
@@ -9,72 +8,33 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import httpx
 import numpy as np
 import openai
-import pyarrow as pa
 import pytest
 import torch
 from ray import serve as ray_serve
 
 from lrem.config import Config
-from lrem.index import SnapshotError, VectorIndex, load, save
-from lrem.index.shard import merge, owner, take
-from lrem.model import ReasoningEmbedder, fingerprint
-from lrem.settings import ModelConfig
-from lrem.tokenizer import train_tokenizer
-from ray_apps import api, serve
+from lrem.index import SnapshotError
+from lrem.index.snapshot import read_manifest
+from lrem.model import fingerprint
+from lrem.sequences import pad
+from ray_apps import live, serve
 from ray_apps.cluster import cluster
-from ray_apps.ingress import Ingress, Phases
-
-COLOURS = ("red", "green", "blue", "black", "white", "yellow", "silver")
-THINGS = (
-    "wool coat",
-    "rain boots",
-    "camping stove",
-    "bicycle helmet",
-    "tea pot",
-    "office chair",
-    "desk lamp",
+from tests.serving import (
+    COLOURS,
+    QUERIES,
+    THINGS,
+    TITLES,
+    Served,
+    assert_error,
+    build_world,
+    client,
+    running,
+    search,
 )
-TITLES = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
-QUERIES = [f"{thing} in {colour}" for colour, thing in zip(COLOURS, THINGS, strict=True)]
-
-
-class Served(NamedTuple):
-    """A running application, and the same model and index in this process."""
-
-    url: str
-    http: httpx.Client
-    embedder: ReasoningEmbedder
-    index: VectorIndex
-
-
-def build_world(folder: Path, port: int, seed: int = 0) -> Config:
-    """A model with random weights, and an index of TITLES with awkward payload; two shards."""
-    sizes = ModelConfig(vocab_size=400, hidden_size=64, intermediate_size=96, layers=2, heads=2, kv_heads=2)
-    embedder = ReasoningEmbedder.from_config(sizes, train_tokenizer(TITLES * 4, 400), seed).eval()
-    with torch.no_grad():  # a model with random, tied weights repeats its last token: not `<think>`, please
-        embedder.lm.get_input_embeddings().weight[embedder.renderer.think] = 0
-    model = embedder.save(folder / "model")
-    items = pa.table(
-        {
-            "item_id": [f"p{i}" for i in range(len(TITLES))],
-            "title": TITLES,
-            "price": [float("nan") if i % 2 else 9.5 for i in range(len(TITLES))],
-            "tags": [[title.split()[0], None] for title in TITLES],
-        }
-    )
-    save(VectorIndex.build(items, embedder.encode_items(TITLES), model), folder / "index")
-    return Config.model_validate(
-        {
-            "run_dir": folder,
-            "serve": {"port": port, "shards": 2, "examples": ["tea & <pot>"]},
-            "ray": {"start_timeout_s": 240},
-        }
-    )
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +47,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_port: Callable[[], int])
 
 @pytest.fixture(scope="module")
 def served(world: Config) -> Iterator[Served]:
-    url = serve.start(world)
-    try:
-        embedder = ReasoningEmbedder.load(world.path("model")).eval()
-        with httpx.Client(base_url=url, timeout=60) as http:
-            yield Served(url, http, embedder, load(world.path("index")))
-    finally:
-        serve.stop()
+    with running(world) as found:
+        yield found
 
 
 def test_a_taken_port_is_one_clear_line(world: Config) -> None:
@@ -112,12 +67,12 @@ def test_another_models_snapshot_is_refused(world: Config, tmp_path: Path) -> No
     with pytest.raises(SnapshotError) as caught:
         serve.start(config)
     assert fingerprint(world.path("model")) in str(caught.value)
-    assert load(other).model in str(caught.value)
+    assert read_manifest(other)["model"] in str(caught.value)
 
 
 def test_a_damaged_snapshot_is_never_served(world: Config, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(world.path("index"), tmp_path / "index"))
-    with (damaged / "index.faiss").open("ab") as stream:
+    with (damaged / "ann/index.faiss").open("ab") as stream:
         stream.write(b"x")
     config = world.model_copy(update={"paths": world.paths.model_copy(update={"index": damaged})})
     with pytest.raises(ConnectionError, match=r"did not start: IndexShard.: .*index\.faiss is damaged") as caught:
@@ -125,22 +80,12 @@ def test_a_damaged_snapshot_is_never_served(world: Config, tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
-def search(served: Served, **body: Any) -> dict[str, Any]:
-    answer = served.http.post("/v1/search", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def client(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-
-
 def assert_same(served_items: list[dict[str, Any]], hits: list[Any]) -> None:
     assert [item["item_id"] for item in served_items] == [hit.item_id for hit in hits]
     np.testing.assert_allclose([i["score"] for i in served_items], [h.score for h in hits], atol=1e-5)
 
 
-@pytest.mark.parametrize("reason", ["never", "always"])
+@pytest.mark.parametrize("reason", ["never", "auto", "always"])
 def test_search_equals_in_process(served: Served, reason: str) -> None:
     answer = search(served, queries=QUERIES, k=12, reason=reason)
     reasonings = [result["reasoning"] for result in answer["results"]]
@@ -152,8 +97,11 @@ def test_search_equals_in_process(served: Served, reason: str) -> None:
         assert_same(result["items"], hits)
     assert answer["model"] == served.index.model
     timings = answer["timings_ms"]
-    assert timings["total"] >= timings["embed"] + timings["search"] + timings["reason"] > 0
-    assert (timings["reason"] > 0) == (reason == "always")
+    assert timings["total"] >= sum(ms for phase, ms in timings.items() if phase != "total") > 0
+    assert (timings["reason"] > 0) == (reason != "never")
+    assert (timings["route"] > 0) == (reason == "auto")
+    assert not answer["degraded"]
+    assert answer["missing_shards"] == []
 
 
 def test_payload_is_json(served: Served) -> None:
@@ -172,22 +120,6 @@ def test_a_filter_goes_through_all_shards(served: Served) -> None:
     everything = search(served, query=QUERIES[0], k=49, reason="never")["results"][0]["items"]
     assert items == [item for item in everything if item["item_id"] in fits]
     assert search(served, query=QUERIES[0], reason="never", filter={"tags": "pink"})["results"][0]["items"] == []
-
-
-@pytest.mark.parametrize("factory", ["Flat", "HNSW16"])
-def test_shards_give_the_same_top_k_as_one_index(served: Served, factory: str) -> None:
-    whole = served.index
-    vectors = served.embedder.encode_items(TITLES)
-    index = VectorIndex.build(whole.items, vectors, whole.model, factory)
-    shards = [take(index, shard, 3) for shard in range(3)]
-    for number, shard in enumerate(shards):
-        assert {owner(item_id, 3) for item_id in shard.items["item_id"].to_pylist()} == {number}
-    assert sum(map(len, shards)) == len(whole)
-    queries = served.embedder.encode_queries(QUERIES, [None] * len(QUERIES))
-    parts = zip(*(shard.search(queries, 10) for shard in shards), strict=True)
-    for hits, expected in zip((merge(part, 10) for part in parts), whole.search(queries, 10), strict=True):
-        assert [hit.item_id for hit in hits] == [hit.item_id for hit in expected]
-        np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in expected], atol=1e-5)
 
 
 def vectors_of(answer: Any) -> np.ndarray:
@@ -231,7 +163,7 @@ ERRORS = [
     ("/v1/search", {"query": "a" * 2001}, 422, "2001 characters"),
     ("/v1/search", {"query": "tea", "k": 0}, 422, "k: "),
     ("/v1/search", {"query": "tea", "k": 1001}, 422, "1000"),
-    ("/v1/search", {"query": "tea", "reason": "sometimes"}, 422, "'always' or 'never'"),
+    ("/v1/search", {"query": "tea", "reason": "sometimes"}, 422, "'auto', 'always' or 'never'"),
     ("/v1/search", {"queries": ["tea"] * 65}, 422, "64"),
     ("/v1/search", {"queries": []}, 422, "queries: "),
     ("/v1/search", {}, 422, "either 'query'"),
@@ -245,22 +177,18 @@ ERRORS = [
     ("/v1/search", {"query": "\ud800"}, 422, "query: holds half"),
     ("/v1/search", [], 422, ""),
     ("/v1/embeddings", {"input": ""}, 422, "blank"),
-    ("/v1/embeddings", {"input": []}, 422, "input: "),
+    ("/v1/embeddings", {"input": []}, 422, "1 to 2048"),
+    ("/v1/embeddings", {"input": [["tea"]]}, 422, "token ids"),
+    ("/v1/embeddings", {"input": [1, 999_999]}, 422, "token 999999 is none of this model's"),
+    ("/v1/embeddings", {"input": "tea", "dimensions": 17}, 422, "trained for (16, 32, 64)"),
+    ("/v1/search", {"query": "tea", "dimensions": 17}, 422, "trained for (16, 32, 64)"),
+    ("/v1/search", {"query": "tea", "reasonings": 17}, 422, "reasonings: "),
     ("/v1/embeddings", {"input": "tea", "encoding_format": "hex"}, 422, "'float' or 'base64'"),
     ("/v1/embeddings", {"input": "tea", "input_type": "item", "reason": "always"}, 422, "without thinking"),
     ("/v1/embeddings", {"input": "tea", "model": "gpt"}, 404, "'gpt' is not served"),
     ("/v1/nothing", {}, 404, "/docs"),
     ("/healthz", {}, 405, "/docs"),
 ]
-
-
-def assert_error(answer: httpx.Response, status: int, part: str) -> None:
-    assert answer.status_code == status, answer.text
-    body = answer.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "code"}
-    assert part in body["error"]["message"]
-    assert body["error"]["type"] == ("timeout_error" if status == 504 else "invalid_request_error")
 
 
 @pytest.mark.parametrize(("path", "body", "status", "part"), ERRORS)
@@ -307,28 +235,63 @@ def test_models_health_page_and_docs(served: Served) -> None:
     assert "/v1/search" in served.http.get("/openapi.json").json()["paths"]
 
 
-def test_a_late_phase_is_named(served: Served) -> None:
-    """The same replicas behind a second ingress that has no time."""
-    names = ("Reasoner", "Embedder", "IndexShard0")
-    reasoner, embedder, shard = (ray_serve.get_deployment_handle(name, serve.APP) for name in names)
-    hasty = ray_serve.deployment(Ingress).bind(served.index.model, 0.001, reasoner, embedder, [shard], [])
-    ray_serve.run(hasty, name="hasty", route_prefix="/hasty")
-    try:
-        for reason, phase in (("always", "reason"), ("never", "embed")):
-            answer = served.http.post("/hasty/v1/search", json={"query": "tea", "reason": reason})
-            assert_error(answer, 504, f"'{phase}'")
-    finally:
-        ray_serve.delete("hasty")
-    assert search(served, query="tea")["results"][0]["items"]
+def cut(vectors: np.ndarray, length: int) -> np.ndarray:
+    return vectors[:, :length] / np.linalg.norm(vectors[:, :length], axis=1, keepdims=True)
 
 
-def test_one_deadline_for_all_phases() -> None:
-    async def late() -> api.ServiceError:
-        phases = Phases(60.0)
-        await phases.run("reason", asyncio.sleep(0))
-        phases.start -= 61.0  # as if the first phase had taken that long
-        with pytest.raises(api.ServiceError, match="'search'") as caught:
-            await phases.run("search", asyncio.sleep(5))
-        return caught.value
+def test_shorter_embeddings(served: Served) -> None:
+    create = client(served).embeddings.create
+    items = create(model="lrem", input=TITLES[:5], dimensions=16, extra_body={"input_type": "item"})
+    np.testing.assert_allclose(vectors_of(items), cut(served.embedder.encode_items(TITLES[:5]), 16), atol=1e-4)
+    found = search(served, queries=QUERIES, reason="never", dimensions=16, k=5)
+    queries = cut(served.embedder.encode_queries(QUERIES, [""] * len(QUERIES)), 16)
+    scores = queries @ cut(served.embedder.encode_items(TITLES), 16).T
+    for row, result in zip(scores, found["results"], strict=True):
+        np.testing.assert_allclose([item["score"] for item in result["items"]], np.sort(row)[::-1][:5], atol=1e-4)
 
-    assert asyncio.run(late()).status == 504
+
+def test_token_ids_are_taken_as_their_text(served: Served) -> None:
+    rows = [served.embedder.tokenizer.encode(f" {query}", add_special_tokens=False) for query in QUERIES]
+    create = partial(client(served).embeddings.create, model="lrem", extra_body={"reason": "never"})
+    np.testing.assert_allclose(vectors_of(create(input=rows)), vectors_of(create(input=QUERIES)), atol=1e-5)
+    np.testing.assert_allclose(vectors_of(create(input=rows[0])), vectors_of(create(input=QUERIES[0])), atol=1e-5)
+
+
+def test_several_reasonings_are_averaged(served: Served) -> None:
+    answer = search(served, queries=QUERIES, reasonings=3, k=49)
+    for query, result in zip(QUERIES, answer["results"], strict=True):
+        some = result["reasonings"]
+        assert (len(some), some[0]) == (3, result["reasoning"])
+        assert len(set(some)) > 1
+        mean = served.embedder.encode_queries([query] * 3, some).mean(axis=0)
+        [expected] = served.index.search(mean[None] / np.linalg.norm(mean), 49)
+        assert_same(result["items"], expected)
+
+
+def test_the_chance_of_no_thought_is_the_models(served: Served) -> None:
+    record = live.read()
+    assert record is not None
+    route = ray_serve.get_deployment_handle("Reasoner", record.application).route
+    renderer = served.embedder.renderer
+    batch = pad([[*renderer.query_prompt(query), renderer.think] for query in QUERIES])
+    with torch.no_grad():
+        logits = served.embedder.lm(batch.ids).logits[torch.arange(len(QUERIES)), batch.lengths - 1]
+    expected = logits.softmax(-1)[:, renderer.close].tolist()
+    assert route.remote(QUERIES).result(timeout_s=60) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_query_is_thought_over_once(served: Served) -> None:
+    first = search(served, query="a  never  asked query")
+    again = search(served, query=" a never asked query ")
+    assert first["timings_ms"]["reason"] > 0
+    assert again["timings_ms"]["reason"] == again["timings_ms"]["embed"] == 0
+    assert again["results"][0]["items"] == first["results"][0]["items"]
+    page = served.http.get("/metrics").text
+    lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    assert float(lines['lrem_cache_queries_total{found="yes"}']) >= 1
+    assert float(lines['lrem_phase_seconds_count{phase="search"}']) >= 2
+    assert float(lines['lrem_requests_total{path="/v1/search",status="200"}']) >= 2
+
+
+def test_ready(served: Served) -> None:
+    assert served.http.get("/readyz").json() == {"ready": True, "missing": []}

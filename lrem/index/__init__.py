@@ -1,7 +1,10 @@
-"""The vector index: string ids, payloads and Faiss vectors in one snapshot tied to the model's fingerprint."""
+"""Items, their vectors and how they are found: a live collection, its snapshots, its shards."""
 
 from lrem.index.ann import BuildError
-from lrem.index.snapshot import SnapshotError, load, save
-from lrem.index.vector_index import Hit, VectorIndex
+from lrem.index.collection import Collection
+from lrem.index.filters import FilterError
+from lrem.index.payload import Hit, ItemError
+from lrem.index.snapshot import SnapshotError
+from lrem.index.store import StoreError
 
-__all__ = ["BuildError", "Hit", "SnapshotError", "VectorIndex", "load", "save"]
+__all__ = ["BuildError", "Collection", "FilterError", "Hit", "ItemError", "SnapshotError", "StoreError"]

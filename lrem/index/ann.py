@@ -136,7 +136,15 @@ class Ann:
                 f"Faiss cannot add to '{self.factory}' ({_short(error)}): use index.factory=Flat"
             ) from error
 
-    def search(self, queries: np.ndarray, k: int, mask: np.ndarray | None, fetch: Fetch, exact: bool = False) -> Found:
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        mask: np.ndarray | None,
+        fetch: Fetch,
+        exact: bool = False,
+        effort: float = 1.0,
+    ) -> Found:
         """The k best of each query with exact scores, best first; k is cut to what is allowed.
 
         Args:
@@ -144,6 +152,7 @@ class Ann:
             mask: [len(self)] bool, which positions may be found; None: all.
             fetch: gives vectors, for an index that does not hold them whole.
             exact: compare with everything that is allowed.
+            effort: how far an approximate structure searches, in multiples of what is usual.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         allowed = len(self) if mask is None else int(mask.sum())
@@ -155,17 +164,17 @@ class Ann:
         if exact:
             return _scan(queries, k, np.arange(len(self)) if mask is None else np.flatnonzero(mask), given)
         if mask is None:
-            return self._approximate(queries, k, None, 1.0, given)
+            return self._approximate(queries, k, None, effort, given)
         if isinstance(self.index, faiss.IndexFlat):
             return self._raw(queries, k, mask, 1.0)
         if allowed <= max(SCANNED, SCANNED_SHARE * len(self) if whole is not None else 0):
             return _scan(queries, k, np.flatnonzero(mask), given)
         try:
-            return self._masked(queries, k, mask, given)
+            return self._masked(queries, k, mask, given, effort)
         except RuntimeError:  # some structures cannot search under a mask: compare
             return _scan(queries, k, np.flatnonzero(mask), given)
 
-    def _masked(self, queries: np.ndarray, k: int, mask: np.ndarray, fetch: Fetch) -> Found:
+    def _masked(self, queries: np.ndarray, k: int, mask: np.ndarray, fetch: Fetch, effort: float) -> Found:
         """Search under a mask that allows many: the farther, the less of a query's own surroundings it allows."""
         near = self._raw(queries, min(NEIGHBOURS, len(self)), None, 0.5)[1]
         share = (mask[near] & (near >= 0)).mean(axis=1)  # [Q]
@@ -173,7 +182,7 @@ class Ann:
         scores, found = np.empty((len(queries), k), np.float32), np.full((len(queries), k), -1)
         if easy.any():
             scores[easy], found[easy] = self._approximate(
-                queries[easy], k, mask, max(1.0, 0.5 / share[easy].min()), fetch
+                queries[easy], k, mask, effort * max(1.0, 0.5 / share[easy].min()), fetch
             )
         if len(rest := np.flatnonzero((found < 0).any(axis=1))):
             scores[rest], found[rest] = _scan(queries[rest], k, np.flatnonzero(mask), fetch)

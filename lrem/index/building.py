@@ -63,9 +63,7 @@ def catch_up(segment: Segment, store: Store) -> None:
     for rows, payloads, vectors in _batches(store, segment.last_row, store.last_row):
         segment.take(rows, payloads, vectors)
     gone = None if segment.last_drop is None else store.dropped(segment.last_drop)
-    if gone is None:
-        gone = np.setdiff1d(segment.rows, store.rows(), assume_unique=True).tolist()
-    segment.drop(gone)
+    segment.drop(np.setdiff1d(segment.rows, store.rows(), assume_unique=True).tolist() if gone is None else list(gone))
     segment.last_drop = last_drop
 
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +26,9 @@ from lrem.index.ann import BuildError, choose
 from lrem.index.building import build, catch_up, load
 from lrem.index.columns import matching
 from lrem.index.filters import Filter, parse
-from lrem.index.payload import checked, storable
+from lrem.index.payload import Hit, Page, checked, storable
 from lrem.index.segment import Segment
 from lrem.index.store import Store, Stored, StoreError, parsed
-from lrem.index.vector_index import Hit
 
 FORMAT = 2
 ITEMS, ANN, LOCK = "items.sqlite", "ann", "lock"
@@ -39,13 +38,6 @@ CLOSE_TIMEOUT_S = 3600.0  # for a rebuild, or another process's checkpoint, that
 ATTEMPTS = 20  # of a search whose finds are replaced by another process before they are read
 
 log = logging.getLogger(__name__)
-
-
-class Page(NamedTuple):
-    """A part of a scroll: (item_id, payload) of each item; `after` asks for the next part, None where there is none."""
-
-    items: list[tuple[str, dict[str, Any]]]
-    after: str | None
 
 
 class Collection:
@@ -173,7 +165,12 @@ class Collection:
                 return Page(found, None)
 
     def search(
-        self, queries: np.ndarray, k: int, where: Mapping[str, Any] | None = None, exact: bool = False
+        self,
+        queries: np.ndarray,
+        k: int,
+        where: Mapping[str, Any] | None = None,
+        exact: bool = False,
+        effort: float = 1.0,
     ) -> list[list[Hit]]:
         """The k best items of each query among those that match, best first.
 
@@ -181,6 +178,7 @@ class Collection:
             queries: [Q, H] float32, finite.
             where: a filter, see filters.py.
             exact: compare with every item that matches, whatever the structure.
+            effort: how far an approximate structure searches, in multiples of what is usual.
 
         Raises:
             FilterError: the filter cannot be read.
@@ -196,7 +194,7 @@ class Collection:
             self._refresh()
             try:
                 with self._search:
-                    return self._hits(queries, k, wanted, exact)
+                    return self._hits(queries, k, wanted, exact, effort)
             except KeyError:  # found, and replaced before it was read
                 self._write.acquire()  # until a writer of this process has made it searchable
                 self._write.release()
@@ -214,9 +212,9 @@ class Collection:
         self._version = self.store.version
         catch_up(self.segment, self.store)
 
-    def _hits(self, queries: np.ndarray, k: int, wanted: Filter | None, exact: bool) -> list[list[Hit]]:
+    def _hits(self, queries: np.ndarray, k: int, wanted: Filter | None, exact: bool, effort: float) -> list[list[Hit]]:
         self._must_be_open()
-        found = self.segment.search(queries, k, wanted, self.store.vectors, exact)
+        found = self.segment.search(queries, k, wanted, self.store.vectors, exact, effort)
         items = self.store.read(list({row for hits in found for row, _ in hits}))
         return [[Hit(items[row][0], score, items[row][1].copy()) for row, score in hits] for hits in found]
 

@@ -1,17 +1,33 @@
-"""What an item may be: its id, its vector, and a payload that comes back from JSON as it went in.
+"""What an item may be: its id, its vector, a payload that comes back from JSON as it went in; and how one is found.
 
 Knows JSON; does not know where items are kept.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lrem.index.filters import too_large
 
 MAX_ID = 512  # characters
+
+
+class Hit(NamedTuple):
+    """One found item: `score` is the cosine."""
+
+    item_id: str
+    score: float
+    payload: dict[str, Any]
+
+
+class Page(NamedTuple):
+    """A part of a scroll: (item_id, payload) of each item; `after` asks for the next part, None where there is none."""
+
+    items: list[tuple[str, dict[str, Any]]]
+    after: str | None
 
 
 class ItemError(ValueError):
@@ -61,3 +77,21 @@ def as_json(item_id: Any, payload: Any) -> str:
 def storable(ids: Sequence[str]) -> list[str]:
     """Each id once; none with half a surrogate pair, which no item can have."""
     return [item_id for item_id in dict.fromkeys(ids) if not any("\ud800" <= c <= "\udfff" for c in item_id)]
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can carry it: NaN and infinities become null, types that JSON lacks text.
+
+    >>> from datetime import date
+    >>> plain({"price": float("nan"), "tags": ["a", None], "since": date(2024, 5, 1), "uid": 2**53 + 1})
+    {'price': None, 'tags': ['a', None], 'since': '2024-05-01', 'uid': '9007199254740993'}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if value is None or isinstance(value, bool | str) or (isinstance(value, int) and not too_large(value)):
+        return value
+    return str(value)

@@ -22,8 +22,14 @@ class Recall(NamedTuple):
     exact_ms: float
 
 
-def measure(collection: Collection, queries: np.ndarray, k: int, where: Mapping[str, Any] | None = None) -> Recall:
-    """Search each query both ways. queries: [Q, H] float32, Q ≥ 1.
+def measure(
+    collection: Collection,
+    queries: np.ndarray,
+    k: int,
+    where: Mapping[str, Any] | None = None,
+    effort: float = 1.0,
+) -> Recall:
+    """Search each query both ways. queries: [Q, H] float32, Q ≥ 1; effort: as of `Collection.search`.
 
     recall@k is the share of the exact search's scores that the other reaches, so that which of two items with equal
     scores is found does not matter; 1.0 where nothing is there to be found.
@@ -34,7 +40,7 @@ def measure(collection: Collection, queries: np.ndarray, k: int, where: Mapping[
         scores = {}
         for exact in (False, True):
             started = time.perf_counter()
-            [hits] = collection.search(query, k, where, exact)
+            [hits] = collection.search(query, k, where, exact, effort)
             times[exact].append(1000 * (time.perf_counter() - started))
             scores[exact] = [hit.score for hit in hits]
         wanted += len(scores[True])

@@ -92,7 +92,13 @@ class Segment:
         return self.live if wanted is None or mask is None else int(mask.sum())
 
     def search(
-        self, queries: np.ndarray, k: int, wanted: Filter | None, fetch: Fetch, exact: bool = False
+        self,
+        queries: np.ndarray,
+        k: int,
+        wanted: Filter | None,
+        fetch: Fetch,
+        exact: bool = False,
+        effort: float = 1.0,
     ) -> list[list[tuple[int, float]]]:
         """The k best (row, score) of each query among the live rows that match, best first.
 
@@ -100,9 +106,11 @@ class Segment:
             queries: [Q, H] float32.
             fetch: rows [N] → their vectors [N, H], asked where the index does not keep them.
             exact: compare with every row that is allowed.
+            effort: how far an approximate structure searches, in multiples of what is usual.
         """
         rows = self.rows
-        scores, found = self.ann.search(queries, k, self.mask(wanted), lambda positions: fetch(rows[positions]), exact)
+        given: Fetch = lambda positions: fetch(rows[positions])  # noqa: E731
+        scores, found = self.ann.search(queries, k, self.mask(wanted), given, exact, effort)
         return [
             [(int(rows[p]), float(s)) for p, s in zip(positions, line, strict=True) if p >= 0]
             for positions, line in zip(found.tolist(), scores.tolist(), strict=True)

@@ -1,15 +1,16 @@
-"""Dividing an index by a hash of the item id, and joining the shards' answers again.
+"""Dividing items by a hash of their id, and joining the shards' answers again.
 
-Knows an index; does not know where shards live. A stable hash, so that every process agrees on the owner.
+Does not know where shards live. A stable hash, so that every process agrees on the owner.
 """
 
+import hashlib
 import heapq
+import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
-
-from lrem.index.vector_index import Hit, VectorIndex
+from lrem.index.payload import Hit
 
 
 def owner(item_id: str, shards: int) -> int:
@@ -21,22 +22,10 @@ def owner(item_id: str, shards: int) -> int:
     return zlib.crc32(item_id.encode()) % shards
 
 
-def take(index: VectorIndex, shard: int, shards: int) -> VectorIndex:
-    """The part of `index` that `shard` of `shards` owns, as an index of its own; one shard owns it whole.
-
-    It is built by the same factory. Vectors come back out of `index`, so a factory that compresses them
-    compresses what it had kept.
-
-    Raises:
-        BuildError: Faiss cannot build the index's factory on a part this small.
-    """
-    if shards == 1:
-        return index
-    ids = index.items["item_id"].to_pylist()
-    rows = np.array([row for row, item_id in enumerate(ids) if owner(item_id, shards) == shard], dtype=np.int64)
-    vectors = index.index.reconstruct_n(0, len(index))[rows]  # [n, H]
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # compressed vectors are not quite of unit length
-    return VectorIndex.build(index.items.take(rows), vectors, index.model, index.factory)
+def generation(manifest: Mapping[str, Any], shards: int) -> str:
+    """A short name for a snapshot divided into so many shards: what is served from it lies in a folder of that name."""
+    named = json.dumps([manifest["model"], manifest["sha256"], shards], sort_keys=True)
+    return hashlib.sha256(named.encode()).hexdigest()[:12]
 
 
 def merge(parts: Iterable[list[Hit]], k: int) -> list[Hit]:

@@ -23,10 +23,10 @@ VARIABLES = 30_000  # of one statement; SQLite takes 32,766
 SCHEMA = """
 CREATE TABLE items (
     row INTEGER PRIMARY KEY AUTOINCREMENT, item_id TEXT NOT NULL UNIQUE, payload TEXT NOT NULL, vector BLOB NOT NULL);
-CREATE TABLE dropped (seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL);
+CREATE TABLE dropped (seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL, item_id TEXT NOT NULL);
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-REMEMBERED = 200_000  # rows that went, for other processes that have the same file open
+REMEMBERED = 1_000_000  # rows that went, for whoever follows the changes: another process, or a newer index
 
 
 class StoreError(ValueError):
@@ -141,10 +141,10 @@ class Store:
             return self._delete(ids)
 
     def _delete(self, ids: Sequence[str]) -> list[int]:
-        rows = list(self.rows_of(ids).values())
-        gone = [(row,) for row in rows]
-        self._db.executemany("DELETE FROM items WHERE row = ?", gone)
-        self._db.executemany("INSERT INTO dropped (row) VALUES (?)", gone)
+        gone = self.rows_of(ids)
+        rows = list(gone.values())
+        self._db.executemany("DELETE FROM items WHERE row = ?", [(row,) for row in rows])
+        self._db.executemany("INSERT INTO dropped (row, item_id) VALUES (?, ?)", [(r, i) for i, r in gone.items()])
         self._db.execute("DELETE FROM dropped WHERE seq <= ?", (self.last_drop - REMEMBERED,))
         return rows
 
@@ -163,11 +163,11 @@ class Store:
             found = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
         return int(found[0]) if found else 0
 
-    def dropped(self, after: int) -> list[int] | None:
-        """The rows that went since deletion number `after`; None where that is not remembered any more."""
+    def dropped(self, after: int) -> dict[int, str] | None:
+        """row → item_id of what went since deletion number `after`; None where that is not remembered any more."""
         with self._lock:
-            found = self._db.execute("SELECT seq, row FROM dropped WHERE seq > ? ORDER BY seq", (after,)).fetchall()
-            return [row for _, row in found] if len(found) == self.last_drop - after else None
+            found = self._db.execute("SELECT row, item_id FROM dropped WHERE seq > ?", (after,)).fetchall()
+            return dict(found) if len(found) == self.last_drop - after else None
 
     @property
     def version(self) -> int:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lrem.index import SnapshotError
-from lrem.index.backup import restore, snapshot
 from lrem.index.collection import Collection
+from lrem.index.snapshot import restore, snapshot
 
 DIMENSION = 16
 IDS = [f"p{i}" for i in range(8)]
@@ -73,7 +73,7 @@ def test_a_place_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SnapshotError, match="cannot be written"):
         snapshot(collection, tmp_path / "file/backup")
-    with pytest.raises(SnapshotError, match="holds no snapshot"):
+    with pytest.raises(SnapshotError, match="holds no index snapshot"):
         restore(tmp_path / "nothing", tmp_path / "again")
     collection.close()
 
@@ -91,7 +91,7 @@ def test_a_manifest_of_another_model_is_refused(tmp_path: Path) -> None:
         restore(tmp_path / "backup", tmp_path / "again", "model-b")
     for other in ("[]", "{}", text.replace('"format": 2', '"format": 1')):
         manifest.write_text(other)
-        with pytest.raises(SnapshotError, match="no snapshot of a collection in format 2"):
+        with pytest.raises(SnapshotError, match="no index snapshot in format 2"):
             restore(tmp_path / "backup", tmp_path / "again")
     assert not (tmp_path / "again").exists()
 

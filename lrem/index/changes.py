@@ -1,0 +1,85 @@
+"""What was written to a collection since it was filled from a snapshot: what a newer index has to be told.
+
+Knows stores; does not know who asks, nor what becomes of the changes.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from lrem.files import write_json
+from lrem.index.collection import FORMAT, ITEMS
+from lrem.index.store import Store, StoreError
+
+FILE = "filled.json"
+T = TypeVar("T")
+
+
+class State(NamedTuple):
+    """How far a collection has come: its newest row, and the number of its newest deletion."""
+
+    row: int
+    drop: int
+
+
+class Changes(NamedTuple):
+    """What came since some state, with its payload, the ids of what went, and the state that this leads to."""
+
+    upserted: list[tuple[str, dict[str, Any]]]
+    deleted: list[str]
+    state: State
+
+
+def mark(folder: Path) -> None:
+    """Keep the state of a collection that was just filled, which nobody has open."""
+    keep(folder, _opened(folder, lambda store: State(store.last_row, store.last_drop)))
+
+
+def keep(folder: Path, state: State) -> None:
+    """Keep a state up to which a newer index knows everything."""
+    write_json(state._asdict(), folder / FILE)
+
+
+def marked(folder: Path) -> State:
+    """The state that was kept."""
+    return State(**json.loads((folder / FILE).read_text()))
+
+
+def pending(folder: Path) -> int:
+    """How many items and deletions of a collection no newer index knows of."""
+    state = marked(folder)
+
+    def count(store: Store) -> int:
+        rows = store.rows()
+        return int((rows > state.row).sum()) + store.last_drop - state.drop
+
+    return _opened(folder, count)
+
+
+def _opened(folder: Path, work: Callable[[Store], T]) -> T:
+    store = Store(folder / ITEMS, {"format": FORMAT}, create=False)
+    try:
+        return work(store)
+    finally:
+        store.close()
+
+
+def since(store: Store, state: State, limit: int) -> Changes:
+    """Up to `limit` items that came since a state, the oldest first; with the last of them, everything that went.
+
+    Raises:
+        StoreError: more was deleted than is remembered.
+    """
+    last_row, last_drop = store.last_row, store.last_drop  # before the rest: what comes meanwhile is told the next time
+    items = next(store.since(state.row, limit), [])
+    upserted = [(item.item_id, item.payload) for item in items]
+    if len(items) == limit:
+        return Changes(upserted, [], State(items[-1].row, state.drop))
+    gone = store.dropped(state.drop)
+    if gone is None:
+        raise StoreError(f"{store.file}: more was deleted since it was filled than is remembered: take a snapshot")
+    ids = list(dict.fromkeys(gone.values()))
+    there = store.rows_of(ids)
+    reached = State(max([last_row, *(item.row for item in items)]), last_drop)
+    return Changes(upserted, [item_id for item_id in ids if item_id not in there], reached)

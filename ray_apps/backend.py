@@ -1,0 +1,283 @@
+"""The way of a request behind the ingress: route, reason, embed, search; and of an item: embed, write.
+
+Knows Serve handles, deadlines, what to do when a part fails, and the cache of queries; does not know HTTP.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from cachetools import TTLCache
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from lrem.index import Hit
+from lrem.index.shard import merge, owner
+from lrem.settings import ServeConfig
+from ray_apps import api
+from ray_apps.errors import ServiceError
+from ray_apps.index_shard import OtherModelError
+from ray_apps.measures import Measures
+
+PHASES = ("route", "reason", "embed", "search", "total")
+AGAIN_S = 0.5  # before a call is made again where old and new replicas do not fit together
+Key = tuple[str, api.Reason, int]  # a query without needless spaces, and how it was thought over
+T = TypeVar("T")
+
+
+class Parts(NamedTuple):
+    """The deployments that serve one model and one index together."""
+
+    model: str
+    reasoner: DeploymentHandle
+    embedder: DeploymentHandle
+    shards: list[DeploymentHandle]
+
+
+class Thought(NamedTuple):
+    """A query as it is searched with: [H] float32 of unit length, and its reasonings; None: it was not thought over."""
+
+    vector: np.ndarray
+    reasonings: list[str] | None
+
+
+class Found(NamedTuple):
+    """The hits of each query, and the shards that did not answer."""
+
+    hits: list[list[Hit]]
+    missing: list[int]
+
+
+class Phases:
+    """The clock of one request: one deadline for all its phases, and the milliseconds each took."""
+
+    def __init__(self, timeout_s: float, measures: Measures) -> None:
+        self.timeout_s, self.start, self.measures = timeout_s, time.perf_counter(), measures
+        self.ms = dict.fromkeys(PHASES, 0.0)
+        self.degraded = False
+
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.timeout_s - (time.perf_counter() - self.start)
+
+    async def run(self, name: str, work: Awaitable[T], at_most_s: float = float("inf")) -> T:
+        """Await one phase.
+
+        Raises:
+            TimeoutError: it took longer than `at_most_s`.
+            ServiceError: 504, naming the phase, once the request's time is up.
+        """
+        begun, left = time.perf_counter(), self.left()
+        try:
+            async with asyncio.timeout(min(left, at_most_s)):
+                return await work
+        except TimeoutError as error:
+            if at_most_s < left:
+                raise
+            message = f"waited {self.timeout_s:g} s, in the end for '{name}': send fewer queries or try later"
+            raise ServiceError(504, message, f"timeout_{name}") from error
+        finally:
+            now = time.perf_counter()
+            self.ms[name] = round(self.ms[name] + 1000 * (now - begun), 2)
+            self.ms["total"] = round(1000 * (now - self.start), 2)
+            self.measures.phase(name, now - begun)
+
+
+class Backend:
+    """One generation of parts, asked with patience for what can fail."""
+
+    def __init__(self, parts: Parts, settings: ServeConfig, measures: Measures) -> None:
+        self.parts, self.settings, self.measures = parts, settings, measures
+        self._cache: TTLCache[tuple[str, api.Reason, int], Thought] = TTLCache(
+            settings.cache_size, settings.cache_ttl_s
+        )
+
+    async def think(self, phases: Phases, queries: list[str], reason: api.Reason, count: int) -> list[Thought]:
+        """Each query's vector, thought over as asked; where the reasoner is down or late, without, and `degraded`."""
+        keys = [(" ".join(query.split()), reason, count) for query in queries]
+        known = {key: found for key in keys if (found := self._cache.get(key)) is not None}
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
+        self.measures.cache(len(keys) - len(missing), len(missing))
+        if missing:
+            texts = [text for text, _, _ in missing]
+            reasonings = await self._reason(phases, texts, reason, count)
+            vectors = await phases.run("embed", self._embed(texts, reasonings))
+            fresh = {k: Thought(v, r) for k, v, r in zip(missing, vectors, reasonings, strict=True)}
+            known |= fresh
+            if not phases.degraded and self.settings.cache_size:
+                self._cache.update(fresh)
+        return [known[key] for key in keys]
+
+    async def _reason(self, phases: Phases, texts: list[str], reason: api.Reason, count: int) -> list[list[str] | None]:
+        found: list[list[str] | None] = [None] * len(texts)
+        if reason == "never":
+            return found
+        try:
+            wanted = list(range(len(texts)))
+            limit = self.settings.reason_timeout_s
+            if reason == "auto":
+                empty = await phases.run("route", _call(self.parts.reasoner.route, texts), limit)
+                wanted = [i for i, chance in enumerate(empty) if chance < self.settings.think_below]
+            if wanted:
+                asked = _call(self.parts.reasoner.reason, [texts[i] for i in wanted], count, True)
+                for i, reasonings in zip(wanted, await phases.run("reason", asked, limit), strict=True):
+                    found[i] = reasonings
+        except (TimeoutError, RayError, RayServeException) as error:
+            phases.degraded = True
+            self.measures.degraded(type(error).__name__)
+            return [None] * len(texts)
+        return found
+
+    async def _embed(self, texts: list[str], reasonings: list[list[str] | None]) -> np.ndarray:
+        """[Q, H] float32: of several reasonings of a query, the mean of their vectors, of unit length again."""
+        none: list[str | None] = [None]
+        each = [some or none for some in reasonings]
+        pairs = [(text, one) for text, some in zip(texts, each, strict=True) for one in some]
+        vectors = await needed("embedder", self.parts.embedder.queries, pairs)
+        starts = np.cumsum([0, *map(len, each)][:-1])
+        sums = np.add.reduceat(vectors, starts, axis=0)
+        return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True), np.float32)
+
+    async def search(
+        self, phases: Phases, vectors: np.ndarray, k: int, where: dict[str, Any] | None, length: int | None = None
+    ) -> Found:
+        """The k best items of all shards; one that fails or is late is left out and named.
+
+        Args:
+            vectors: [Q, H] float32.
+            length: compare the first so many numbers alone.
+
+        Raises:
+            ServiceError: 503, no shard answered.
+        """
+        limit = self.settings.search_timeout_s
+
+        async def ask(shard: DeploymentHandle) -> list[list[Hit]] | None:
+            try:
+                async with asyncio.timeout(limit):
+                    return list(await _call(shard.search, vectors, k, where, self.parts.model, length))
+            except (TimeoutError, RayActorError, RayServeException):
+                return None
+
+        parts = await phases.run("search", asyncio.gather(*map(ask, self.parts.shards)))
+        missing = [i for i, part in enumerate(parts) if part is None]
+        if len(missing) == len(parts):
+            raise down("no shard of the index answered")
+        self.measures.missing(len(missing))
+        there = [part for part in parts if part is not None]
+        return Found([merge(hits, k) for hits in zip(*there, strict=True)], missing)
+
+    async def embed_items(self, titles: list[str]) -> np.ndarray:
+        """Unit vectors [N, H] float32."""
+        return np.asarray(await needed("embedder", self.parts.embedder.items, titles))
+
+    async def upsert(self, ids: list[str], payloads: list[dict[str, Any]]) -> int:
+        """Embed the titles and write the items, each to its shard; returns how many were new.
+
+        Raises:
+            ServiceError: 503, a part is down; what other shards have written stays.
+        """
+        vectors = await self.embed_items([payload["title"] for payload in payloads])
+        return sum(
+            await self._by_owner(
+                ids,
+                lambda shard, rows: _call(
+                    shard.upsert, [ids[i] for i in rows], [payloads[i] for i in rows], vectors[rows], self.parts.model
+                ),
+            )
+        )
+
+    async def delete(self, ids: list[str]) -> int:
+        """Delete items; returns how many there were. Raises as `upsert`."""
+        return sum(await self._by_owner(ids, lambda shard, rows: _call(shard.delete, [ids[i] for i in rows])))
+
+    async def get(self, ids: list[str]) -> dict[str, dict[str, Any]]:
+        """item_id → payload. Raises as `upsert`."""
+        parts = await self._by_owner(ids, lambda shard, rows: _call(shard.get, [ids[i] for i in rows]))
+        return {item_id: payload for part in parts for item_id, payload in part.items()}
+
+    async def count(self, where: dict[str, Any] | None) -> int:
+        """How many items match. Raises as `upsert`."""
+        return sum(await asyncio.gather(*(needed("index", shard.count, where) for shard in self.parts.shards)))
+
+    async def scroll(self, limit: int, after: str, where: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+        """Up to `limit` items that match, in the order of ids, from behind `after`. Raises as `upsert`."""
+        parts = await asyncio.gather(*(needed("index", s.scroll, limit, after, where) for s in self.parts.shards))
+        return sorted((item for part in parts for item in part), key=lambda item: item[0])[:limit]
+
+    async def _by_owner(self, ids: list[str], ask: Callable[[DeploymentHandle, list[int]], Awaitable[T]]) -> list[T]:
+        """One call for each shard that owns some of the ids, told which positions."""
+        rows: dict[int, list[int]] = {}
+        for i, item_id in enumerate(ids):
+            rows.setdefault(owner(item_id, len(self.parts.shards)), []).append(i)
+        found = await asyncio.gather(
+            *(ask(self.parts.shards[shard], mine) for shard, mine in rows.items()), return_exceptions=True
+        )
+        for shard, one in zip(rows, found, strict=True):
+            if isinstance(one, RayActorError | RayServeException):
+                raise down(f"shard {shard} of the index does not answer, others may have done their part") from one
+            if isinstance(one, BaseException):
+                raise one
+        return list(found)  # type: ignore[arg-type]
+
+    async def absent(self, timeout_s: float) -> list[str]:
+        """The parts that do not answer within `timeout_s`."""
+        asked = {"reasoner": self.parts.reasoner.ping, "embedder": self.parts.embedder.about}
+        asked |= {f"shard {i}": shard.count for i, shard in enumerate(self.parts.shards)}
+
+        async def answers(name: str, method: Any) -> bool:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await _call(method, *([None] if name.startswith("shard") else []))
+            except (TimeoutError, RayError, RayServeException):
+                return False
+            return True
+
+        found = await asyncio.gather(*(answers(name, method) for name, method in asked.items()))
+        return [name for name, there in zip(asked, found, strict=True) if not there]
+
+
+def busy() -> ServiceError:
+    """429: more than can be answered is under way."""
+    return ServiceError(429, "too many requests are under way: wait a second, send fewer at once", "busy", 1)
+
+
+def down(what: str) -> ServiceError:
+    """503, with the advice to send it again."""
+    return ServiceError(503, f"{what}: send the request again, writing twice is harmless", "unavailable", 1)
+
+
+async def needed(what: str, method: Any, *args: Any) -> Any:
+    """As `_call`, of a part that no answer can do without. Raises ServiceError 503 where it is down, 429 where full."""
+    try:
+        return await _call(method, *args)
+    except BackPressureError as error:
+        raise busy() from error
+    except (RayActorError, RayServeException) as error:
+        raise down(f"the {what} does not answer") from error
+
+
+async def _call(method: Any, *args: Any) -> Any:
+    """Call a method of a deployment; once more where the replica died, and until they fit where models differ.
+
+    Everything that is called is harmless to do twice. A caller that is cancelled cancels the call.
+    """
+    died = False
+    while True:
+        response = method.remote(*args)
+        try:
+            return await response
+        except RayActorError:
+            if died:
+                raise
+            died = True
+        except RayTaskError as error:
+            if not isinstance(error.cause, OtherModelError):
+                raise
+            await asyncio.sleep(AGAIN_S)
+        except asyncio.CancelledError:
+            response.cancel()
+            raise

@@ -1,0 +1,127 @@
+"""What serves one model and one index together, a generation: reasoner, embedder and index shards, and where they run.
+
+Knows how each part is deployed; does not know HTTP, nor which generation is live.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray import serve
+
+import lrem
+from lrem.config import Config, ConfigError
+from lrem.index.shard import generation
+from lrem.index.snapshot import read_manifest
+from lrem.model import fingerprint
+from lrem.settings import ReplicasConfig
+from ray_apps.backend import Parts
+from ray_apps.cluster import gpu_count
+from ray_apps.embedder import Embedder
+from ray_apps.index_shard import IndexShard, Part
+from ray_apps.reasoner import Reasoner
+
+NAME = "lrem"
+PINNED = 0.001  # of the resource that each machine has under its address: a replica that asks for it runs there
+ONGOING = 512  # requests a replica holds; Serve's default of 5 would never fill a batch
+HEALTH_S = 5.0  # between two looks whether a replica is well
+
+
+class Plan(NamedTuple):
+    """A generation before it runs: its application's name, the model's fingerprint and the folder of its shards."""
+
+    name: str
+    model: str
+    folder: Path
+
+
+class Generation:
+    """The root of a generation's application: it keeps the parts together, and has no route."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+
+def plan(config: Config) -> Plan:
+    """What would be served.
+
+    Raises:
+        FileNotFoundError: there is no trained model at `paths.model`.
+        SnapshotError: there is no index at `paths.index`, or it is another model's.
+    """
+    model = fingerprint(config.path("model"))
+    manifest = read_manifest(config.uri("index"), model)  # replicas check everything, but only after a slow start
+    name, served = generation(manifest, config.serve.shards), config.serve
+    running = [str(config.path("model")), config.rollout, config.index, served.reasoner, served.embedder, served.shard]
+    told = json.dumps([lrem.__version__, served.index_nodes, *map(str, running)])
+    application = f"{NAME}-{name}-{hashlib.sha256(told.encode()).hexdigest()[:6]}"
+    return Plan(application, model, config.path("live") / name)
+
+
+def build(config: Config, planned: Plan) -> Parts:
+    """The deployments of a generation, bound to what they start with.
+
+    Raises:
+        ConfigError: a machine of `serve.index_nodes` is not in the cluster.
+    """
+    folder, served = str(config.path("model")), config.serve
+    gpus = served.reasoner.gpus
+    reasoner = deployment(Reasoner, served.reasoner, float(gpu_count(config) > 0) if gpus is None else gpus)
+    shards = [
+        deployment(IndexShard, served.shard, name=f"IndexShard{i}", node=_node(config, i)).bind(
+            Part(
+                config.uri("index"),
+                str(planned.folder / f"shard-{i}-of-{served.shards}"),
+                planned.model,
+                i,
+                served.shards,
+                config.index.factory,
+            )
+        )
+        for i in range(served.shards)
+    ]
+    return Parts(
+        planned.model,
+        reasoner.bind(folder, planned.model, config.rollout),
+        deployment(Embedder, served.embedder).bind(folder, planned.model),
+        shards,  # Serve makes handles of them
+    )
+
+
+def deployment(
+    replica: type,
+    replicas: ReplicasConfig,
+    gpus: float | None = None,
+    name: str | None = None,
+    node: str | None = None,
+    ongoing: int = ONGOING,
+) -> serve.Deployment:
+    """A deployment as its settings say, on one machine if `node` is its address; a replica holds `ongoing` requests."""
+    options: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus if gpus is None else gpus}
+    if node is not None:
+        options |= {"resources": {f"node:{node}": PINNED}, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    count: dict[str, Any] = {"num_replicas": replicas.replicas}
+    if replicas.max_replicas is not None:
+        bounds = {"min_replicas": replicas.replicas, "max_replicas": replicas.max_replicas}
+        count = {"autoscaling_config": bounds | {"target_ongoing_requests": replicas.target_ongoing}}
+    return serve.deployment(
+        replica,
+        name=name or replica.__name__,
+        max_ongoing_requests=ongoing,
+        max_constructor_retry_count=1,  # another model's snapshot is the same at the second attempt
+        health_check_period_s=HEALTH_S,
+        ray_actor_options=options,
+        **count,
+    )
+
+
+def _node(config: Config, shard: int) -> str:
+    """The address of the machine that a shard lives on, with its folder."""
+    known = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    nodes = config.serve.index_nodes or [ray.util.get_node_ip_address()]
+    chosen = nodes[shard % len(nodes)]
+    if chosen not in known:
+        raise ConfigError(f"serve.index_nodes: {chosen} is none of the cluster's machines ({', '.join(sorted(known))})")
+    return chosen

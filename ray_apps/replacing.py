@@ -1,0 +1,105 @@
+"""One generation takes the place of another: what was written to the old one is carried over before requests go on.
+
+Nothing is lost and nobody waits but writers, for moments: most is carried over while the old generation is written to,
+the rest while writes are held back. Knows the live record and the shards' changes; does not know how parts are started.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from lrem.index.changes import FILE, State, pending
+from lrem.index.shard import owner
+from ray_apps import live
+from ray_apps.live import Live
+from ray_apps.parts import Plan
+
+LIMIT = 500  # items carried over at a time
+CALL_S = 120.0  # for one call of a part
+SEEN_S = 30.0  # for every ingress to follow
+
+
+def switch(old: Live, planned: Plan, shards: int, ingresses: Callable[[], int]) -> int:
+    """Make a running generation the live one. Returns how many items were carried over or deleted.
+
+    Args:
+        ingresses: how many replicas of the ingress run.
+
+    Raises:
+        TimeoutError: an ingress does not follow, or carrying over the rest took too long; the old one stays live.
+    """
+    told = (planned.name, planned.model, str(planned.folder), shards)
+    if old.folder == str(planned.folder):  # the same shards' folder: both see what the other writes
+        _wait_seen(live.announce(*told), ingresses)
+        return 0
+    states: dict[int, State] = {}
+    carried = _carry(old, planned, shards, states)
+    paused = live.announce(old.application, old.model, old.folder, old.shards, pause=True)
+    try:
+        _wait_seen(paused, ingresses)
+        carried += _carry(old, planned, shards, states)
+        if time.time() > paused.paused_until - live.PAUSE_S / 4:
+            raise TimeoutError(
+                f"what was written meanwhile took longer than {live.PAUSE_S:.0f} s: try when less comes in"
+            )
+    except BaseException:
+        live.announce(old.application, old.model, old.folder, old.shards)
+        raise
+    _wait_seen(live.announce(*told), ingresses)
+    for i, state in states.items():
+        _result(serve.get_deployment_handle(f"IndexShard{i}", old.application).told.remote(state))
+    return carried
+
+
+def left_behind(planned: Plan) -> dict[str, int]:
+    """Folder → how much was written there that nothing newer knows of, of the other indexes on this machine."""
+    others = [file.parent for file in planned.folder.parent.glob(f"*/shard-*/{FILE}")]
+    counts = {str(folder): pending(folder) for folder in others if folder.parent != planned.folder}
+    return {folder: count for folder, count in counts.items() if count}
+
+
+def _carry(old: Live, planned: Plan, shards: int, states: dict[int, State]) -> int:
+    """Write the changes of every old shard to the new ones, from `states` on, which it moves."""
+    embedder = serve.get_deployment_handle("Embedder", planned.name)
+    targets = [serve.get_deployment_handle(f"IndexShard{i}", planned.name) for i in range(shards)]
+    carried = 0
+    for i in range(old.shards):
+        source = serve.get_deployment_handle(f"IndexShard{i}", old.application)
+        while True:
+            found = _result(source.changes.remote(states.get(i), LIMIT))
+            if found.upserted:
+                titles = [payload["title"] for _, payload in found.upserted]
+                vectors = _result(embedder.items.remote(titles))
+                for target, rows in _by_owner([item_id for item_id, _ in found.upserted], targets):
+                    items = [found.upserted[row] for row in rows]
+                    ids, payloads = [item[0] for item in items], [item[1] for item in items]
+                    _result(target.upsert.remote(ids, payloads, vectors[rows], planned.model))
+            for target, rows in _by_owner(found.deleted, targets):
+                _result(target.delete.remote([found.deleted[row] for row in rows]))
+            carried += len(found.upserted) + len(found.deleted)
+            states[i] = found.state
+            if len(found.upserted) < LIMIT:
+                break
+    return carried
+
+
+def _by_owner(ids: list[str], targets: list[DeploymentHandle]) -> list[tuple[DeploymentHandle, list[int]]]:
+    rows: dict[int, list[int]] = {}
+    for row, item_id in enumerate(ids):
+        rows.setdefault(owner(item_id, len(targets)), []).append(row)
+    return [(targets[shard], mine) for shard, mine in rows.items()]
+
+
+def _result(response: Any) -> Any:
+    return response.result(timeout_s=CALL_S)
+
+
+def _wait_seen(record: Live, ingresses: Callable[[], int]) -> None:
+    deadline = time.monotonic() + SEEN_S
+    while live.seen_by(record) < max(1, ingresses()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {SEEN_S:.0f} s for every ingress to follow {record.application}: see its log")
+        time.sleep(live.POLL_S / 2)

@@ -1,0 +1,334 @@
+"""The service as it is operated: writes, keys, limits, parts that die, and a new model or index under load."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from lrem.config import Config, ConfigError
+from lrem.index import Collection
+from ray_apps import live, serve
+from ray_apps.cluster import cluster
+from ray_apps.index_commands import live_folder, take_snapshot
+from tests.serving import (
+    QUERIES,
+    TITLES,
+    Served,
+    assert_error,
+    build_world,
+    client,
+    replicas,
+    running,
+    search,
+)
+
+READ, WRITE = "r" * 20, "w" * 20
+KEYS = f"# who may do what\nread {READ}\nwrite {WRITE}\n"
+WRITER = {"authorization": f"Bearer {WRITE}"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, new_port: Callable[[], int]) -> Iterator[Config]:
+    folder = tmp_path_factory.mktemp("operated")
+    (folder / "keys").write_text(KEYS)
+    config = build_world(
+        folder,
+        new_port(),
+        keys_file=folder / "keys",
+        shard={"replicas": 2},
+        reason_timeout_s=5,
+        search_timeout_s=5,
+        max_requests=40,
+        max_body_mb=0.5,
+    )
+    with cluster(config):
+        yield config
+
+
+@pytest.fixture(scope="module")
+def served(world: Config) -> Iterator[Served]:
+    with running(world, authorization=f"Bearer {WRITE}") as found:
+        yield found
+
+
+def put(served: Served, *items: dict[str, Any]) -> dict[str, Any]:
+    answer = served.http.put("/v1/items", json={"items": items})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def count(served: Served, where: Any = None) -> int:
+    return int(served.http.post("/v1/items/count", json={"filter": where}).json()["count"])
+
+
+def first(served: Served, query: str, **body: Any) -> str:
+    return str(search(served, query=query, k=1, reason="never", **body)["results"][0]["items"][0]["item_id"])
+
+
+def test_an_item_is_found_as_soon_as_it_is_written(served: Served) -> None:
+    before = count(served)
+    item = {"item_id": "new/1", "title": "purple velvet armchair", "price": 3.5, "stock": {"here": 2}}
+    assert put(served, item, {"item_id": "p0", "title": "red wool coat", "sale": True}) == {"written": 2, "new": 1}
+    assert count(served) == before + 1
+    assert served.http.get("/v1/items/new/1").json() == {
+        "item_id": "new/1",
+        "payload": {key: value for key, value in item.items() if key != "item_id"},
+    }
+    [hit] = search(served, query="armchair", filter={"price": 3.5}, reason="never")["results"][0]["items"]
+    expected = served.embedder.encode_items([item["title"]])[0] @ served.embedder.encode_queries(["armchair"], [""])[0]
+    assert hit["item_id"] == "new/1"
+    assert hit["score"] == pytest.approx(float(expected), abs=1e-4)
+    assert count(served, {"sale": True}) == 1
+    assert served.http.delete("/v1/items/new/1").json() == {"deleted": 1}
+    assert served.http.delete("/v1/items/new/1").json() == {"deleted": 0}
+    assert_error(served.http.get("/v1/items/new/1"), 404, "there is no item 'new/1'")
+    assert count(served) == before
+
+
+def test_a_bulk_write_reports_every_line(served: Served) -> None:
+    lines = [
+        json.dumps({"item_id": "b1", "title": "garden hose"}),
+        "{",
+        json.dumps({"item_id": "b2"}),
+        json.dumps({"item_id": "b3", "title": "  "}),
+        '{"item_id": "b4", "title": "rake", "price": NaN}',
+        json.dumps({"item_id": "b1", "title": "garden hose, again"}),
+    ]
+    answer = served.http.post("/v1/items/bulk", content="\n".join(lines) + "\n\n").json()
+    assert (answer["written"], answer["failed"]) == (2, 4)
+    assert [(row["line"], row["item_id"]) for row in answer["rows"]] == [
+        (1, "b1"),
+        (2, None),
+        (3, None),
+        (4, None),
+        (5, None),
+        (6, "b1"),
+    ]
+    said = [row["error"] for row in answer["rows"]]
+    assert said[0] is said[5] is None
+    for part, error in zip(("no JSON", "title: Field required", "title: is blank", "JSON"), said[1:5], strict=True):
+        assert part in error
+    assert served.http.get("/v1/items/b1").json()["payload"]["title"] == "garden hose, again"
+    assert served.http.post("/v1/items/delete", json={"item_ids": ["b1", "gone"]}).json() == {"deleted": 1}
+
+
+def test_items_a_page_at_a_time(served: Served) -> None:
+    seen, after = [], ""
+    while after is not None:
+        page = served.http.get("/v1/items", params={"limit": 20, "after": after}).json()
+        seen += [item["item_id"] for item in page["items"]]
+        after = page["after"]
+    assert seen == sorted(f"p{i}" for i in range(len(TITLES)))
+
+
+def test_keys_and_their_scopes(served: Served) -> None:
+    body = {"query": "tea", "reason": "never"}
+    item = {"items": [{"item_id": "x", "title": "x"}]}
+    with httpx.Client(base_url=served.url, timeout=60) as nobody:
+        assert_error(nobody.post("/v1/search", json=body), 401, "no key was sent")
+        assert_error(nobody.get("/metrics"), 401, "no key was sent")
+        wrong = nobody.post("/v1/search", json=body, headers={"authorization": "Bearer nonsense"})
+        assert_error(wrong, 401, "not known here")
+        assert wrong.headers["www-authenticate"] == "Bearer"
+        assert nobody.get("/healthz").status_code == nobody.get("/readyz").status_code == 200
+        assert nobody.get("/").status_code == nobody.get("/docs").status_code == 200
+        reader = {"authorization": f"Bearer {READ}"}
+        assert nobody.post("/v1/search", json=body, headers=reader).status_code == 200
+        for answer in (
+            nobody.put("/v1/items", json=item, headers=reader),
+            nobody.delete("/v1/items/x", headers=reader),
+            nobody.post("/v1/items/bulk", content="{}", headers=reader),
+        ):
+            assert_error(answer, 403, "may read, not write")
+    assert len(client(served, READ).embeddings.create(model="lrem", input="tea").data) == 1
+    with pytest.raises(openai.AuthenticationError):
+        client(served).embeddings.create(model="lrem", input="tea")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_long_body_is_refused(served: Served, chunked: bool) -> None:
+    body = b'{"query": "' + b"a" * 600_000 + b'"}'
+    content: Any = iter([body[:300_000], body[300_000:]]) if chunked else body
+    answer = served.http.post("/v1/search", content=content, headers={"content-type": "application/json"})
+    assert_error(answer, 413, "more than 0.5 MiB")
+
+
+def test_too_many_at_once_are_told_to_come_back(served: Served) -> None:
+    async def burst() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=served.url, timeout=90, headers=WRITER) as http:
+            asked = (http.post("/v1/search", json={"query": f"burst {i}", "reasonings": 4}) for i in range(120))
+            return list(await asyncio.gather(*asked))
+
+    answers = asyncio.run(burst())
+    codes = [answer.status_code for answer in answers]
+    assert set(codes) == {200, 429}
+    refused = answers[codes.index(429)]
+    assert_error(refused, 429, "wait a second")
+    assert refused.headers["retry-after"] == "1"
+    assert search(served, query="after the burst")["results"][0]["items"]
+
+
+def test_without_keys_only_loopback_is_bound(world: Config) -> None:
+    def config(**changes: Any) -> Config:
+        return world.model_copy(update={"serve": world.serve.model_copy(update=changes)})
+
+    with pytest.raises(ConfigError, match=r"serve\.host=0\.0\.0\.0 can be reached by others: set serve\.keys_file"):
+        serve.start(config(host="0.0.0.0", keys_file=None))
+    short = world.run_dir / "short"
+    short.write_text("read abc\n")
+    with pytest.raises(ConfigError, match="line 1: write 'read KEY' or 'write KEY'"):
+        serve.start(config(keys_file=short))
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.200 is none of the cluster's machines"):
+        serve.start(config(index_nodes=["192.0.2.200"], shards=3))
+    assert httpx.get(serve.base_url(world) + "/healthz").status_code == 200  # what runs goes on
+
+
+def test_a_client_that_leaves_ends_its_generation(served: Served) -> None:
+    """Sixteen samples for each of many queries take seconds; one that comes right behind does not wait for them."""
+    body = {"queries": [f"leaving {i}" for i in range(64)], "reasonings": 16, "reason": "always"}
+    started = time.monotonic()
+    assert search(served, **body | {"queries": [f"staying {i}" for i in range(64)]})
+    whole = time.monotonic() - started
+    with pytest.raises(httpx.ReadTimeout):
+        served.http.post("/v1/search", json=body, timeout=0.3)
+    started = time.monotonic()
+    assert not search(served, query="right behind", reason="always")["degraded"]
+    assert time.monotonic() - started < max(0.7 * whole, 0.5)
+
+
+def kill(deployment: str, survivors: int = 0) -> None:
+    found = replicas(deployment)
+    assert found, f"no replica of {deployment}"
+    for process in found[: len(found) - survivors]:
+        process.kill()
+
+
+def wait_ready(served: Served) -> None:
+    deadline = time.monotonic() + 120
+    while served.http.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline, served.http.get("/readyz").text
+        time.sleep(0.5)
+
+
+def test_a_shard_answers_from_its_other_replica(served: Served) -> None:
+    expected = search(served, queries=QUERIES, k=20, reason="never")["results"]
+    kill("IndexShard0", survivors=1)
+    for _ in range(10):
+        found = search(served, queries=QUERIES, k=20, reason="never", complete=True)["results"]
+        for one, other in zip(found, expected, strict=True):
+            assert [item["item_id"] for item in one["items"]] == [item["item_id"] for item in other["items"]]
+    assert put(served, {"item_id": "late", "title": "late arrival"})["written"] == 1
+    wait_ready(served)
+    for _ in range(6):  # whichever replica answers
+        assert served.http.get("/v1/items/late").status_code == 200
+    served.http.delete("/v1/items/late")
+
+
+def test_without_a_shard_the_rest_answers_and_writes_survive(served: Served) -> None:
+    items = [{"item_id": f"kept{i}", "title": f"kept through the crash {i}"} for i in range(20)]
+    assert put(served, *items)["new"] == 20
+    kill("IndexShard1")
+    answer = search(served, query=QUERIES[0], k=100, reason="never")
+    if answer["missing_shards"]:  # it came before the replacement was up
+        assert answer["missing_shards"] == [1]
+        assert 0 < len(answer["results"][0]["items"]) < len(TITLES) + 20
+    refused = served.http.post("/v1/search", json={"query": QUERIES[0], "complete": True, "reason": "never"})
+    assert refused.status_code == 200 or "shards [1]" in refused.json()["error"]["message"]
+    wait_ready(served)
+    assert count(served) == len(TITLES) + 20
+    found = {item["item_id"] for item in search(served, query="kept", k=100, reason="never")["results"][0]["items"]}
+    assert {item["item_id"] for item in items} <= found
+    served.http.post("/v1/items/delete", json={"item_ids": [item["item_id"] for item in items]})
+
+
+def test_without_the_reasoner_queries_are_embedded_as_they_are(served: Served) -> None:
+    kill("Reasoner")
+    answer = search(served, query="who thinks about this now", k=49)
+    direct = search(served, query="who thinks about this now", k=49, reason="never")
+    if answer["degraded"]:
+        assert answer["results"][0]["reasoning"] is None
+        assert answer["results"][0]["items"] == direct["results"][0]["items"]
+    page = served.http.get("/metrics").text
+    assert "lrem_degraded_total{" in page or not answer["degraded"]
+    wait_ready(served)
+    again = search(served, query="who thinks about this now", k=49)
+    assert not again["degraded"]
+    assert again["results"][0]["reasoning"]
+
+
+class Load(threading.Thread):
+    """Searches and writes one after the other until it is told to end; keeps what failed, and what was acknowledged."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url, self.over = url, threading.Event()
+        self.failed: list[str] = []
+        self.models: set[str] = set()
+        self.written: dict[str, int] = {}
+        self.asked = 0
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=90, headers=WRITER) as http:
+            while not self.over.is_set():
+                self.asked += 1
+                item = {"item_id": f"load{self.asked % 30}", "title": f"written {self.asked}", "n": self.asked}
+                written = http.put("/v1/items", json={"items": [item]})
+                if written.status_code == 200:
+                    self.written[item["item_id"]] = self.asked
+                found = http.post("/v1/search", json={"query": f"load {self.asked}", "complete": True})
+                self.failed += [a.text for a in (written, found) if a.status_code != 200]
+                if found.status_code == 200:
+                    self.models.add(found.json()["model"])
+
+
+def test_a_new_model_takes_over_under_load(served: Served, world: Config, tmp_path: Path) -> None:
+    """Another model with an index of its own, while it is searched and written to: nothing fails, nothing is lost."""
+    put(served, {"item_id": "before", "title": "written before"}, {"item_id": "p3", "title": "changed before"})
+    served.http.delete("/v1/items/p4")
+    other = build_world(tmp_path, world.serve.port, seed=1)
+    paths = world.paths.model_copy(update={"model": other.path("model"), "index": other.path("index")})
+    config = world.model_copy(update={"paths": paths})
+    load = Load(served.url)
+    load.start()
+    try:
+        time.sleep(2)
+        assert serve.start(config) == served.url
+        time.sleep(2)
+    finally:
+        load.over.set()
+        load.join(120)
+    assert load.failed == []
+    record = live.read()
+    assert record is not None
+    assert load.models == {served.index.model, record.model}
+    assert served.http.get("/healthz").json()["model"] == record.model
+    for item_id, number in load.written.items():
+        assert served.http.get(f"/v1/items/{item_id}").json()["payload"]["n"] == number
+    assert served.http.get("/v1/items/before").json()["payload"]["title"] == "written before"
+    assert served.http.get("/v1/items/p3").json()["payload"]["title"] == "changed before"
+    assert served.http.get("/v1/items/p4").status_code == 404
+    assert count(served) == len(TITLES) + len(load.written)  # one came before, one went
+    manifest = take_snapshot(str(live_folder(config)), str(tmp_path / "saved"), None)
+    assert manifest["count"] == count(served)
+    saved = load(tmp_path / "saved", record.model)
+    assert len(saved) == manifest["count"]
+    saved.close()
+
+
+def test_after_a_restart_everything_written_is_there(served: Served, world: Config) -> None:
+    """The application is stopped, and its shards' folders are opened by nobody but this test."""
+    record = live.read()
+    assert record is not None
+    expected = count(served)
+    serve.stop()
+    found = [Collection(folder) for folder in Path(record.folder).glob("shard-*-of-2")]
+    assert sum(map(len, found)) == expected
+    for collection in found:
+        collection.close()
