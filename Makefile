@@ -13,7 +13,8 @@ setup: ## virtual environment and locked packages; nothing to do the second time
 demo: setup ## the whole way on a small made-up shop, from data to a running search; SEED=7 makes another
 	$(BIN)/lrem demo --config configs/demo.yaml seed=$(SEED)
 
-test: setup check ## ruff, mypy and every test that is not slow
+test: setup check ## ruff, mypy and every test that is not slow; as root on Debian it installs Chromium first
+	@bash scripts/browser.sh
 	$(BIN)/pytest -m "not slow"
 
 test-slow: setup ## the slow tests alone

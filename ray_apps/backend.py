@@ -81,7 +81,7 @@ class Phases:
             raise ServiceError(504, message, f"timeout_{name}") from error
         finally:
             now = time.perf_counter()
-            self.ms[name] = round(self.ms[name] + 1000 * (now - begun), 2)
+            self.ms[name] = round(self.ms.get(name, 0.0) + 1000 * (now - begun), 2)
             self.ms["total"] = round(1000 * (now - self.start), 2)
             self.measures.phase(name, now - begun)
 

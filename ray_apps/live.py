@@ -7,13 +7,20 @@ held back first, and go on by themselves should whoever does the replacing be lo
 import json
 import time
 import uuid
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray.experimental import internal_kv
 
 SPACE, RECORD, SEEN, TOLD = b"lrem", b"live", b"seen/", b"told"
 POLL_S = 0.25  # how often an ingress looks
 PAUSE_S = 60.0  # the longest that writes are held back
+
+
+class Generation:
+    """The root of a generation's application: it keeps the parts together, and has no route."""
+
+    def __init__(self, parts: Any) -> None:
+        self.parts = parts
 
 
 class Live(NamedTuple):

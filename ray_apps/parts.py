@@ -37,13 +37,6 @@ class Plan(NamedTuple):
     folder: Path
 
 
-class Generation:
-    """The root of a generation's application: it keeps the parts together, and has no route."""
-
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-
-
 def plan(config: Config) -> Plan:
     """What would be served.
 

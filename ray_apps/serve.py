@@ -24,7 +24,8 @@ from ray_apps import live, parts, replacing
 from ray_apps.access import Scope, read_keys, require_loopback
 from ray_apps.backend import Parts
 from ray_apps.ingress import Ingress
-from ray_apps.parts import NAME, Generation, Plan
+from ray_apps.live import Generation
+from ray_apps.parts import NAME, Plan
 from ray_apps.progress import console
 
 POLL_S = 0.2

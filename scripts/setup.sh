@@ -98,7 +98,7 @@ install() {
     mkdir -p .venv/tmp
     export TMPDIR=$PWD/.venv/tmp # unpack on the disk whose room was checked
     "$python" -m venv .venv >"$log" 2>&1 || fail "$python -m venv .venv failed, the log is in $log"
-    pip_install "build tools" setuptools
+    pip_install "build tools" setuptools numpy pybind11 # the last two: hnswlib is compiled here, with the locked ones
     install_torch
     pip_install DeepSpeed --no-build-isolation deepspeed # its build imports the torch of this environment
     pip_install "lrem[$extra,dev]" --no-build-isolation -e ".[$extra,dev]"

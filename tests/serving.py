@@ -60,7 +60,7 @@ def build_world(folder: Path, port: int, seed: int = 0, **serving: Any) -> Confi
         {
             "run_dir": folder,
             "serve": {"port": port, "shards": 2, "drain_s": 1, "examples": ["tea & <pot>"]} | serving,
-            "ray": {"start_timeout_s": 240},
+            "ray": {"start_timeout_s": 240, "num_cpus": 16},
         }
     )
 
