@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from lrem.index.filters import FilterError, parse
-from lrem.index.payload import ItemError, as_json
+from lrem.index.payload import MAX_ID, ItemError, as_json
 
 MAX_QUERIES = 64  # of one search: the latency of all is that of the slowest
 MAX_INPUTS = 2048  # of one embeddings request, as OpenAI's
@@ -63,13 +63,14 @@ def _is_tokens(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one < 2**31 for one in value)
 
 
-Text = Annotated[str, AfterValidator(_check_text)]
+NOT_BLANK = {"minLength": 1, "maxLength": MAX_CHARACTERS, "pattern": r"\S"}  # for who reads the schema; checked here
+Text = Annotated[str, AfterValidator(_check_text), Field(json_schema_extra=NOT_BLANK)]
 Inputs = Annotated[
     list[str] | list[list[int]],
     PlainValidator(_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
 ]
 Where = Annotated[dict[str, Any], AfterValidator(_check_filter)]
-ItemId = Annotated[str, AfterValidator(_check_id)]
+ItemId = Annotated[str, AfterValidator(_check_id), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID})]
 
 
 class Body(BaseModel):
@@ -80,6 +81,10 @@ class Body(BaseModel):
 
 class SearchRequest(Body):
     """Body of `POST /v1/search`: one `query`, or up to 64 `queries`."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"oneOf": [{"required": ["query"]}, {"required": ["queries"]}]}
+    )
 
     query: Text | None = None
     queries: Annotated[list[Text], Field(min_length=1, max_length=MAX_QUERIES)] | None = None

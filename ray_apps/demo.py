@@ -71,6 +71,7 @@ def assemble(config: Config, results: dict[str, dict[str, Any]]) -> dict[str, An
         "seconds": {name: result["seconds"] for name, result in results.items()},
         "systems": evaluation["systems"],
         "overrides": evaluation["overrides"],
+        "routing": evaluation["routing"],
         "counts": counts
         | {"training": records, "weight_syncs": records["model"]["weight_syncs"]}
         | {"evaluation": evaluation["counts"]},

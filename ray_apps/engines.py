@@ -41,11 +41,12 @@ class Engine(ABC):
         max_tokens: int,
         stop: list[int],
         seeds: list[int] | None = None,
+        at_least: int = 0,
     ) -> list[list[Rollout]]:
         """Sample `n` completions of each prompt; temperature 0 is greedy. The stop token is kept.
 
         top-p and top-k stay off: truncated sampling would bias the importance ratio. `seeds`, one a prompt, make
-        the samples of a call repeatable.
+        the samples of a call repeatable. No stop token comes before `at_least` others.
         """
 
     @abstractmethod
@@ -59,12 +60,20 @@ class Engine(ABC):
         length = renderer.template.budget + self.config.slack
         return self.generate(prompts, n, self.config.temperature, length, [renderer.emb], seeds)
 
-    def reason(self, queries: list[str], temperature: float = 0.0, seeds: list[int] | None = None) -> list[str]:
-        """One reasoning a query: `<think>` is given, the close is forced at the budget."""
+    def reason(
+        self,
+        queries: list[str],
+        temperature: float = 0.0,
+        seeds: list[int] | None = None,
+        must_think: bool = False,
+    ) -> list[str]:
+        """One reasoning a query: `<think>` is given, the close is forced at the budget, and not allowed at once if it
+        must think."""
         renderer = self.renderer
         prompts = [[*renderer.query_prompt(query), renderer.think] for query in queries]
         budget = renderer.template.budget
-        groups = self.generate(prompts, 1, temperature, budget, [renderer.close, renderer.emb], seeds)
+        stop = [renderer.close, renderer.emb]
+        groups = self.generate(prompts, 1, temperature, budget, stop, seeds, int(must_think))
         return [self._text(group[0].tokens) for group in groups]
 
     def update_weights(self, weights: Weights, version: int) -> Loaded:
@@ -139,6 +148,7 @@ class VllmEngine(Engine):
         max_tokens: int,
         stop: list[int],
         seeds: list[int] | None = None,
+        at_least: int = 0,
     ) -> list[list[Rollout]]:
         """See `Engine.generate`."""
         from vllm import SamplingParams, TokensPrompt
@@ -148,6 +158,7 @@ class VllmEngine(Engine):
                 n=n,
                 temperature=temperature,
                 max_tokens=max_tokens,
+                min_tokens=at_least,
                 stop_token_ids=stop,
                 ignore_eos=True,
                 detokenize=False,
@@ -197,6 +208,7 @@ class TransformersEngine(Engine):
         max_tokens: int,
         stop: list[int],
         seeds: list[int] | None = None,
+        at_least: int = 0,
     ) -> list[list[Rollout]]:
         """See `Engine.generate`. A prompt at a time: each has its own seed, and the scores of one fit into memory."""
         groups = []
@@ -209,6 +221,7 @@ class TransformersEngine(Engine):
                 attention_mask=torch.ones_like(ids),
                 num_return_sequences=n,
                 max_new_tokens=max_tokens,
+                min_new_tokens=at_least or None,
                 eos_token_id=stop or None,
                 pad_token_id=self.model.tokenizer.pad_token_id,
                 return_dict_in_generate=True,

@@ -52,20 +52,32 @@ def run(config: Config) -> dict[str, Any]:
     runs: dict[str, Run] = {"bm25": dict(zip(ids, bm25.search(texts, depth), strict=True))}
     words = vocabulary(items["title"].to_pylist())
     overrides: dict[str, Run] = {}
-    own: list[str] = []
+    routing: dict[str, tuple[float, Run]] = {}  # mode → share of queries thought over, and what was found
     with cluster(config):
         for name, folder in found.items():
             searcher = start_searcher(config, name, folder, depth)
-            own = [] if name == "direct" else reason(config, folder, texts)
-            runs[name] = ask(config, searcher, ids, texts, own or [None] * len(texts))
+            thoughts: list[list[Any]] = [[None] * len(texts)] if name == "direct" else reason(config, folder, texts)
+            own = thoughts[0]
+            runs[name] = ask(config, searcher, ids, texts, own)
             for kind in OVERRIDES if name == "lrem" else ():
                 overrides[kind] = ask(config, searcher, ids, texts, override(kind, texts, own, words, config.seed))
+            if name == "lrem":
+                always = ask(config, searcher, ids, texts, thoughts[1])
+                routing = {
+                    "never": (0.0, overrides["empty"]),
+                    "auto": (share_of_thoughts(own), overrides["own"]),
+                    "always": (share_of_thoughts(thoughts[1]), always),
+                }
             ray.kill(searcher)
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     report = {
         "k": {"hit_rate": config.evaluate.k, "precision": config.evaluate.precision_k},
         "systems": {name: score(config, run, queries, qrels) for name, run in runs.items()},
         "overrides": {name: score(config, run, queries, qrels) for name, run in overrides.items()},
+        "routing": {
+            name: {"thinks": thinks, "scores": score(config, run, queries, qrels)}
+            for name, (thinks, run) in routing.items()
+        },
         "counts": {
             "queries": len(queries),
             "items": items.num_rows,
@@ -110,15 +122,21 @@ def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
     return ray.remote(num_cpus=1)(Searcher).remote(str(folder), str(index), depth)
 
 
-def reason(config: Config, folder: Path, queries: list[str]) -> list[str]:
-    """Greedy reasonings by the engines of a rollout pool."""
+def reason(config: Config, folder: Path, queries: list[str]) -> list[list[str]]:
+    """Greedy reasonings by the engines of a rollout pool: as the model would, and where it must not think nothing."""
     pool = start_pool(folder, config)
     try:
-        return list(
-            ask_pool(pool, pool.reason.remote(queries, 0.0, None), config, "the reasonings of the test queries")
-        )
+        return [
+            list(ask_pool(pool, pool.reason.remote(queries, 0.0, None, must_think), config, "the reasonings"))
+            for must_think in (False, True)
+        ]
     finally:
         ray.kill(pool)
+
+
+def share_of_thoughts(reasonings: list[str]) -> float:
+    """How many of them say something: what thinking costs."""
+    return round(sum(bool(text.strip()) for text in reasonings) / len(reasonings), 4)
 
 
 def ask(config: Config, searcher: Any, ids: list[str], queries: list[str], reasonings: list[Any]) -> Run:

@@ -32,7 +32,8 @@ from ray_apps.measures import Measures
 
 PAGE = Path(__file__).parent / "static" / "index.html"
 READY_S = 2.0  # for a part to say that it is there
-BULK = {"requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
+LINES = {"schema": {"type": "string", "minLength": 2}}
+BULK = {"requestBody": {"required": True, "content": {"application/x-ndjson": LINES, "text/plain": LINES}}}
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)

@@ -121,11 +121,13 @@ class RolloutPool:
 
         return await self._spread(len(queries), call, "sample")
 
-    async def reason(self, queries: list[str], temperature: float, seeds: list[int] | None) -> list[str]:
-        """One closed reasoning of each query, in order; temperature 0 is greedy. Raises as `sample`."""
+    async def reason(
+        self, queries: list[str], temperature: float, seeds: list[int] | None, must_think: bool = False
+    ) -> list[str]:
+        """One closed reasoning of each query, in order, see `Engine.reason`. Raises as `sample`."""
 
         def call(actor: ActorHandle, rows: slice) -> Any:
-            return actor.call.remote("reason", queries[rows], temperature, seeds and seeds[rows])
+            return actor.call.remote("reason", queries[rows], temperature, seeds and seeds[rows], must_think)
 
         return await self._spread(len(queries), call, "reason")
 

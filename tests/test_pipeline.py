@@ -114,6 +114,10 @@ def test_the_report_has_every_system_stage_and_override(report: dict[str, Any]) 
         for cell in row.values():
             assert set(cell) == {"hit_rate", "precision"}
             assert all(0 <= value <= 1 for value in cell.values())
+    routing = report["routing"]
+    assert routing["never"] == {"thinks": 0.0, "scores": report["overrides"]["empty"]}
+    assert routing["auto"]["scores"] == report["systems"]["lrem"]
+    assert routing["auto"]["thinks"] < routing["always"]["thinks"]
     stages = {"world", "curate", "cold-start", "direct", "reinforce", "embed", "index", "evaluate", "serve"}
     assert set(report["seconds"]) == stages
     assert {"ray", "torch", "transformers", "deepspeed", "faiss-cpu"} <= set(report["versions"])

@@ -4,6 +4,8 @@ import base64
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -295,3 +297,15 @@ def test_a_query_is_thought_over_once(served: Served) -> None:
 
 def test_ready(served: Served) -> None:
     assert served.http.get("/readyz").json() == {"ready": True, "missing": []}
+
+
+def test_no_request_of_the_contract_ends_in_a_server_error(served: Served, tmp_path: Path) -> None:
+    """schemathesis makes requests, good and bad, from the service's own OpenAPI schema; it writes, so it comes last."""
+    command = ["schemathesis", "run", f"{served.url}/openapi.json", "--checks", "not_a_server_error"]
+    options = ["--max-examples", "25", "--seed", "7", "--request-timeout", "60", "--no-color"]
+    program = Path(sys.executable).with_name(command[0])
+    done = subprocess.run(
+        [program, *command[1:], *options], cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "No issues found" in done.stdout

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from lrem.config import Config, ConfigError
-from lrem.index import Collection
+from lrem.index import Collection, snapshot
 from ray_apps import live, serve
 from ray_apps.cluster import cluster
 from ray_apps.index_commands import live_folder, take_snapshot
@@ -317,7 +317,7 @@ def test_a_new_model_takes_over_under_load(served: Served, world: Config, tmp_pa
     assert count(served) == len(TITLES) + len(load.written)  # one came before, one went
     manifest = take_snapshot(str(live_folder(config)), str(tmp_path / "saved"), None)
     assert manifest["count"] == count(served)
-    saved = load(tmp_path / "saved", record.model)
+    saved = snapshot.load(tmp_path / "saved", record.model)
     assert len(saved) == manifest["count"]
     saved.close()
 

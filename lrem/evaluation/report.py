@@ -45,6 +45,10 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
     console.print(table("systems", report["systems"], report["k"]))
     if report["overrides"]:
         console.print(table("override of the reasoning", report["overrides"], report["k"]))
+    if routing := report["routing"]:
+        console.print(table("when to think", {name: mode["scores"] for name, mode in routing.items()}, report["k"]))
+        said = ", ".join(f"{name} {100 * mode['thinks']:.0f} %" for name, mode in routing.items())
+        console.print(f"queries thought over: {said}", highlight=False)
     note = saturation(report["systems"], report["k"]["hit_rate"])
     if note:
         console.print(f"note: {note}", highlight=False)

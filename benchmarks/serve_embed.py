@@ -1,0 +1,151 @@
+"""Part c of serve.py: ray_apps.embed_items.embed, what `lrem embed` calls, beside SentenceTransformer.encode.
+
+Both have the same weights, titles and number of torch threads: ours one actor a thread, the peer one process of them
+all. Two ratios of titles a second:
+
+    job        everything: ours in a Ray that runs already, from the call to the written parquet, its actors' start with
+               it; the peer's in a fresh interpreter, from its start to the written .npy
+    encoding   ours from the start of the first batch to the end of the last, as Ray Data's statistics have it, Arrow
+               tables made and handed on included; the peer's `encode` alone, warmed up by one batch
+
+The peer runs with several batch sizes first, and the fastest counts. Ray idles while the peer has its turn. Knows
+nothing of HTTP.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from serve_common import side, spread, within
+from turns import answer, ask
+
+BATCHES = (32, 64, 128, 256)  # 32 is the library's default
+LIMIT_S = 900  # for one embedding of the catalogue
+SETTLE_S = 10  # before each turn
+
+
+def compare(config: Any, titles: list[str], pairs: int, threads: int) -> dict[str, Any]:
+    """Both sides over the catalogue, `pairs` times after a first that warms up and tunes the peer."""
+    from ray_apps.cluster import cluster
+
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, cluster(config):
+        folder, model = Path(name), config.path("model")
+        (folder / "titles.txt").write_text("\n".join(titles))
+        told = config.model_copy(update={"paths": config.paths.model_copy(update={"items": catalogue(folder, titles)})})
+        tuning = {size: peer(model, folder, size, threads)["encoding"] for size in BATCHES}
+        batch = min(tuning, key=lambda size: tuning[size])
+        sides = {"ours": lambda: ours(told, folder / "vectors"), "peer": lambda: peer(model, folder, batch, threads)}
+        taken: list[dict[str, dict[str, float]]] = []
+        for i in range(pairs + 1):
+            taken.append({})
+            for which in list(sides) if i % 2 else list(sides)[::-1]:
+                time.sleep(SETTLE_S)  # Ray starts other workers in place of the actors that have gone
+                taken[-1][which] = sides[which]()
+            print("embed", taken[-1], flush=True)
+        found = {"actors": config.embed.actors, "torch threads of an actor": threads_of_an_actor()}
+    return found | {"threads of the peer": threads, "peer's batch": batch} | summary(taken[1:], titles)
+
+
+def summary(taken: list[dict[str, dict[str, float]]], titles: list[str]) -> dict[str, Any]:
+    """Ratios and rates of the pairs, which hold seconds."""
+    lengths = sorted(len(title.split()) for title in titles)
+    found: dict[str, Any] = {
+        "titles": len(titles),
+        "words of a title": {"median": lengths[len(titles) // 2], "longest": lengths[-1]},
+    }
+    for what in ("job", "encoding"):
+        middle = {which: statistics.median(pair[which][what] for pair in taken) for which in ("ours", "peer")}
+        found[f"titles/s, {what}"] = {which: round(len(titles) / seconds) for which, seconds in middle.items()}
+        found[what] = spread([pair["peer"][what] / pair["ours"][what] for pair in taken])
+    return found | {"pairs": taken}
+
+
+def catalogue(folder: Path, titles: list[str]) -> Path:
+    import pyarrow as pa
+
+    from lrem.files import write_parquet
+
+    table = pa.table({"item_id": [f"p{i}" for i in range(len(titles))], "title": titles})
+    return write_parquet(table, folder / "items.parquet")
+
+
+class Spans:
+    """What Ray Data tells of a run when it has ended; it makes one of these for each run."""
+
+    found: ClassVar[list[dict[str, float]]] = []
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        encoding = executor.get_stats().to_summary().operators_stats[-1]
+        span = encoding.latest_end_time - encoding.earliest_start_time
+        self.found.append({"encoding": span, "busy": encoding.wall_time.sum})
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None  # its other events
+
+
+def ours(config: Any, out: Path) -> dict[str, float]:
+    """Seconds of the whole, of the encoding in it, and of all its batches added up."""
+    from ray.data import DataContext
+
+    from ray_apps.embed_items import embed
+
+    callbacks = DataContext.get_current().custom_execution_callback_classes
+    if Spans not in callbacks:
+        callbacks.append(Spans)
+    with within(LIMIT_S, "the embedding of a catalogue"):
+        started = time.perf_counter()
+        embed(config, config.path("model"), out)
+        job = time.perf_counter() - started
+    return {name: round(value, 3) for name, value in ({"job": job} | Spans.found[-1]).items()}
+
+
+def threads_of_an_actor() -> int:
+    """As Ray sets them for one CPU."""
+    import ray
+
+    def count() -> int:
+        import torch
+
+        return torch.get_num_threads()
+
+    return int(ray.get(ray.remote(num_cpus=1)(count).remote(), timeout=120))
+
+
+def peer(model: Path, folder: Path, batch: int, threads: int) -> dict[str, float]:
+    """Seconds of a whole process, and of the encoding in it."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, __file__, "--model", str(model), "--folder", str(folder), "--batch", str(batch)]
+    started = time.perf_counter()
+    with side(command, environment, folder / "peer.log") as process:
+        found = ask(process, "step")
+        return {"job": round(time.perf_counter() - started, 3), "encoding": round(found["value"], 3)}
+
+
+def run_peer(model: str, folder: Path, batch: int) -> None:
+    """Load, encode, write, as the library's documentation shows it."""
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    titles = (folder / "titles.txt").read_text().split("\n")
+    encoder = SentenceTransformer(model)
+    encoder.encode(titles[:batch], batch_size=batch)
+    started = time.perf_counter()
+    vectors = encoder.encode(titles, batch_size=batch, show_progress_bar=False)
+    seconds = time.perf_counter() - started
+    np.save(folder / "peer.npy", vectors)
+    answer(seconds)
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description="The peer alone; serve.py starts it.")
+    arguments.add_argument("--model", required=True)
+    arguments.add_argument("--folder", type=Path, required=True)
+    arguments.add_argument("--batch", type=int, required=True)
+    given = arguments.parse_args()
+    run_peer(given.model, given.folder, given.batch)
