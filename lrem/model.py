@@ -33,6 +33,7 @@ from lrem.settings import ModelConfig
 from lrem.template import CHAT, CLOSE, COMPACT, EMB, FILE, THINK, Renderer, Template
 
 RECORD = "lrem_training.json"
+CPU_TOKENS, GPU_TOKENS = 1024, 65_536  # padded tokens of one forward: what a CPU's caches hold, what keeps a GPU busy
 
 
 class Encoded(NamedTuple):
@@ -130,25 +131,31 @@ class ReasoningEmbedder(nn.Module):
         """One pass over `batch`, see `encode`."""
         return encode(self.lm, batch, temperature, self.state_gradients)
 
-    def encode_items(self, titles: Sequence[str], batch_size: int = 256) -> np.ndarray:
-        """Unit embeddings [N, H] float32 of item titles."""
-        return self._encode_rows([self.renderer.item(title) for title in titles], batch_size)
+    def encode_items(self, titles: Sequence[str], max_tokens: int | None = None) -> np.ndarray:
+        """Unit embeddings [N, H] float32 of item titles; a forward takes `max_tokens`, padding included."""
+        return self._encode_rows([self.renderer.item(title) for title in titles], max_tokens)
 
     def encode_queries(
-        self, queries: Sequence[str], reasonings: Sequence[str | None], batch_size: int = 256
+        self, queries: Sequence[str], reasonings: Sequence[str | None], max_tokens: int | None = None
     ) -> np.ndarray:
         """Unit embeddings [N, H] float32 of queries with their reasonings; None embeds without thinking."""
         rows = [self.renderer.query(q, r) for q, r in zip(queries, reasonings, strict=True)]
-        return self._encode_rows(rows, batch_size)
+        return self._encode_rows(rows, max_tokens)
 
     @torch.inference_mode()
-    def _encode_rows(self, rows: list[list[int]], batch_size: int) -> np.ndarray:
+    def _encode_rows(self, rows: list[list[int]], max_tokens: int | None) -> np.ndarray:
         device = next(self.parameters()).device
+        budget = max_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # like lengths together: less padding
         out = np.empty((len(rows), self.dimension), dtype=np.float32)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        start = 0
+        while start < len(order):
+            end = start + 1
+            while end < len(order) and (end + 1 - start) * len(rows[order[end]]) <= budget:
+                end += 1
+            chosen = order[start:end]
             out[chosen] = self.embed(pad([rows[i] for i in chosen]).to(device)).cpu().numpy()
+            start = end
         return out
 
 

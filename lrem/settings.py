@@ -230,7 +230,7 @@ class EmbedConfig(Section):
     """Offline embedding of a catalogue."""
 
     actors: int = Field(1, ge=1)
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(1024, ge=1)  # items that an actor takes at once, to put like lengths together
 
 
 class IndexConfig(Section):

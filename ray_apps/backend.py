@@ -6,6 +6,7 @@ Knows Serve handles, deadlines, what to do when a part fails, and the cache of q
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,14 +17,16 @@ from ray.serve.handle import DeploymentHandle
 
 from lrem.index import Hit
 from lrem.index.shard import merge, owner
-from lrem.settings import ServeConfig
+from lrem.settings import ReplicasConfig, ServeConfig
 from ray_apps import api
+from ray_apps.batcher import Batcher
 from ray_apps.errors import ServiceError
-from ray_apps.index_shard import OtherModelError
+from ray_apps.index_shard import OtherModelError, Wanted
 from ray_apps.measures import Measures
 
 PHASES = ("route", "reason", "embed", "search", "total")
 AGAIN_S = 0.5  # before a call is made again where old and new replicas do not fit together
+Pair = tuple[str, str | None]  # a query and a reasoning
 Key = tuple[str, api.Reason, int]  # a query without needless spaces, and how it was thought over
 T = TypeVar("T")
 
@@ -85,12 +88,19 @@ class Phases:
             self.ms["total"] = round(1000 * (now - self.start), 2)
             self.measures.phase(name, now - begun)
 
+    def part(self, name: str, of: str, seconds: float) -> None:
+        """Count so many seconds of a phase as another's."""
+        self.ms[name], self.ms[of] = round(1000 * seconds, 2), round(self.ms[of] - 1000 * seconds, 2)
+        self.measures.phase(name, seconds)
+
 
 class Backend:
     """One generation of parts, asked with patience for what can fail."""
 
     def __init__(self, parts: Parts, settings: ServeConfig, measures: Measures) -> None:
         self.parts, self.settings, self.measures = parts, settings, measures
+        self._embedding = Batcher(self._embed_pairs, _lanes(settings.embedder))
+        self._searching = [Batcher(partial(self._search_shard, s), _lanes(settings.shard)) for s in parts.shards]
         self._cache: TTLCache[tuple[str, api.Reason, int], Thought] = TTLCache(
             settings.cache_size, settings.cache_ttl_s
         )
@@ -112,34 +122,38 @@ class Backend:
         return [known[key] for key in keys]
 
     async def _reason(self, phases: Phases, texts: list[str], reason: api.Reason, count: int) -> list[list[str] | None]:
-        found: list[list[str] | None] = [None] * len(texts)
         if reason == "never":
-            return found
+            return [None] * len(texts)
+        below = self.settings.think_below if reason == "auto" else None
         try:
-            wanted = list(range(len(texts)))
-            limit = self.settings.reason_timeout_s
-            if reason == "auto":
-                empty = await phases.run("route", _call(self.parts.reasoner.route, texts), limit)
-                wanted = [i for i, chance in enumerate(empty) if chance < self.settings.think_below]
-            if wanted:
-                asked = _call(self.parts.reasoner.reason, [texts[i] for i in wanted], count, True)
-                for i, reasonings in zip(wanted, await phases.run("reason", asked, limit), strict=True):
-                    found[i] = reasonings
+            asked = _call(self.parts.reasoner.reason, texts, count, below)
+            reasonings, decided_s = await phases.run("reason", asked, self.settings.reason_timeout_s)
         except (TimeoutError, RayError, RayServeException) as error:
             phases.degraded = True
             self.measures.degraded(type(error).__name__)
             return [None] * len(texts)
-        return found
+        if reason == "auto":
+            phases.part("route", "reason", decided_s)
+        return list(reasonings)
 
     async def _embed(self, texts: list[str], reasonings: list[list[str] | None]) -> np.ndarray:
         """[Q, H] float32: of several reasonings of a query, the mean of their vectors, of unit length again."""
         none: list[str | None] = [None]
         each = [some or none for some in reasonings]
         pairs = [(text, one) for text, some in zip(texts, each, strict=True) for one in some]
-        vectors = await needed("embedder", self.parts.embedder.queries, pairs)
+        vectors = await self._embedding(pairs)
         starts = np.cumsum([0, *map(len, each)][:-1])
         sums = np.add.reduceat(vectors, starts, axis=0)
         return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True), np.float32)
+
+    async def _embed_pairs(self, requests: list[list[Pair]]) -> list[np.ndarray]:
+        """The vectors of several requests in one call."""
+        flat = [pair for pairs in requests for pair in pairs]
+        vectors = await needed("embedder", self.parts.embedder.queries, flat)
+        return np.split(vectors, np.cumsum([len(pairs) for pairs in requests])[:-1])
+
+    async def _search_shard(self, shard: DeploymentHandle, wanted: list[Wanted]) -> list[list[list[Hit]]]:
+        return list(await _call(shard.search, wanted, self.parts.model))
 
     async def search(
         self, phases: Phases, vectors: np.ndarray, k: int, where: dict[str, Any] | None, length: int | None = None
@@ -153,16 +167,16 @@ class Backend:
         Raises:
             ServiceError: 503, no shard answered.
         """
-        limit = self.settings.search_timeout_s
+        limit, wanted = self.settings.search_timeout_s, Wanted(vectors, k, where, length)
 
-        async def ask(shard: DeploymentHandle) -> list[list[Hit]] | None:
+        async def ask(shard: Batcher[Wanted, list[list[Hit]]]) -> list[list[Hit]] | None:
             try:
                 async with asyncio.timeout(limit):
-                    return list(await _call(shard.search, vectors, k, where, self.parts.model, length))
+                    return await shard(wanted)
             except (TimeoutError, RayActorError, RayServeException):
                 return None
 
-        parts = await phases.run("search", asyncio.gather(*map(ask, self.parts.shards)))
+        parts = await phases.run("search", asyncio.gather(*map(ask, self._searching)))
         missing = [i for i, part in enumerate(parts) if part is None]
         if len(missing) == len(parts):
             raise down("no shard of the index answered")
@@ -238,6 +252,11 @@ class Backend:
 
         found = await asyncio.gather(*(answers(name, method) for name, method in asked.items()))
         return [name for name, there in zip(asked, found, strict=True) if not there]
+
+
+def _lanes(replicas: ReplicasConfig) -> int:
+    """Calls under way at once: one for each replica, and one that is on its way."""
+    return (replicas.max_replicas or replicas.replicas) + 1
 
 
 def busy() -> ServiceError:

@@ -34,7 +34,7 @@ class ItemEncoder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """item_id, title → item_id, vector [H]."""
-        vectors = self.model.encode_items(batch["title"].to_pylist(), batch.num_rows)
+        vectors = self.model.encode_items(batch["title"].to_pylist())
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         return pa.table({"item_id": batch["item_id"], "vector": flat})
 

@@ -1,26 +1,24 @@
-"""The embedder of the service, as Ray Serve runs it: the embedding forward of training and evaluation, in batches.
+"""The embedder of the service, as Ray Serve runs it: the embedding forward of training and evaluation.
 
-The forward has one thread of its own, so the event loop stays free to collect the next batch. Knows nothing of HTTP.
+The forward has one thread of its own, so the event loop stays free. Who asks brings many texts together (batcher.py),
+and the forward takes as many tokens at a time as suit the device (lrem.model). Knows nothing of HTTP.
 """
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from ray import serve
 
 from lrem.model import ReasoningEmbedder
 from ray_apps.reasoner import require_model
 
 THREADS = 1  # of torch in an embedder: scale by replicas, never oversubscribe the cores
-UNIT, BATCH_UNITS = 128, 128  # characters of a unit, and units that one forward takes: about 4,000 tokens
-BATCH_WAIT_S = 0.004  # how long the first request of a batch waits for others
 
 Pair = tuple[str, str | None]
+T = TypeVar("T")
 
 
 class Counted(NamedTuple):
@@ -28,28 +26,6 @@ class Counted(NamedTuple):
 
     prompt: int
     total: int
-
-
-def _units(batch: list[list[Any]]) -> int:
-    """What the forward of a batch costs, more or less; a request that is more than a batch is one by itself."""
-    return sum(min(BATCH_UNITS, 1 + sum(map(_characters, request)) // UNIT) for request in batch)
-
-
-def _characters(one: str | Pair) -> int:
-    return len(one) if isinstance(one, str) else len(one[0]) + len(one[1] or "")
-
-
-async def _together(
-    thread: ThreadPoolExecutor, function: Callable[[list[Any]], Any], batch: list[list[Any]]
-) -> list[Any]:
-    """One call of `function` in `thread` over all requests of a batch, its results dealt out again."""
-    flat = list(chain.from_iterable(batch))
-    results = await asyncio.get_running_loop().run_in_executor(thread, function, flat)
-    dealt, start = [], 0
-    for request in batch:
-        dealt.append(results[start : start + len(request)])
-        start += len(request)
-    return dealt
 
 
 class Embedder:
@@ -62,19 +38,19 @@ class Embedder:
         if torch.cuda.is_available():
             self.embedder.cuda()
 
-    @serve.batch(max_batch_size=BATCH_UNITS, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_units)
-    async def queries(self, batch: list[list[Pair]]) -> list[np.ndarray]:
-        """For each request of (query, reasoning) pairs, unit vectors [n, H] float32."""
-        return await _together(self.thread, self._queries, batch)
+    async def queries(self, pairs: list[Pair]) -> np.ndarray:
+        """Unit vectors [N, H] float32 of queries with their reasonings."""
+        # not asked to think means an empty thought: the form that training taught on easy queries
+        texts, thoughts = [query for query, _ in pairs], [thought or "" for _, thought in pairs]
+        return await self._do(self.embedder.encode_queries, texts, thoughts)
 
-    @serve.batch(max_batch_size=BATCH_UNITS, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_units)
-    async def items(self, batch: list[list[str]]) -> list[np.ndarray]:
-        """For each request of titles, unit vectors [n, H] float32."""
-        return await _together(self.thread, self.embedder.encode_items, batch)
+    async def items(self, titles: list[str]) -> np.ndarray:
+        """Unit vectors [N, H] float32 of titles."""
+        return await self._do(self.embedder.encode_items, titles)
 
     async def count(self, texts: list[str], reasonings: list[str | None] | None) -> Counted:
         """How many token ids there are; None counts the texts as items."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self._count, texts, reasonings)
+        return await self._do(self._count, texts, reasonings)
 
     async def texts(self, rows: list[list[int]]) -> list[str]:
         """What rows of token ids spell.
@@ -92,9 +68,8 @@ class Embedder:
         """The length of a vector, and the shorter ones that the model was trained to be cut to."""
         return self.embedder.dimension, self.embedder.template.matryoshka
 
-    def _queries(self, pairs: list[Pair]) -> np.ndarray:
-        # not asked to think means an empty thought: the form that training taught on easy queries
-        return self.embedder.encode_queries([query for query, _ in pairs], [thought or "" for _, thought in pairs])
+    async def _do(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work, *args)
 
     def _count(self, texts: list[str], reasonings: list[str | None] | None) -> Counted:
         renderer = self.embedder.renderer

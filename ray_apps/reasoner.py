@@ -7,6 +7,7 @@ import asyncio
 import math
 import queue
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Callable
@@ -32,12 +33,13 @@ def require_model(folder: str, model: str) -> None:
 
 
 class Asked(NamedTuple):
-    """A request to the engine: its prompt, None to abort it, and where the answer goes."""
+    """A request to the engine: its prompt, where the answer goes, None to abort it, and what may end it at once."""
 
     name: str
     prompt: Any
     params: Any
     answer: Callable[[Any], None] | None
+    enough: Callable[[Any], bool] | None
 
 
 class Stepper:
@@ -49,7 +51,7 @@ class Stepper:
 
     def __init__(self, make: Callable[[], VllmEngine]) -> None:
         self._inbox: queue.SimpleQueue[Asked] = queue.SimpleQueue()
-        self._waiting: dict[str, Callable[[Any], None]] = {}
+        self._waiting: dict[str, Asked] = {}
         self._made: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.failure: BaseException | None = None
         threading.Thread(target=self._run, args=(make,), name="vllm", daemon=True).start()
@@ -58,8 +60,11 @@ class Stepper:
             raise made
         self.engine: VllmEngine = made
 
-    async def generate(self, prompt: list[int], params: Any) -> list[Any]:
-        """The finished completions of one prompt; a caller that is cancelled takes its request out of the engine.
+    async def generate(self, prompt: list[int], params: Any, enough: Callable[[Any], bool] | None = None) -> list[Any]:
+        """The completions of one prompt; a caller that is cancelled takes its request out of the engine.
+
+        Args:
+            enough: told what there is after the first token; if that is enough, it is the answer.
 
         Raises:
             RuntimeError: the engine has failed, now or earlier.
@@ -72,11 +77,11 @@ class Stepper:
             loop.call_soon_threadsafe(_settle, future, result)
 
         name = uuid.uuid4().hex
-        self._inbox.put(Asked(name, {"prompt_token_ids": prompt}, params, answer))
+        self._inbox.put(Asked(name, {"prompt_token_ids": prompt}, params, answer, enough))
         try:
             return list(await future)
         except asyncio.CancelledError:
-            self._inbox.put(Asked(name, None, None, None))
+            self._inbox.put(Asked(name, None, None, None, None))
             raise
 
     def _run(self, make: Callable[[], VllmEngine]) -> None:
@@ -91,13 +96,27 @@ class Stepper:
             while True:
                 self._take_in(engine)
                 for output in engine.step() if engine.has_unfinished_requests() else ():
-                    if output.finished and (answer := self._waiting.pop(output.request_id, None)) is not None:
-                        answer(output.outputs)
+                    self._hand_out(engine, output)
         except BaseException as error:
             self.failure = error
-            for answer in self._waiting.values():
-                answer(error)
+            for asked in self._waiting.values():
+                if asked.answer is not None:
+                    asked.answer(error)
             raise
+
+    def _hand_out(self, engine: Any, output: Any) -> None:
+        asked = self._waiting.get(output.request_id)
+        if asked is None or asked.answer is None:
+            return
+        ended = output.finished
+        if not ended and asked.enough is not None and asked.enough(output.outputs):
+            engine.abort_request([asked.name])
+            ended = True
+        if ended:
+            del self._waiting[asked.name]
+            asked.answer(output.outputs)
+        elif asked.enough is not None:
+            self._waiting[asked.name] = asked._replace(enough=None)
 
     def _take_in(self, engine: Any) -> None:
         """Everything that has come; waits for something where there is nothing to step."""
@@ -107,12 +126,19 @@ class Stepper:
             while True:
                 if asked.answer is not None:
                     engine.add_request(asked.name, asked.prompt, asked.params)
-                    self._waiting[asked.name] = asked.answer
+                    self._waiting[asked.name] = asked
                 elif self._waiting.pop(asked.name, None) is not None:
                     engine.abort_request([asked.name])
                 asked = self._inbox.get_nowait()
         except queue.Empty:
             return
+
+
+class Reasoned(NamedTuple):
+    """The reasonings of each query, None where it was not thought over, and the seconds until that was decided."""
+
+    reasonings: list[list[str] | None]
+    decided_s: float
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:
@@ -129,9 +155,9 @@ class Reasoner:
 
     async def __init__(self, folder: str, model: str, config: RolloutConfig) -> None:  # type: ignore[misc]
         require_model(folder, model)
-        self.stepper = Stepper(lambda: VllmEngine(folder, config))
+        self.stepper = Stepper(lambda: VllmEngine(folder, config, logprobs="raw_logprobs"))
         self.renderer, self.temperature = self.stepper.engine.renderer, config.temperature
-        await self.reason(["warm up"], 1, False)  # seconds that no request should wait for
+        await self.reason(["warm up"], 1, None)  # seconds that no request should wait for
 
     def check_health(self) -> None:
         """Serve replaces a replica that raises here."""
@@ -142,50 +168,71 @@ class Reasoner:
         """Whether the engine still steps."""
         return self.stepper.failure is None
 
-    async def reason(self, queries: list[str], count: int, must_think: bool) -> list[list[str]]:
+    async def reason(self, queries: list[str], count: int, think_below: float | None) -> Reasoned:
         """`count` reasonings of each query: the greedy one if it is one, else samples, the same ones each time.
 
         Args:
-            must_think: an empty reasoning is not allowed.
+            think_below: a query is thought over only where the chance of an empty thought, that `</think>` follows
+                `<think>` at once, is below this; None thinks always. Who thinks writes one token at least.
         """
+        if think_below is None:
+            return Reasoned(await self._think(queries, count), 0.0)
+        begun = time.perf_counter()
+        if count == 1:
+            return await self._decide(queries, think_below)
+        chances = await self.chances(queries)
+        decided_s = time.perf_counter() - begun
+        hard = [query for query, chance in zip(queries, chances, strict=True) if chance < think_below]
+        made = iter(await self._think(hard, count))
+        return Reasoned([next(made) if chance < think_below else None for chance in chances], decided_s)
+
+    async def _think(self, queries: list[str], count: int) -> list[list[str] | None]:
+        asked = (self.stepper.generate(self._prompt(q), self._params(q, count, False)) for q in queries)
+        return [self._texts(completions) for completions in await asyncio.gather(*asked)]
+
+    async def _decide(self, queries: list[str], think_below: float) -> Reasoned:
+        """Greedy reasonings that are ended at their first token where that tells that none is needed."""
+        begun, first = time.perf_counter(), 0.0
+
+        def enough(completions: list[Any]) -> bool:
+            nonlocal first
+            first = time.perf_counter() - begun
+            return self._chance(completions) >= think_below
+
+        asked = (self.stepper.generate(self._prompt(q), self._params(q, 1, True), enough) for q in queries)
+        found = await asyncio.gather(*asked)
+        return Reasoned([None if self._chance(c) >= think_below else self._texts(c) for c in found], first)
+
+    async def chances(self, queries: list[str]) -> list[float]:
+        """The chance of an empty thought for each query, 0 to 1."""
+        params = self._params("", 1, True)
+        params.max_tokens = 1
+        found = await asyncio.gather(*(self.stepper.generate(self._prompt(query), params) for query in queries))
+        return [self._chance(completions) for completions in found]
+
+    def _params(self, query: str, count: int, decides: bool) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        def params(query: str) -> SamplingParams:
-            return SamplingParams(
-                n=count,
-                temperature=self.temperature if count > 1 else 0.0,
-                seed=zlib.crc32(query.encode()) if count > 1 else None,
-                max_tokens=self.renderer.template.budget,  # and the close is forced
-                min_tokens=int(must_think),
-                stop_token_ids=[self.renderer.close, self.renderer.emb],
-                ignore_eos=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-
-        found = await asyncio.gather(*(self.stepper.generate(self._prompt(q), params(q)) for q in queries))
-        return [[self._text(list(completion.token_ids)) for completion in completions] for completions in found]
-
-    async def route(self, queries: list[str]) -> list[float]:
-        """The chance, 0 to 1, that the model thinks nothing: that `</think>` follows `<think>` at once."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        close = self.renderer.close
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=1,
-            logprob_token_ids=[close],
+        return SamplingParams(
+            n=count,
+            temperature=self.temperature if count > 1 else 0.0,
+            seed=zlib.crc32(query.encode()) if count > 1 else None,
+            max_tokens=self.renderer.template.budget,  # and the close is forced
+            min_tokens=1,
+            stop_token_ids=[self.renderer.close, self.renderer.emb],
             ignore_eos=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            logprob_token_ids=[self.renderer.close] if decides else None,
+            output_kind=RequestOutputKind.CUMULATIVE if decides else RequestOutputKind.FINAL_ONLY,
         )
-        found = await asyncio.gather(*(self.stepper.generate(self._prompt(query), params) for query in queries))
-        return [math.exp(completions[0].logprobs[0][close].logprob) for completions in found]
+
+    def _chance(self, completions: list[Any]) -> float:
+        return math.exp(completions[0].logprobs[0][self.renderer.close].logprob)
 
     def _prompt(self, query: str) -> list[int]:
         return [*self.renderer.query_prompt(query), self.renderer.think]
 
-    def _text(self, tokens: list[int]) -> str:
-        return self.renderer.reasoning_text([token for token in tokens if token not in self.renderer.special])
+    def _texts(self, completions: list[Any]) -> list[str]:
+        special = self.renderer.special
+        return [self.renderer.reasoning_text([t for t in one.token_ids if t not in special]) for one in completions]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -273,13 +274,13 @@ def test_several_reasonings_are_averaged(served: Served) -> None:
 def test_the_chance_of_no_thought_is_the_models(served: Served) -> None:
     record = live.read()
     assert record is not None
-    route = ray_serve.get_deployment_handle("Reasoner", record.application).route
+    chances = ray_serve.get_deployment_handle("Reasoner", record.application).chances
     renderer = served.embedder.renderer
     batch = pad([[*renderer.query_prompt(query), renderer.think] for query in QUERIES])
     with torch.no_grad():
         logits = served.embedder.lm(batch.ids).logits[torch.arange(len(QUERIES)), batch.lengths - 1]
     expected = logits.softmax(-1)[:, renderer.close].tolist()
-    assert route.remote(QUERIES).result(timeout_s=60) == pytest.approx(expected, rel=1e-3)
+    assert chances.remote(QUERIES).result(timeout_s=60) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_query_is_thought_over_once(served: Served) -> None:
@@ -308,4 +309,4 @@ def test_no_request_of_the_contract_ends_in_a_server_error(served: Served, tmp_p
         [program, *command[1:], *options], cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "No issues found" in done.stdout
+    assert re.search(r"(\d{3,}) generated, \1 passed", done.stdout), done.stdout[-3000:]
