@@ -1,11 +1,15 @@
 """Joining Ray: the cluster of this job, one that is named, or a local one for this command alone."""
 
+import atexit
 import logging
 import os
+import shutil
 import signal
+import socket
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -65,6 +69,46 @@ def gpu_plan(config: Config, workers: int, engines: int, tensor_parallel: int = 
 
 
 @contextmanager
+def _serving(config: Config) -> Iterator[None]:
+    """How Ray Serve works in a Ray that is started meanwhile: only its processes inherit this, not we.
+
+    One event loop a replica and no waiting log lines save a fifth of a request's time (docs/serving.md, Speed).
+    """
+    wanted = {
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    }
+    if config.ray.haproxy:
+        folder = tempfile.mkdtemp(prefix="lrem-haproxy-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        wanted |= {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update({name: value for name, value in wanted.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
 def cluster(config: Config) -> Iterator[None]:
     """Connect for the length of a block; what this block started, it stops. Re-entrant."""
     if ray.is_initialized():
@@ -79,14 +123,15 @@ def cluster(config: Config) -> Iterator[None]:
             "include_dashboard": False,
         }
     terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address,
-        runtime_env={"env_vars": worker_env()},
-        log_to_driver=False,
-        logging_level="ERROR",
-        configure_logging=False,
-        **options,
-    )
+    with _serving(config) if address == "local" else nullcontext():
+        ray.init(
+            address,
+            runtime_env={"env_vars": worker_env()},
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+            **options,
+        )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray has put an aborting handler in its place
     from transformers.utils import logging as bars  # here: the rollout pool imports this module, and stays light

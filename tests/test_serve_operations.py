@@ -48,6 +48,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_port: Callable[[], int])
         max_requests=40,
         max_body_mb=0.5,
     )
+    # these tests go through HAProxy, those of test_serve.py through Serve's own proxy
+    config = config.model_copy(update={"ray": config.ray.model_copy(update={"haproxy": True})})
     with cluster(config):
         yield config
 
