@@ -2,7 +2,7 @@ SEED ?= 0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl bench-search reproduce check format clean
+.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl bench-search bench-serve chaos-serve reproduce check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,6 +31,12 @@ chaos-rl: setup ## stage 2 with a process killed every 20 steps
 
 bench-search: setup ## the live index beside the Faiss index inside it
 	$(BIN)/python benchmarks/search.py --out benchmarks/results/search.json
+
+bench-serve: setup ## search, HTTP and embedding beside raw Faiss, hnswlib, a FastAPI server and sentence-transformers
+	$(BIN)/python benchmarks/serve.py --out benchmarks/results/serve.json
+
+chaos-serve: setup ## the service under load while its parts are killed and a new model takes over
+	$(BIN)/python benchmarks/chaos_serve.py --out benchmarks/results/chaos_serve.json
 
 reproduce: setup ## the paper's comparison on three made-up shops, with intervals; writes docs/results.md
 	$(BIN)/python benchmarks/reproduce.py

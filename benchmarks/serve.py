@@ -53,6 +53,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dimension", type=int, default=256, help="a: of a vector")
     parser.add_argument("--queries", type=int, default=256, help="a: of one turn of one side")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="c: of torch, in all, on either side")
+    haproxy = {"action": argparse.BooleanOptionalAction, "default": True}
+    parser.add_argument("--haproxy", **haproxy, help="b: ray.haproxy; without it HTTP goes through Serve's own proxy")
     parser.add_argument("--model", type=Path, help="a trained folder; needs --index")
     parser.add_argument("--index", type=Path, help="its index snapshot")
     given = parser.parse_args()
@@ -87,7 +89,7 @@ def main() -> None:
 def settings(given: argparse.Namespace, folder: Path) -> Config:
     """The demo's configuration with everything under `folder`, in a Ray of its own, on a free port."""
     overrides = {"run_dir": folder, "ray.address": "local", "ray.start_timeout_s": 300, "serve.port": free_port()}
-    overrides |= {"embed.actors": given.threads}
+    overrides |= {"embed.actors": given.threads, "ray.haproxy": given.haproxy}
     if given.model:
         overrides |= {"paths.model": given.model.absolute(), "paths.index": given.index.absolute()}
     file = Path(__file__).parent.parent / "configs" / "demo.yaml"

@@ -47,7 +47,9 @@ class PathsConfig(Section):
     direct: Path | None = None
     model: Path | None = None
     vectors: Path | None = None
-    index: Path | None = None  # the snapshot that serving starts from
+    index: Path | str | None = (
+        None  # the snapshot that serving starts from: a folder, or an address as s3://bucket/name
+    )
     live: Path | None = None  # what is served, with everything written to it since; a disk of the index machines
 
 

@@ -17,3 +17,10 @@ class Loaded(NamedTuple):
     version: int
     checksum: int
     probe: list[Rollout]
+
+
+class Reasoned(NamedTuple):
+    """The reasonings of each query, None where it was not thought over, and the seconds until that was decided."""
+
+    reasonings: list[list[str] | None]
+    decided_s: float

@@ -3,6 +3,7 @@
 Knows HTTP and the ingress that it stands before; does not know what is asked.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -42,7 +43,13 @@ class Door:
 
         try:
             limit = int(ingress.settings.max_body_mb * 2**20)
-            body = await _body(scope, receive, limit)
+            try:
+                async with asyncio.timeout(ingress.settings.timeout_s):
+                    body = await _body(scope, receive, limit)
+            except TimeoutError:
+                message = f"the body did not come within {ingress.settings.timeout_s:g} s: send it again"
+                await error_answer(408, message, "slow_body")(scope, receive, counted)
+                return
             if body is None:
                 message = f"the body has more than {limit / 2**20:g} MiB: send less at once, or raise serve.max_body_mb"
                 await error_answer(413, message, "too_long")(scope, receive, counted)

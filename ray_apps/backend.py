@@ -4,6 +4,8 @@ Knows Serve handles, deadlines, what to do when a part fails, and the cache of q
 """
 
 import asyncio
+import logging
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -15,7 +17,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from lrem.index import Hit
+from lrem.index import Hit, StoreError
 from lrem.index.shard import merge, owner
 from lrem.settings import ReplicasConfig, ServeConfig
 from ray_apps import api
@@ -25,10 +27,12 @@ from ray_apps.index_shard import OtherModelError, Wanted
 from ray_apps.measures import Measures
 
 PHASES = ("route", "reason", "embed", "search", "total")
+REST_S = 2.0  # after a reasoner that failed or was late: others need not wait for it as long
 AGAIN_S = 0.5  # before a call is made again where old and new replicas do not fit together
 Pair = tuple[str, str | None]  # a query and a reasoning
-Key = tuple[str, api.Reason, int]  # a query without needless spaces, and how it was thought over
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
@@ -99,8 +103,12 @@ class Backend:
 
     def __init__(self, parts: Parts, settings: ServeConfig, measures: Measures) -> None:
         self.parts, self.settings, self.measures = parts, settings, measures
-        self._embedding = Batcher(self._embed_pairs, _lanes(settings.embedder))
-        self._searching = [Batcher(partial(self._search_shard, s), _lanes(settings.shard)) for s in parts.shards]
+        self._reasoner_rests_until = 0.0
+        self._embedding = Batcher(self._embed_pairs, _lanes(settings.embedder), settings.timeout_s)
+        self._searching = [
+            Batcher(partial(self._search_shard, s), _lanes(settings.shard), settings.search_timeout_s)
+            for s in parts.shards
+        ]
         self._cache: TTLCache[tuple[str, api.Reason, int], Thought] = TTLCache(
             settings.cache_size, settings.cache_ttl_s
         )
@@ -124,17 +132,23 @@ class Backend:
     async def _reason(self, phases: Phases, texts: list[str], reason: api.Reason, count: int) -> list[list[str] | None]:
         if reason == "never":
             return [None] * len(texts)
+        if time.monotonic() < self._reasoner_rests_until:
+            return self._without_thought(phases, texts, "resting")
         below = self.settings.think_below if reason == "auto" else None
         try:
             asked = _call(self.parts.reasoner.reason, texts, count, below)
             reasonings, decided_s = await phases.run("reason", asked, self.settings.reason_timeout_s)
         except (TimeoutError, RayError, RayServeException) as error:
-            phases.degraded = True
-            self.measures.degraded(type(error).__name__)
-            return [None] * len(texts)
+            self._reasoner_rests_until = time.monotonic() + REST_S
+            return self._without_thought(phases, texts, type(error).__name__)
         if reason == "auto":
             phases.part("route", "reason", decided_s)
         return list(reasonings)
+
+    def _without_thought(self, phases: Phases, texts: list[str], cause: str) -> list[list[str] | None]:
+        phases.degraded = True
+        self.measures.degraded(cause)
+        return [None] * len(texts)
 
     async def _embed(self, texts: list[str], reasonings: list[list[str] | None]) -> np.ndarray:
         """[Q, H] float32: of several reasonings of a query, the mean of their vectors, of unit length again."""
@@ -173,7 +187,8 @@ class Backend:
             try:
                 async with asyncio.timeout(limit):
                     return await shard(wanted)
-            except (TimeoutError, RayActorError, RayServeException):
+            except (TimeoutError, RayError, RayServeException) as error:
+                log.warning("a shard did not answer: %s", type(error).__name__)
                 return None
 
         parts = await phases.run("search", asyncio.gather(*map(ask, self._searching)))
@@ -217,9 +232,9 @@ class Backend:
         """How many items match. Raises as `upsert`."""
         return sum(await asyncio.gather(*(needed("index", shard.count, where) for shard in self.parts.shards)))
 
-    async def scroll(self, limit: int, after: str, where: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
-        """Up to `limit` items that match, in the order of ids, from behind `after`. Raises as `upsert`."""
-        parts = await asyncio.gather(*(needed("index", s.scroll, limit, after, where) for s in self.parts.shards))
+    async def scroll(self, limit: int, after: str) -> list[tuple[str, dict[str, Any]]]:
+        """Up to `limit` items in the order of ids, from behind `after`. Raises as `upsert`."""
+        parts = await asyncio.gather(*(needed("index", s.scroll, limit, after) for s in self.parts.shards))
         return sorted((item for part in parts for item in part), key=lambda item: item[0])[:limit]
 
     async def _by_owner(self, ids: list[str], ask: Callable[[DeploymentHandle, list[int]], Awaitable[T]]) -> list[T]:
@@ -231,7 +246,7 @@ class Backend:
             *(ask(self.parts.shards[shard], mine) for shard, mine in rows.items()), return_exceptions=True
         )
         for shard, one in zip(rows, found, strict=True):
-            if isinstance(one, RayActorError | RayServeException):
+            if isinstance(one, BaseException) and (isinstance(one, RayActorError | RayServeException) or _unable(one)):
                 raise down(f"shard {shard} of the index does not answer, others may have done their part") from one
             if isinstance(one, BaseException):
                 raise one
@@ -277,6 +292,15 @@ async def needed(what: str, method: Any, *args: Any) -> Any:
         raise busy() from error
     except (RayActorError, RayServeException) as error:
         raise down(f"the {what} does not answer") from error
+    except RayTaskError as error:
+        if not _unable(error):
+            raise
+        raise down(f"the {what} cannot answer ({error.cause})") from error
+
+
+def _unable(error: Any) -> bool:
+    """Whether a part could not do what it would do another time: its disk is full, or it was closed by a failure."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, StoreError | sqlite3.Error | OSError)
 
 
 async def _call(method: Any, *args: Any) -> Any:

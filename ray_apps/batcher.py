@@ -4,6 +4,7 @@ Knows asyncio; does not know what is called. Nobody waits for company: an idle l
 """
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -18,10 +19,11 @@ class Batcher(Generic[A, B]):
     Args:
         call: arguments → their results, in order.
         lanes: calls under way at once.
+        timeout_s: of a call.
     """
 
-    def __init__(self, call: Callable[[list[A]], Awaitable[list[B]]], lanes: int) -> None:
-        self._call, self._lanes = call, lanes
+    def __init__(self, call: Callable[[list[A]], Awaitable[list[B]]], lanes: int, timeout_s: float) -> None:
+        self._call, self._lanes, self._timeout_s = call, lanes, timeout_s
         self._waiting: list[tuple[A, asyncio.Future[B]]] = []
         self._flights: set[asyncio.Task[None]] = set()
 
@@ -30,14 +32,19 @@ class Batcher(Generic[A, B]):
         future: asyncio.Future[B] = asyncio.get_running_loop().create_future()
         self._waiting.append((one, future))
         self._start()
-        return await future
+        try:
+            return await future
+        finally:
+            self._waiting = [waiting for waiting in self._waiting if waiting[1] is not future]
 
     def _start(self) -> None:
         while self._waiting and len(self._flights) < self._lanes:
             together, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-            flight = asyncio.get_running_loop().create_task(self._fly(together))
+            # in the context of the first caller Serve would cancel the call for all when that one leaves
+            alone = contextvars.Context()
+            flight = asyncio.get_running_loop().create_task(self._fly(together), context=alone)
             self._flights.add(flight)
-            flight.add_done_callback(self._landed)
+            flight.add_done_callback(self._landed, context=alone)
 
     def _landed(self, flight: asyncio.Task[None]) -> None:
         self._flights.discard(flight)
@@ -48,7 +55,8 @@ class Batcher(Generic[A, B]):
         if not wanted:
             return
         try:
-            results = await self._call([one for one, _ in wanted])
+            async with asyncio.timeout(self._timeout_s):
+                results = await self._call([one for one, _ in wanted])
         except BaseException as error:
             for _, future in wanted:
                 if not future.done():

@@ -140,7 +140,8 @@ def index_stats(config: ConfigFile = None, overrides: Overrides = None, source: 
     from ray_apps.index_commands import show as print_stats
     from ray_apps.index_commands import stats
 
-    print_stats(stats(source or load_config(config, overrides or []).uri("index")))
+    settings = load_config(config, overrides or [])
+    print_stats(stats(source or settings.uri("index"), settings.index.factory))
 
 
 @index.command("recall")
@@ -205,6 +206,7 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
     reason: Annotated[bool, typer.Option(help="Think first, or embed the query at once.")] = True,
     where: Where = None,
+    key: Annotated[str | None, typer.Option(envvar="LREM_KEY", help="A key of serve.keys_file.")] = None,
 ) -> None:
     """Ask a running application."""
     from ray_apps.client import search as ask
@@ -212,7 +214,7 @@ def search(
     from ray_apps.serve import base_url
 
     settings = load_config(config, overrides or [])
-    show(ask(url or base_url(settings), query, k, "always" if reason else "never", where))
+    show(ask(url or base_url(settings), query, k, "auto" if reason else "never", where, key))
 
 
 @app.command()

@@ -13,11 +13,14 @@ from ray_apps.progress import console
 TIMEOUT_S = 65.0  # longer than the server's own: its answer says which phase was late
 
 
-def search(url: str, query: str, k: int, reason: str, where: str | None = None) -> dict[str, Any]:
+def search(
+    url: str, query: str, k: int, reason: str, where: str | None = None, key: str | None = None
+) -> dict[str, Any]:
     """POST /v1/search for one query; returns its JSON.
 
     Args:
         where: a filter as JSON.
+        key: a bearer key.
 
     Raises:
         ConnectionError: nobody answers at `url`, or the answer is an error; the message says which.
@@ -26,8 +29,9 @@ def search(url: str, query: str, k: int, reason: str, where: str | None = None) 
     body: dict[str, Any] = {"query": query, "k": k, "reason": reason}
     if (wanted := parse_filter(where)) is not None:
         body["filter"] = wanted
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
-        answer = httpx.post(f"{url.rstrip('/')}/v1/search", json=body, timeout=TIMEOUT_S)
+        answer = httpx.post(f"{url.rstrip('/')}/v1/search", json=body, timeout=TIMEOUT_S, headers=headers)
     except httpx.TimeoutException as error:
         raise ConnectionError(f"{url} did not answer within {TIMEOUT_S:.0f} s: see the log of `lrem serve`") from error
     except (httpx.TransportError, httpx.InvalidURL) as error:

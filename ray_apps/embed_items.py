@@ -66,7 +66,7 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
     return {"items": done}
 
 
-def build_index(config: Config, vectors: Path, out: Path) -> dict[str, Any]:
+def build_index(config: Config, vectors: Path, out: str | Path) -> dict[str, Any]:
     """Build the index snapshot `out` from the folder that `embed` wrote and paths.items.
 
     Raises:

@@ -7,7 +7,7 @@ and the forward takes as many tokens at a time as suit the device (lrem.model). 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +19,6 @@ THREADS = 1  # of torch in an embedder: scale by replicas, never oversubscribe t
 
 Pair = tuple[str, str | None]
 T = TypeVar("T")
-
-
-class Counted(NamedTuple):
-    """Token ids of the inputs alone, and with their reasonings."""
-
-    prompt: int
-    total: int
 
 
 class Embedder:
@@ -48,8 +41,8 @@ class Embedder:
         """Unit vectors [N, H] float32 of titles."""
         return await self._do(self.embedder.encode_items, titles)
 
-    async def count(self, texts: list[str], reasonings: list[str | None] | None) -> Counted:
-        """How many token ids there are; None counts the texts as items."""
+    async def count(self, texts: list[str], reasonings: list[str | None] | None) -> tuple[int, int]:
+        """Token ids of the inputs alone, and with their reasonings; None counts the texts as items."""
         return await self._do(self._count, texts, reasonings)
 
     async def texts(self, rows: list[list[int]]) -> list[str]:
@@ -71,11 +64,11 @@ class Embedder:
     async def _do(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread, work, *args)
 
-    def _count(self, texts: list[str], reasonings: list[str | None] | None) -> Counted:
+    def _count(self, texts: list[str], reasonings: list[str | None] | None) -> tuple[int, int]:
         renderer = self.embedder.renderer
         if reasonings is None:
             items = sum(len(renderer.item(text)) for text in texts)
-            return Counted(items, items)
+            return items, items
         prompts = sum(len(renderer.query(text, "")) for text in texts)
         pairs = zip(texts, reasonings, strict=True)
-        return Counted(prompts, sum(len(renderer.query(text, thought or "")) for text, thought in pairs))
+        return prompts, sum(len(renderer.query(text, thought or "")) for text, thought in pairs)

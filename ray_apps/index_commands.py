@@ -12,11 +12,12 @@ from rich.table import Table
 from lrem.config import Config
 from lrem.files import atomic_folder
 from lrem.index import Collection, SnapshotError
-from lrem.index.collection import ITEMS
+from lrem.index.collection import FORMAT, ITEMS
 from lrem.index.filling import contents, write
 from lrem.index.recall import measure
 from lrem.index.shard import generation
 from lrem.index.snapshot import MANIFEST, load, read_manifest, restore
+from lrem.index.store import Store
 from lrem.model import ReasoningEmbedder, fingerprint
 from lrem.schema import QUERIES, DataError, read_table
 from ray_apps.progress import console
@@ -24,7 +25,7 @@ from ray_apps.progress import console
 EFFORTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # multiples of the usual one
 
 
-def stats(source: str) -> dict[str, Any]:
+def stats(source: str, factory: str | None) -> dict[str, Any]:
     """What a snapshot, a collection or a served folder of shards holds; a snapshot's checksums are compared.
 
     Raises:
@@ -34,10 +35,10 @@ def stats(source: str) -> dict[str, Any]:
         collection = load(source)
         found = collection.stats() | {"created": read_manifest(source)["created"]}
         collection.close()
-        return found
+        return {name: value for name, value in found.items() if name != "bytes"}
     parts = []
     for folder in shards:
-        collection = Collection(folder)
+        collection = Collection(folder, factory=factory)
         parts.append(collection.stats())
         collection.close()
     total = {name: sum(part[name] for part in parts) for name in ("items", "tombstones", "bytes")}
@@ -92,9 +93,9 @@ def take_snapshot(source: str, destination: str, factory: str | None) -> dict[st
         raise SnapshotError(f"{source} is a snapshot already: copy the folder, or restore it with `lrem index restore`")
     if "://" not in destination and Path(destination).exists():
         raise SnapshotError(f"{destination} exists already: choose another name, or delete it first")
-    first = Collection(shards[0])
-    model, dimension = first.model, first.dimension
-    first.close()
+    store = Store(shards[0] / ITEMS, {"format": FORMAT}, create=False)
+    model, dimension = str(store.about["model"]), int(store.about["dimension"])
+    store.close()
     return write(destination, chain.from_iterable(map(contents, shards)), model, dimension, factory)
 
 

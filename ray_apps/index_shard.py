@@ -60,6 +60,11 @@ class IndexShard:
         take(part.source, folder, part.model, part.shard, part.shards, part.factory)
         self.items = Collection(folder, part.model, factory=part.factory)
 
+    def check_health(self) -> None:
+        """Serve replaces a replica that raises here: a collection that a failure has closed is opened again."""
+        if self.items.closed:
+            raise RuntimeError(f"{self.items.folder} was closed by a failure: the log of this replica says which")
+
     async def search(self, wanted: list[Wanted], model: str) -> list[list[list[Hit]]]:
         """The k best items of this shard for each vector of each request, among those that match.
 
@@ -128,9 +133,9 @@ class IndexShard:
         """How many items match."""
         return await self._do(self.reading, lambda: self.items.count(where))
 
-    async def scroll(self, limit: int, after: str, where: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
-        """Up to `limit` items that match, in the order of ids, from behind `after`."""
-        return await self._do(self.reading, lambda: self.items.scroll(limit, after, where).items)
+    async def scroll(self, limit: int, after: str) -> list[tuple[str, dict[str, Any]]]:
+        """Up to `limit` items in the order of ids, from behind `after`."""
+        return await self._do(self.reading, lambda: self.items.scroll(limit, after).items)
 
     async def changes(self, state: State | None, limit: int) -> Changes:
         """What was written since a state; None: since the shard was filled from its snapshot."""

@@ -33,7 +33,8 @@ from ray_apps.measures import Measures
 PAGE = Path(__file__).parent / "static" / "index.html"
 READY_S = 2.0  # for a part to say that it is there
 LINES = {"schema": {"type": "string", "minLength": 2}}
-BULK = {"requestBody": {"required": True, "content": {"application/x-ndjson": LINES, "text/plain": LINES}}}
+KINDS = ("application/x-ndjson", "application/json")
+BULK = {"requestBody": {"required": True, "content": dict.fromkeys(KINDS, LINES)}}
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -178,6 +179,9 @@ class Ingress:
     @app.post("/v1/items/bulk", dependencies=[Depends(writer)], openapi_extra=BULK)
     async def bulk(self, request: Request) -> api.BulkAnswer:
         """Write items, a JSON object on each line; bad lines are reported, the others are written."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in KINDS:  # others can be sent by any web page that a browser on this machine shows
+            raise ServiceError(415, f"content-type '{kind}': send {KINDS[0]}, a JSON object on each line", "media_type")
         lines = [line for line in enumerate((await request.body()).split(b"\n"), 1) if line[1].strip()]
         if not 1 <= len(lines) <= api.MAX_ITEMS:
             message = f"the body has {len(lines)} lines: send 1 to {api.MAX_ITEMS} JSON objects, one on each line"
@@ -208,7 +212,7 @@ class Ingress:
         self, limit: Annotated[int, Query(ge=1, le=api.MAX_ITEMS)] = 100, after: str = ""
     ) -> api.ItemsPage:
         """Items in the order of their ids, a page at a time."""
-        found = await self._in_time(self.backend.scroll(limit, after.encode(errors="replace").decode(), None))
+        found = await self._in_time(self.backend.scroll(limit, after.encode(errors="replace").decode()))
         items = [api.StoredItem(item_id=item_id, payload=payload) for item_id, payload in found]
         return api.ItemsPage(items=items, after=found[-1][0] if len(found) == limit else None)
 

@@ -24,14 +24,19 @@ class Generation:
 
 
 class Live(NamedTuple):
-    """The live generation: its application, its model's fingerprint, its shards' folder, until when writes wait."""
+    """The live generation: its application, its model, its shards' folder and machines, until when writes wait."""
 
     application: str
     model: str
     folder: str
-    shards: int
+    nodes: list[str]  # of each shard
     revision: str
     paused_until: float = 0.0  # Unix seconds
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return len(self.nodes)
 
     @property
     def paused(self) -> bool:
@@ -39,10 +44,10 @@ class Live(NamedTuple):
         return time.time() < self.paused_until
 
 
-def announce(application: str, model: str, folder: str, shards: int, pause: bool = False) -> Live:
+def announce(application: str, model: str, folder: str, nodes: list[str], pause: bool = False) -> Live:
     """Write the record; each ingress follows within moments and says so, see `seen_by`."""
     until = time.time() + PAUSE_S if pause else 0.0
-    live = Live(application, model, folder, shards, uuid.uuid4().hex, until)
+    live = Live(application, model, folder, nodes, uuid.uuid4().hex, until)
     for key in internal_kv._internal_kv_list(SEEN, namespace=SPACE):
         internal_kv._internal_kv_del(key, namespace=SPACE)
     internal_kv._internal_kv_put(RECORD, json.dumps(live._asdict()).encode(), namespace=SPACE)

@@ -30,11 +30,12 @@ HEALTH_S = 5.0  # between two looks whether a replica is well
 
 
 class Plan(NamedTuple):
-    """A generation before it runs: its application's name, the model's fingerprint and the folder of its shards."""
+    """A generation before it runs: its application, the model's fingerprint, its shards' folder and machines."""
 
     name: str
     model: str
     folder: Path
+    nodes: list[str]  # of each shard
 
 
 def plan(config: Config) -> Plan:
@@ -43,6 +44,7 @@ def plan(config: Config) -> Plan:
     Raises:
         FileNotFoundError: there is no trained model at `paths.model`.
         SnapshotError: there is no index at `paths.index`, or it is another model's.
+        ConfigError: a machine of `serve.index_nodes` is not in the cluster.
     """
     model = fingerprint(config.path("model"))
     manifest = read_manifest(config.uri("index"), model)  # replicas check everything, but only after a slow start
@@ -50,20 +52,17 @@ def plan(config: Config) -> Plan:
     running = [str(config.path("model")), config.rollout, config.index, served.reasoner, served.embedder, served.shard]
     told = json.dumps([lrem.__version__, served.index_nodes, *map(str, running)])
     application = f"{NAME}-{name}-{hashlib.sha256(told.encode()).hexdigest()[:6]}"
-    return Plan(application, model, config.path("live") / name)
+    nodes = [_node(config, shard) for shard in range(served.shards)]
+    return Plan(application, model, config.path("live") / name, nodes)
 
 
 def build(config: Config, planned: Plan) -> Parts:
-    """The deployments of a generation, bound to what they start with.
-
-    Raises:
-        ConfigError: a machine of `serve.index_nodes` is not in the cluster.
-    """
+    """The deployments of a generation, bound to what they start with."""
     folder, served = str(config.path("model")), config.serve
     gpus = served.reasoner.gpus
     reasoner = deployment(Reasoner, served.reasoner, float(gpu_count(config) > 0) if gpus is None else gpus)
     shards = [
-        deployment(IndexShard, served.shard, name=f"IndexShard{i}", node=_node(config, i)).bind(
+        deployment(IndexShard, served.shard, name=f"IndexShard{i}", node=planned.nodes[i]).bind(
             Part(
                 config.uri("index"),
                 str(planned.folder / f"shard-{i}-of-{served.shards}"),

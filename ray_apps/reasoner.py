@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lrem.model import fingerprint
+from lrem.rollout import Reasoned
 from lrem.settings import RolloutConfig
 from ray_apps.engines import VllmEngine
 
@@ -54,6 +55,7 @@ class Stepper:
         self._waiting: dict[str, Asked] = {}
         self._made: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.failure: BaseException | None = None
+        self.aborted = 0  # requests that were taken out for callers who left
         threading.Thread(target=self._run, args=(make,), name="vllm", daemon=True).start()
         made = self._made.get()
         if isinstance(made, BaseException):
@@ -99,10 +101,22 @@ class Stepper:
                     self._hand_out(engine, output)
         except BaseException as error:
             self.failure = error
-            for asked in self._waiting.values():
+            left = list(self._waiting.values())
+            while not self._inbox.empty():
+                left.append(self._inbox.get_nowait())
+            for asked in left:
                 if asked.answer is not None:
                     asked.answer(error)
             raise
+
+    def _add(self, engine: Any, asked: Asked) -> None:
+        try:
+            engine.add_request(asked.name, asked.prompt, asked.params)
+        except ValueError as error:  # as a prompt that is too long: that request's own fault
+            if asked.answer is not None:
+                asked.answer(error)
+            return
+        self._waiting[asked.name] = asked
 
     def _hand_out(self, engine: Any, output: Any) -> None:
         asked = self._waiting.get(output.request_id)
@@ -125,20 +139,13 @@ class Stepper:
             asked = self._inbox.get(timeout=ONE_MORE_S) if idle else self._inbox.get_nowait()
             while True:
                 if asked.answer is not None:
-                    engine.add_request(asked.name, asked.prompt, asked.params)
-                    self._waiting[asked.name] = asked
+                    self._add(engine, asked)
                 elif self._waiting.pop(asked.name, None) is not None:
                     engine.abort_request([asked.name])
+                    self.aborted += 1
                 asked = self._inbox.get_nowait()
         except queue.Empty:
             return
-
-
-class Reasoned(NamedTuple):
-    """The reasonings of each query, None where it was not thought over, and the seconds until that was decided."""
-
-    reasonings: list[list[str] | None]
-    decided_s: float
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:
@@ -164,9 +171,9 @@ class Reasoner:
         if self.stepper.failure is not None:
             raise RuntimeError(f"the reasoner's engine failed: {self.stepper.failure}")
 
-    async def ping(self) -> bool:
-        """Whether the engine still steps."""
-        return self.stepper.failure is None
+    async def ping(self) -> int:
+        """That the replica answers: how many requests were taken out of the engine for callers who left."""
+        return self.stepper.aborted
 
     async def reason(self, queries: list[str], count: int, think_below: float | None) -> Reasoned:
         """`count` reasonings of each query: the greedy one if it is one, else samples, the same ones each time.

@@ -4,6 +4,7 @@ Nothing is lost and nobody waits but writers, for moments: most is carried over 
 the rest while writes are held back. Knows the live record and the shards' changes; does not know how parts are started.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +19,12 @@ from ray_apps.live import Live
 from ray_apps.parts import Plan
 
 LIMIT = 500  # items carried over at a time
+log = logging.getLogger(__name__)
 CALL_S = 120.0  # for one call of a part
 SEEN_S = 30.0  # for every ingress to follow
 
 
-def switch(old: Live, planned: Plan, shards: int, ingresses: Callable[[], int]) -> int:
+def switch(old: Live, planned: Plan, ingresses: Callable[[], int]) -> int:
     """Make a running generation the live one. Returns how many items were carried over or deleted.
 
     Args:
@@ -31,24 +33,27 @@ def switch(old: Live, planned: Plan, shards: int, ingresses: Callable[[], int]) 
     Raises:
         TimeoutError: an ingress does not follow, or carrying over the rest took too long; the old one stays live.
     """
-    told = (planned.name, planned.model, str(planned.folder), shards)
-    if old.folder == str(planned.folder):  # the same shards' folder: both see what the other writes
+    told = (planned.name, planned.model, str(planned.folder), planned.nodes)
+    if (old.folder, old.nodes) == (str(planned.folder), planned.nodes):  # both see what the other writes
         _wait_seen(live.announce(*told), ingresses)
         return 0
     states: dict[int, State] = {}
-    carried = _carry(old, planned, shards, states)
-    paused = live.announce(old.application, old.model, old.folder, old.shards, pause=True)
+    carried = _carry(old, planned, states)
+    paused = live.announce(old.application, old.model, old.folder, old.nodes, pause=True)
     try:
         _wait_seen(paused, ingresses)
-        carried += _carry(old, planned, shards, states)
+        carried += _carry(old, planned, states)
         if time.time() > paused.paused_until - live.PAUSE_S / 4:
             raise TimeoutError(
                 f"what was written meanwhile took longer than {live.PAUSE_S:.0f} s: try when less comes in"
             )
+        if live.read() != paused:
+            raise TimeoutError("another `lrem serve` replaces the index at the same time: run one after the other")
     except BaseException:
-        live.announce(old.application, old.model, old.folder, old.shards)
+        live.announce(old.application, old.model, old.folder, old.nodes)
         raise
-    _wait_seen(live.announce(*told), ingresses)
+    _wait_seen(live.announce(*told, pause=True), ingresses)  # everyone asks the new one before anyone writes to it
+    live.announce(*told)
     for i, state in states.items():
         _result(serve.get_deployment_handle(f"IndexShard{i}", old.application).told.remote(state))
     return carried
@@ -57,14 +62,19 @@ def switch(old: Live, planned: Plan, shards: int, ingresses: Callable[[], int]) 
 def left_behind(planned: Plan) -> dict[str, int]:
     """Folder → how much was written there that nothing newer knows of, of the other indexes on this machine."""
     others = [file.parent for file in planned.folder.parent.glob(f"*/shard-*/{FILE}")]
-    counts = {str(folder): pending(folder) for folder in others if folder.parent != planned.folder}
+    counts = {}
+    for folder in others:
+        try:
+            counts[str(folder)] = 0 if folder.parent == planned.folder else pending(folder)
+        except (ValueError, TypeError, OSError) as error:  # damaged, or of another version
+            log.warning("%s cannot be read (%s)", folder, error)
     return {folder: count for folder, count in counts.items() if count}
 
 
-def _carry(old: Live, planned: Plan, shards: int, states: dict[int, State]) -> int:
+def _carry(old: Live, planned: Plan, states: dict[int, State]) -> int:
     """Write the changes of every old shard to the new ones, from `states` on, which it moves."""
     embedder = serve.get_deployment_handle("Embedder", planned.name)
-    targets = [serve.get_deployment_handle(f"IndexShard{i}", planned.name) for i in range(shards)]
+    targets = [serve.get_deployment_handle(f"IndexShard{i}", planned.name) for i in range(len(planned.nodes))]
     carried = 0
     for i in range(old.shards):
         source = serve.get_deployment_handle(f"IndexShard{i}", old.application)

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from lrem.config import Config, load_config
 from ray_apps import live, parts, replacing
@@ -42,7 +43,9 @@ def application(args: dict[str, Any]) -> serve.Application:
     """
     file = args.get("config")
     config = load_config(Path(file) if file else None, list(args.get("settings", ())))
-    return _ingress(config, _keys(config), parts.build(config, parts.plan(config)))
+    keys = _keys(config)
+    _require_guarded(keys)
+    return _ingress(config, keys, parts.build(config, parts.plan(config)))
 
 
 def start(config: Config) -> str:
@@ -65,6 +68,7 @@ def start(config: Config) -> str:
     deadline = time.monotonic() + config.ray.start_timeout_s
     with _undone_on_failure(before.applications, planned):
         serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
+        _require_guarded(keys)
         if planned.name not in before.applications:
             _run(
                 serve.deployment(Generation, ray_actor_options={"num_cpus": 0}).bind(parts.build(config, planned)),
@@ -73,9 +77,9 @@ def start(config: Config) -> str:
         _wait_until_running(planned.name, deadline)
         if old is None:
             _warn_of_writes_left(planned)
-            live.announce(planned.name, planned.model, str(planned.folder), config.serve.shards)
+            live.announce(planned.name, planned.model, str(planned.folder), planned.nodes)
         elif old.application != planned.name:
-            replacing.switch(old, planned, config.serve.shards, _ingresses)
+            replacing.switch(old, planned, _ingresses)
         _run_ingress(config, keys, before.applications)
         _wait_until_running(NAME, deadline)
         _wait_until_ready(address, deadline)
@@ -87,8 +91,8 @@ def _warn_of_writes_left(planned: Plan) -> None:
     """An index that was written to, and that another takes the place of while nothing runs, cannot be carried over."""
     for folder, count in replacing.left_behind(planned).items():
         console.print(
-            f"warning: {folder} holds {count} writes that this index does not know of: serve its snapshot again, then "
-            "this one beside it, to carry them over",
+            f"warning: {folder} holds {count} writes that this index does not know of: `lrem index snapshot NEW --from "
+            f"{Path(folder).parent}` saves that index with them",
             style="yellow",
             markup=False,
         )
@@ -114,6 +118,12 @@ def _keys(config: Config) -> dict[str, Scope]:
         require_loopback(config.serve.host)
         return {}
     return read_keys(config.serve.keys_file)
+
+
+def _require_guarded(keys: dict[str, Scope]) -> None:
+    """Without keys the Serve that runs listens to this machine alone, whoever started it. Raises ConfigError."""
+    if not keys:
+        require_loopback(str(_get_global_client().http_config.host))
 
 
 @contextmanager
@@ -145,9 +155,8 @@ def _run(target: serve.Application, name: str, route: str | None = None) -> None
 
 
 def _ingresses() -> int:
-    """How many replicas of the ingress run."""
-    found = serve.status().applications[NAME].deployments["Ingress"].replica_states
-    return int(found.get("RUNNING", 0))
+    """How many replicas of the ingress there are, those that start or drain among them."""
+    return sum(serve.status().applications[NAME].deployments["Ingress"].replica_states.values())
 
 
 def base_url(config: Config) -> str:

@@ -69,7 +69,7 @@ def _embed(config: Config) -> dict[str, Any]:
 def _index(config: Config) -> dict[str, Any]:
     from ray_apps import embed_items
 
-    manifest = embed_items.build_index(config, config.path("vectors"), config.path("index"))
+    manifest = embed_items.build_index(config, config.path("vectors"), config.uri("index"))
     return {"items": manifest["count"], "dimension": manifest["dimension"], "model": manifest["model"]}
 
 

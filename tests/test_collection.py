@@ -1,5 +1,6 @@
 """A collection against a dictionary and brute force; killed while it is written to; damaged; recall under filters."""
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -171,6 +172,9 @@ def test_a_deletion_too_long_ago_to_be_remembered(tmp_path: Path, monkeypatch: p
         (["a"], {"price": float("nan")}, 1.0, "item 'a': its id or payload cannot be kept as JSON"),
         (["a"], {"when": {1, 2}}, 1.0, "cannot be kept as JSON"),
         (["a"], ["title"], 1.0, "not an object"),
+        (["a"], {"deep": json.loads("[" * 17 + "]" * 17)}, 1.0, "nested 16 deep"),
+        (["a"], {f"f{i}": i for i in range(257)}, 1.0, "at most 256 fields"),
+        (["a"], {"long": "x" * 70_000}, 1.0, "at most 65536 bytes"),
         (["a"], {"uid": 2**53 + 1}, 1.0, "'uid' is a whole number beyond 2\\^53: send it as a string"),
         (["a"], {"uids": [1, 10**400]}, 1.0, "send it as a string"),
         (["a"], {}, 2.0, "item 'a': its vector has length 2.000, not 1"),

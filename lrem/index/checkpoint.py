@@ -9,6 +9,7 @@ Knows segments and files. What it reads is whole or nothing: the store can alway
 
 import json
 import logging
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def write(segment: Segment, folder: Path, unchanged: AbstractContextManager[Any]
             "sha256": {name: sha256(part / name) for name in (VECTORS, ROWS)},
         }
         (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def tidy(folder: Path, *patterns: str) -> None:
+    """Remove what a killed process left half-written."""
+    for left in (found for pattern in patterns for found in folder.glob(pattern)):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read(folder: Path, dimension: int) -> Segment | None:

@@ -10,7 +10,6 @@ models, shards or HTTP.
 """
 
 import logging
-import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,9 +67,11 @@ class Collection:
         self.folder, self.factory = folder, factory
         self._write, self._search = threading.RLock(), threading.RLock()  # taken in this order
         self._rebuilding = threading.Lock()  # taken before both
-        self._retry_from, self._closed = 0, False
+        self._retry_from = 0
+        self.closed = False  # by `close`, or by a failure
         self._version = -1  # of the store, as the segment last took it in
-        self._tidy()
+        with suppress(TimeoutError), only_one(folder / LOCK, 0):  # unless another process is just writing
+            checkpoint.tidy(folder, f".{ANN}.*.tmp", f"{PART}*")
         try:
             self.store = Store(folder / ITEMS, given | {"format": FORMAT}, create=len(given) == 2)
             self.model, self.dimension = str(self.store.about["model"]), int(self.store.about["dimension"])
@@ -207,10 +208,16 @@ class Collection:
             with self._write, self._search:
                 self._must_be_open()
                 self._catch_up()
+            self._rebuild_if_due()
 
     def _catch_up(self) -> None:
-        self._version = self.store.version
-        catch_up(self.segment, self.store)
+        version = self.store.version
+        try:
+            catch_up(self.segment, self.store)
+        except BaseException:
+            self._give_up()
+            raise
+        self._version = version
 
     def _hits(self, queries: np.ndarray, k: int, wanted: Filter | None, exact: bool, effort: float) -> list[list[Hit]]:
         self._must_be_open()
@@ -261,12 +268,6 @@ class Collection:
         """Nobody else writes checkpoints or snapshots in the folder meanwhile. Raises TimeoutError."""
         return only_one(self.folder / LOCK, CLOSE_TIMEOUT_S)
 
-    def _tidy(self) -> None:
-        """Remove what a killed process left half-written, unless another is just writing."""
-        with suppress(TimeoutError), only_one(self.folder / LOCK, 0):
-            for left in [*self.folder.glob(f".{ANN}.*.tmp"), *self.folder.glob(f"{PART}*")]:
-                shutil.rmtree(left, ignore_errors=True)
-
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         with self._write:
@@ -285,13 +286,13 @@ class Collection:
             raise TimeoutError(f"{self.folder}: its rebuild did not end within {CLOSE_TIMEOUT_S:g} s")
         try:
             with self._write, self._search:
-                self._closed = True
+                self.closed = True
                 self.store.close()
         finally:
             self._rebuilding.release()
 
     def _must_be_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise StoreError(f"{self.folder} is closed: open the collection again")
 
     @contextmanager
@@ -304,10 +305,13 @@ class Collection:
             raise
         except BaseException:
             with self._search:
-                self._closed = True
-                self.store.close()
-            log.exception("%s: a write was interrupted; close the collection and open it again", self.folder)
+                self._give_up()
             raise
+
+    def _give_up(self) -> None:
+        self.closed = True
+        self.store.close()
+        log.exception("%s: store and index may differ now; close the collection and open it again", self.folder)
 
     def _load(self) -> Segment:
         segment = load(self.store, self.folder / ANN)
@@ -342,5 +346,5 @@ class Collection:
             self._retry_from = self.segment.last_row + DEAD_FROM
         finally:
             self._rebuilding.release()
-        if not self._closed:
+        if not self.closed:
             self._rebuild_if_due()  # of what came meanwhile

@@ -13,6 +13,7 @@ import numpy as np
 from lrem.index.filters import too_large
 
 MAX_ID = 512  # characters
+MAX_FIELDS, MAX_DEPTH, MAX_BYTES = 256, 16, 65_536  # of a payload: it is held in memory, and sent with every find
 
 
 class Hit(NamedTuple):
@@ -55,8 +56,8 @@ def as_json(item_id: Any, payload: Any) -> str:
     """The payload as JSON.
 
     Raises:
-        ItemError: the id is no string of 1 to 512 characters, or the payload no JSON object, or a number in it could
-            not be filtered by exactly.
+        ItemError: the id is no string of 1 to 512 characters, the payload no JSON object, or too large, or a number in
+            it could not be filtered by exactly.
     """
     if not isinstance(item_id, str) or not 0 < len(item_id) <= MAX_ID:
         raise ItemError(f"item_id {item_id!r:.60}: a string of 1 to {MAX_ID} characters is needed")
@@ -64,14 +65,26 @@ def as_json(item_id: Any, payload: Any) -> str:
         item_id.encode()
         if not isinstance(payload, Mapping):
             raise TypeError("it is not an object")
+        if len(payload) > MAX_FIELDS or _deeper(payload, MAX_DEPTH):
+            raise ValueError(f"at most {MAX_FIELDS} fields, nested {MAX_DEPTH} deep")
         for name, value in payload.items():
             if any(too_large(one) for one in (value if isinstance(value, list | tuple) else (value,))):
                 raise ValueError(f"'{name}' is a whole number beyond 2^53: send it as a string")
         text = json.dumps(payload, allow_nan=False, ensure_ascii=False)
-        text.encode()
+        if len(text.encode()) > MAX_BYTES:
+            raise ValueError(f"at most {MAX_BYTES} bytes")
     except (TypeError, ValueError) as error:
         raise ItemError(f"item {item_id!a:.60}: its id or payload cannot be kept as JSON ({error})") from error
     return text
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether a value is nested deeper than so many levels."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        return False
+    return levels == 0 or any(_deeper(part, levels - 1) for part in value)
 
 
 def storable(ids: Sequence[str]) -> list[str]:

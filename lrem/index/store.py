@@ -166,8 +166,9 @@ class Store:
     def dropped(self, after: int) -> dict[int, str] | None:
         """row → item_id of what went since deletion number `after`; None where that is not remembered any more."""
         with self._lock:
-            found = self._db.execute("SELECT row, item_id FROM dropped WHERE seq > ?", (after,)).fetchall()
-            return dict(found) if len(found) == self.last_drop - after else None
+            query = "SELECT seq, row, item_id FROM dropped WHERE seq > ? ORDER BY seq"
+            found = self._db.execute(query, (after,)).fetchall()
+        return {row: item_id for _, row, item_id in found} if not found or found[0][0] == after + 1 else None
 
     @property
     def version(self) -> int:
@@ -245,6 +246,11 @@ class Store:
             reader.execute("VACUUM INTO ?", (str(file),))
         finally:
             reader.close()
+        copy = sqlite3.connect(file)
+        try:
+            copy.execute("PRAGMA journal_mode=WAL")  # now, so that opening the copy changes none of its bytes
+        finally:
+            copy.close()
 
     def close(self) -> None:
         """Let go of the file, once nobody reads from it."""

@@ -1,0 +1,82 @@
+"""`lrem index stats | recall | snapshot | restore` on a snapshot and on a folder of shards that is being served."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lrem.config import load_config
+from lrem.index import Collection
+from lrem.index.filling import Batch, take, write
+from lrem.index.snapshot import load, read_manifest
+from ray_apps.index_commands import live_folder
+
+DIMENSION, COUNT = 16, 400
+IDS = [f"p{i}" for i in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a snapshot, and two shards of it as they are served."""
+    folder = tmp_path_factory.mktemp("shop")
+    vectors = np.random.default_rng(0).normal(size=(COUNT, DIMENSION)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    payloads = [{"title": f"title {i}", "price": i} for i in range(COUNT)]
+    write(folder / "index", [Batch(IDS, payloads, vectors)], "model-a", DIMENSION)
+    live = live_folder(load_config(None, [f"run_dir={folder}", "serve.shards=2"]))
+    for shard in range(2):
+        take(folder / "index", live / f"shard-{shard}-of-2", "model-a", shard, 2)
+    return folder
+
+
+def lrem(run: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ray_apps.cli", "index", *words, f"run_dir={run}", "serve.shards=2"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_stats_and_recall(run: Path) -> None:
+    done = lrem(run, "stats")
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert (lines["items"], lines["model"], lines["factory"]) == ("400", "model-a", "Flat")
+    done = lrem(run, "recall", "-k", "5", "--queries", "20", "--filter", '{"price": {"$lt": 300}}')
+    assert done.returncode == 0, done.stderr
+    assert "recall@5" in done.stdout
+    assert done.stdout.count("1.0000") == 5  # exact at every effort
+    assert "20 of the index's own items" in done.stdout
+
+
+def test_a_served_index_is_saved_and_comes_back(run: Path, tmp_path: Path) -> None:
+    """While a shard is open elsewhere and written to; what was restored can be loaded again and again."""
+    live = live_folder(load_config(None, [f"run_dir={run}", "serve.shards=2"]))
+    shard = Collection(live / "shard-0-of-2")
+    gone = [item_id for item_id, _ in shard.scroll(10).items]
+    shard.delete(gone)
+    done = lrem(run, "stats", "--from", str(live))
+    assert f"items  {COUNT - 10}\n" in done.stdout, done.stdout + done.stderr
+    done = lrem(run, "snapshot", str(tmp_path / "saved"))
+    shard.close()
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(tmp_path / "saved")["count"] == COUNT - 10
+    assert "exists already" in lrem(run, "snapshot", str(tmp_path / "saved")).stderr
+    refused = lrem(run, "restore", str(tmp_path / "saved"))
+    assert refused.returncode == 1
+    assert "pass --replace" in refused.stderr
+    done = lrem(run, "restore", str(tmp_path / "saved"), "--replace")
+    assert done.returncode == 0, done.stderr
+    for _ in range(2):
+        again = load(run / "index", "model-a")
+        assert len(again) == COUNT - 10
+        assert again.get(gone) == {}
+        again.close()
+    assert lrem(run, "stats").returncode == 0
+
+
+def test_what_is_no_index_is_said(run: Path, tmp_path: Path) -> None:
+    for words in (["stats", "--from", str(tmp_path)], ["recall", "--from", str(tmp_path / "none")]):
+        done = lrem(run, *words)
+        assert done.returncode == 1
+        assert "lrem index build" in done.stderr
+        assert "Traceback" not in done.stderr
