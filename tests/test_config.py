@@ -1,13 +1,16 @@
 """One tree of settings: overrides, unknown keys, paths."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from lrem.config import Config, ConfigError, known_keys, load_config, to_yaml
 
-SHIPPED = sorted(Path("configs").glob("*.yaml"))
+SERVE = Path("configs/serve.yaml")  # Ray Serve's own format
+SHIPPED = sorted(set(Path("configs").glob("*.yaml")) - {SERVE})
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
@@ -16,6 +19,16 @@ def test_shipped_files_load_and_come_back(file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.yaml"
     copy.write_text(to_yaml(config))
     assert load_config(copy, []) == config
+
+
+def test_the_file_for_serve_deploy_is_valid() -> None:
+    deployed = ServeDeploySchema.model_validate(yaml.safe_load(SERVE.read_text()))
+    [application] = deployed.applications
+    module, _, function = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    config = load_config(Path(application.args["config"]), application.args["settings"])
+    assert config.serve.embedder.max_replicas == 2
+    assert deployed.http_options.host == "127.0.0.1"  # there are no keys in it
 
 
 def test_overrides_win_and_are_typed() -> None:

@@ -1,5 +1,6 @@
 """The serving application over real HTTP: a tiny random model and its index behind Ray Serve."""
 
+import asyncio
 import base64
 import json
 import re
@@ -25,7 +26,10 @@ from lrem.index.snapshot import read_manifest
 from lrem.model import fingerprint
 from lrem.sequences import pad
 from ray_apps import live, serve
+from ray_apps.backend import Phases
 from ray_apps.cluster import cluster
+from ray_apps.errors import ServiceError
+from ray_apps.measures import Measures
 from tests.serving import (
     COLOURS,
     QUERIES,
@@ -298,6 +302,33 @@ def test_a_query_is_thought_over_once(served: Served) -> None:
 
 def test_ready(served: Served) -> None:
     assert served.http.get("/readyz").json() == {"ready": True, "missing": []}
+
+
+def test_everything_as_one_application(served: Served, world: Config) -> None:
+    """As `serve deploy` runs it: one shard of its own, and the same answers."""
+    whole = serve.application({"settings": [f"run_dir={world.run_dir}", "serve.shards=1"]})
+    ray_serve.run(whole, name="whole", route_prefix="/whole")
+    try:
+        body = {"queries": QUERIES, "k": 5, "reason": "never"}
+        answer = served.http.post("/whole/v1/search", json=body).json()
+    finally:
+        ray_serve.delete("whole")
+    for one, other in zip(answer["results"], search(served, **body)["results"], strict=True):
+        assert [item["item_id"] for item in one["items"]] == [item["item_id"] for item in other["items"]]
+
+
+def test_one_deadline_for_all_phases_and_the_late_one_is_named() -> None:
+    async def late() -> ServiceError:
+        phases = Phases(60.0, Measures())
+        await phases.run("reason", asyncio.sleep(0))
+        phases.start -= 61.0  # as if the first phase had taken that long
+        with pytest.raises(ServiceError, match="'search'") as caught:
+            await phases.run("search", asyncio.sleep(5))
+        with pytest.raises(TimeoutError):  # a limit of its own is no end of the request
+            await Phases(60.0, Measures()).run("reason", asyncio.sleep(5), at_most_s=0.01)
+        return caught.value
+
+    assert asyncio.run(late()).status == 504
 
 
 def test_no_request_of_the_contract_ends_in_a_server_error(served: Served, tmp_path: Path) -> None:
