@@ -306,7 +306,8 @@ def test_ready(served: Served) -> None:
 
 def test_everything_as_one_application(served: Served, world: Config) -> None:
     """As `serve deploy` runs it: one shard of its own, and the same answers."""
-    whole = serve.application({"settings": [f"run_dir={world.run_dir}", "serve.shards=1"]})
+    settings = [f"run_dir={world.run_dir}", "serve.shards=1", "serve.embedder.max_replicas=2"]
+    whole = serve.application({"settings": settings})
     ray_serve.run(whole, name="whole", route_prefix="/whole")
     try:
         body = {"queries": QUERIES, "k": 5, "reason": "never"}
