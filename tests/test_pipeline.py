@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lrem.config import load_config
 from lrem.files import write_parquet
 from lrem.index.snapshot import load
 from lrem.model import ReasoningEmbedder, fingerprint
+from ray_apps.embed_items import is_indexed
 
 LREM = [sys.executable, "-m", "ray_apps.cli"]
 SYSTEMS = ("bm25", "direct", "cold_start", "lrem")
@@ -224,6 +226,18 @@ def test_search_of_a_catalogue_of_ones_own(server: str, run: Path, shop: list[st
     found = lrem("search", "[/b] café", *shop, "-k", "100")
     assert found.returncode == 0, found.stderr
     assert AWKWARD in found.stdout
+
+
+def test_a_catalogue_is_indexed_once(run: Path, shop: list[str], tmp_path: Path) -> None:
+    """What `lrem serve --catalogue` asks before it embeds: the same catalogue and the same model."""
+    folder = next(word for word in shop if word.startswith("run_dir="))
+    file = Path(folder.removeprefix("run_dir=")) / "shop.parquet"
+    told = [folder, f"paths.model={run / 'model'}"]
+    assert is_indexed(load_config(None, [*told, f"paths.items={file}"]))
+    more = write_parquet(pq.read_table(file).slice(1), tmp_path / "less.parquet")
+    assert not is_indexed(load_config(None, [*told, f"paths.items={more}"]))
+    other = [folder, f"paths.model={run / 'cold_start'}", f"paths.items={file}"]
+    assert not is_indexed(load_config(None, other))
 
 
 def test_search_without_a_server_says_so(new_port: Callable[[], int]) -> None:
