@@ -27,7 +27,9 @@ from ray_apps.index_shard import OtherModelError, Wanted
 from ray_apps.measures import Measures
 
 PHASES = ("route", "reason", "embed", "search", "total")
-REST_S = 2.0  # after a reasoner that failed or was late: others need not wait for it as long
+REST_S = 2.0  # after a reasoner that died, or was late with so few: others need not wait for it as long
+SMALL = 8
+CLOSED = 4  # times that a shard whose collection was closed by a failure is asked again
 AGAIN_S = 0.5  # before a call is made again where old and new replicas do not fit together
 Pair = tuple[str, str | None]  # a query and a reasoning
 T = TypeVar("T")
@@ -139,7 +141,8 @@ class Backend:
             asked = _call(self.parts.reasoner.reason, texts, count, below)
             reasonings, decided_s = await phases.run("reason", asked, self.settings.reason_timeout_s)
         except (TimeoutError, RayError, RayServeException) as error:
-            self._reasoner_rests_until = time.monotonic() + REST_S
+            if len(texts) * count <= SMALL or isinstance(error, RayActorError | RayServeException):
+                self._reasoner_rests_until = time.monotonic() + REST_S
             return self._without_thought(phases, texts, type(error).__name__)
         if reason == "auto":
             phases.part("route", "reason", decided_s)
@@ -296,6 +299,8 @@ async def needed(what: str, method: Any, *args: Any) -> Any:
         if not _unable(error):
             raise
         raise down(f"the {what} cannot answer ({error.cause})") from error
+    except RayError as error:  # as a lost object, of a machine that died
+        raise down(f"the {what} does not answer") from error
 
 
 def _unable(error: Any) -> bool:
@@ -308,7 +313,7 @@ async def _call(method: Any, *args: Any) -> Any:
 
     Everything that is called is harmless to do twice. A caller that is cancelled cancels the call.
     """
-    died = False
+    died, closed = False, 0
     while True:
         response = method.remote(*args)
         try:
@@ -318,7 +323,9 @@ async def _call(method: Any, *args: Any) -> Any:
                 raise
             died = True
         except RayTaskError as error:
-            if not isinstance(error.cause, OtherModelError):
+            if isinstance(error.cause, StoreError) and closed < CLOSED:  # until Serve replaces it, another may answer
+                closed += 1
+            elif not isinstance(error.cause, OtherModelError):
                 raise
             await asyncio.sleep(AGAIN_S)
         except asyncio.CancelledError:

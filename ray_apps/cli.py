@@ -193,8 +193,8 @@ def index_restore(
 
     settings = load_config(config, overrides or [])
     model = fingerprint(settings.path("model")) if settings.path("model").exists() else None
-    manifest = bring_back(source, settings.path("index"), model, replace)
-    console.print(f"{settings.path('index')}: {manifest['count']} items", highlight=False)
+    manifest = bring_back(source, settings.uri("index"), model, replace)
+    console.print(f"{settings.uri('index')}: {manifest['count']} items", highlight=False)
 
 
 @app.command()

@@ -45,7 +45,7 @@ def run(config: Config) -> dict[str, Any]:
     items = read_items(config.path("items"))
     found = systems(config)
     if "lrem" in found:
-        read_manifest(config.path("index"), fingerprint(found["lrem"]))  # rather now than in an actor
+        read_manifest(config.uri("index"), fingerprint(found["lrem"]))  # rather now than in an actor
     ids, texts = list(queries), [row["query"] for row in queries.values()]
     depth = max(config.evaluate.k, config.evaluate.precision_k)
     bm25 = Bm25(items["item_id"].to_pylist(), items["title"].to_pylist())
@@ -114,7 +114,7 @@ def systems(config: Config) -> dict[str, Path]:
 
 def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
     """Start a Searcher; the baselines' catalogues are embedded and indexed first, LREM's index is the one served."""
-    vectors, index = config.path("vectors"), config.path("index")
+    index: str | Path = config.uri("index")
     if name != "lrem":
         vectors, index = (config.run_dir / "systems" / name / part for part in ("vectors", "index"))
         embed(config, folder, vectors)

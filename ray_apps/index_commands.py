@@ -99,12 +99,15 @@ def take_snapshot(source: str, destination: str, factory: str | None) -> dict[st
     return write(destination, chain.from_iterable(map(contents, shards)), model, dimension, factory)
 
 
-def bring_back(source: str, out: Path, model: str | None, replace: bool) -> dict[str, Any]:
-    """Make `out` the snapshot `source`, each file compared with its checksum. Returns the manifest.
+def bring_back(source: str, destination: str, model: str | None, replace: bool) -> dict[str, Any]:
+    """Make the folder `destination` the snapshot `source`, each file compared with its checksum. Its manifest.
 
     Raises:
-        SnapshotError: as `snapshot.restore`; or `out` is there and is not to be replaced.
+        SnapshotError: as `snapshot.restore`; or the destination is no folder, or there and not to be replaced.
     """
+    if "://" in destination:
+        raise SnapshotError(f"paths.index={destination} is an address: serve {source} itself, as paths.index={source}")
+    out = Path(destination)
     if out.exists() and not replace:
         raise SnapshotError(f"{out} is there already: pass --replace, or another paths.index")
     with atomic_folder(out) as part:
@@ -126,6 +129,8 @@ def shard_folders(source: str) -> list[Path] | None:
     if (folder / ITEMS).exists():
         return [folder]
     shards = sorted(file.parent for file in folder.glob(f"shard-*/{ITEMS}"))
+    if shards and len(shards) < (count := int(shards[0].name.rpartition("-")[2])):
+        raise SnapshotError(f"{source} has {len(shards)} of {count} shards: the others are on other machines")
     if not shards:
         raise SnapshotError(f"{source} holds no index: run `lrem index build`, or name a snapshot or a served folder")
     return shards

@@ -65,7 +65,7 @@ def run(config: Config) -> dict[str, Any]:
         SnapshotError: the index is missing, or another model's.
     """
     table = read_table(config.uri("triplets"), TRIPLETS)
-    read_manifest(config.path("index"), fingerprint(config.path("model")))
+    read_manifest(config.uri("index"), fingerprint(config.path("model")))
     relevant: dict[int, set[str]] = {}
     for query, item in zip(table["query"].to_pylist(), table["item_id"].to_pylist(), strict=True):
         relevant.setdefault(query_identity(query), set()).add(item)
@@ -79,7 +79,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _mine(config: Config, table: pa.Table, relevant: dict[int, set[str]], board: Any) -> Iterator[pa.Table]:
-    settings = (str(config.path("model")), str(config.path("index")), relevant, config.mine)
+    settings = (str(config.path("model")), config.uri("index"), relevant, config.mine)
     rows = ray.data.from_arrow(table).repartition(-(-table.num_rows // config.embed.batch_size))
     mined = rows.map_batches(
         Miner,

@@ -110,13 +110,13 @@ class Stepper:
             raise
 
     def _add(self, engine: Any, asked: Asked) -> None:
+        self._waiting[asked.name] = asked
         try:
             engine.add_request(asked.name, asked.prompt, asked.params)
         except ValueError as error:  # as a prompt that is too long: that request's own fault
+            del self._waiting[asked.name]
             if asked.answer is not None:
                 asked.answer(error)
-            return
-        self._waiting[asked.name] = asked
 
     def _hand_out(self, engine: Any, output: Any) -> None:
         asked = self._waiting.get(output.request_id)

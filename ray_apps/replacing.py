@@ -5,6 +5,7 @@ the rest while writes are held back. Knows the live record and the shards' chang
 """
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +67,7 @@ def left_behind(planned: Plan) -> dict[str, int]:
     for folder in others:
         try:
             counts[str(folder)] = 0 if folder.parent == planned.folder else pending(folder)
-        except (ValueError, TypeError, OSError) as error:  # damaged, or of another version
+        except (ValueError, TypeError, OSError, sqlite3.Error) as error:  # damaged, or of another version
             log.warning("%s cannot be read (%s)", folder, error)
     return {folder: count for folder, count in counts.items() if count}
 
@@ -77,6 +78,8 @@ def _carry(old: Live, planned: Plan, states: dict[int, State]) -> int:
     targets = [serve.get_deployment_handle(f"IndexShard{i}", planned.name) for i in range(len(planned.nodes))]
     carried = 0
     for i in range(old.shards):
+        if old.folder == str(planned.folder) and old.nodes[i] == planned.nodes[i]:
+            continue  # both have this shard open: there is nothing to carry, and it would never end
         source = serve.get_deployment_handle(f"IndexShard{i}", old.application)
         while True:
             found = _result(source.changes.remote(states.get(i), LIMIT))

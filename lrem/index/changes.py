@@ -12,7 +12,7 @@ from lrem.files import write_json
 from lrem.index.collection import FORMAT, ITEMS
 from lrem.index.store import Store, StoreError
 
-FILE = "filled.json"
+FILE, TOLD = "filled.json", "told.json"
 T = TypeVar("T")
 
 
@@ -33,22 +33,24 @@ class Changes(NamedTuple):
 
 def mark(folder: Path) -> None:
     """Keep the state of a collection that was just filled, which nobody has open."""
-    keep(folder, _opened(folder, lambda store: State(store.last_row, store.last_drop)))
-
-
-def keep(folder: Path, state: State) -> None:
-    """Keep a state up to which a newer index knows everything."""
+    state = _opened(folder, lambda store: State(store.last_row, store.last_drop))
     write_json(state._asdict(), folder / FILE)
 
 
+def keep(folder: Path, state: State) -> None:
+    """Keep the state up to which another index knows everything; what is carried still starts at the filling."""
+    write_json(state._asdict(), folder / TOLD)
+
+
 def marked(folder: Path) -> State:
-    """The state that was kept."""
+    """The state when it was filled."""
     return State(**json.loads((folder / FILE).read_text()))
 
 
 def pending(folder: Path) -> int:
-    """How many items and deletions of a collection no newer index knows of."""
-    state = marked(folder)
+    """How many items and deletions of a collection no other index was told of."""
+    told = folder / TOLD
+    state = State(**json.loads(told.read_text())) if told.exists() else marked(folder)
 
     def count(store: Store) -> int:
         rows = store.rows()
