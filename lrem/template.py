@@ -103,6 +103,10 @@ class Renderer:
         """The keyword list that `ids` spell."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
+    def no_specials(self, but: list[int]) -> dict[int, float]:
+        """Logit biases that keep special tokens out of a thought, but some: id → bias."""
+        return dict.fromkeys(sorted(self.special - set(but)), -100.0)
+
     def completion(self, reasoning: list[int]) -> list[int]:
         """`<think>` reasoning `</think><emb>`: what the model is taught to write after the prompt."""
         return [self.think, *reasoning[: self.template.budget], self.close, self.emb]

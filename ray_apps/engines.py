@@ -46,7 +46,7 @@ class Engine(ABC):
         """Sample `n` completions of each prompt; temperature 0 is greedy. The stop token is kept.
 
         top-p and top-k stay off: truncated sampling would bias the importance ratio. `seeds`, one a prompt, make
-        the samples of a call repeatable. No stop token comes before `at_least` others.
+        the samples of a call repeatable. No stop token comes before `at_least` others, which are ordinary ones then.
         """
 
     @abstractmethod
@@ -170,6 +170,7 @@ class VllmEngine(Engine):
                 temperature=temperature,
                 max_tokens=max_tokens,
                 min_tokens=at_least,
+                logit_bias=self.renderer.no_specials(stop) if at_least else None,
                 stop_token_ids=stop,
                 ignore_eos=True,
                 detokenize=False,
@@ -233,6 +234,7 @@ class TransformersEngine(Engine):
                 num_return_sequences=n,
                 max_new_tokens=max_tokens,
                 min_new_tokens=at_least or None,
+                suppress_tokens=list(self.renderer.no_specials(stop)) if at_least else None,
                 eos_token_id=stop or None,
                 pad_token_id=self.model.tokenizer.pad_token_id,
                 return_dict_in_generate=True,

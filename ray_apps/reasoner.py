@@ -221,13 +221,15 @@ class Reasoner:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        stop = [self.renderer.close, self.renderer.emb]
         return SamplingParams(
             n=count,
             temperature=self.temperature if count > 1 else 0.0,
             seed=zlib.crc32(query.encode()) if count > 1 else None,
             max_tokens=self.renderer.template.budget,  # and the close is forced
             min_tokens=1,
-            stop_token_ids=[self.renderer.close, self.renderer.emb],
+            stop_token_ids=stop,
+            logit_bias=self.renderer.no_specials(stop),
             ignore_eos=True,
             detokenize=False,
             logprob_token_ids=[self.renderer.close] if decides else None,

@@ -149,7 +149,7 @@ def test_artefacts_are_usable_and_nothing_is_left_over(run: Path) -> None:
     model = ReasoningEmbedder.load(run / "model")
     index = load(run / "index", fingerprint(run / "model"))
     assert len(index) == 600
-    titles = index.items["title"].to_pylist()[:20]
+    titles = [payload["title"] for _, payload in index.scroll(20).items]
     for hits, title in zip(index.search(model.encode_items(titles), 1), titles, strict=True):
         assert hits[0].payload["title"] == title
     assert fingerprint(run / "model") != fingerprint(run / "cold_start")
