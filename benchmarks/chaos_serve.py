@@ -110,7 +110,8 @@ class Caller:
             case "put":
                 self.write(kind, ids, number, "PUT", "/v1/items", json={"items": items})
             case "bulk":
-                self.write(kind, ids, number, "POST", "/v1/items/bulk", content="\n".join(map(json.dumps, items)))
+                lines, kinds = "\n".join(map(json.dumps, items)), {"content-type": "application/x-ndjson"}
+                self.write(kind, ids, number, "POST", "/v1/items/bulk", content=lines, headers=kinds)
             case "delete":
                 self.write(kind, ids, None, "POST", "/v1/items/delete", json={"item_ids": ids})
             case "get":  # what was acknowledged should be read, by whichever replica
