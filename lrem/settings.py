@@ -24,7 +24,7 @@ class RayConfig(Section):
     gpus: int | None = Field(None, ge=0)  # None: those the cluster has now; else what it can scale to
     start_timeout_s: float = 180.0  # for actors and replicas to come up
     haproxy: bool = (
-        False  # a local Ray's: HTTP by HAProxy, twice as fast; its statistics, no queries, are open to the net
+        False  # a local Ray's: HTTP by HAProxy, faster; its statistics, no queries, are open to the net
     )
 
 

@@ -72,7 +72,7 @@ def gpu_plan(config: Config, workers: int, engines: int, tensor_parallel: int = 
 def _serving(config: Config) -> Iterator[None]:
     """How Ray Serve works in a Ray that is started meanwhile: only its processes inherit this, not we.
 
-    One event loop a replica and no waiting log lines save a fifth of a request's time (docs/serving.md, Speed).
+    One event loop a replica, and log lines that are written together: less of a request's time goes into Serve itself.
     """
     wanted = {
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",

@@ -25,7 +25,7 @@ from lrem.index.ann import BuildError, choose
 from lrem.index.building import build, catch_up, load
 from lrem.index.columns import matching
 from lrem.index.filters import Filter, parse
-from lrem.index.payload import Hit, Page, checked, storable
+from lrem.index.payload import Hit, Page, checked, latest, storable
 from lrem.index.segment import Segment
 from lrem.index.store import Store, Stored, StoreError, parsed
 
@@ -104,14 +104,12 @@ class Collection:
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
         texts = checked(ids, payloads, vectors, self.dimension)
-        last = {item_id: i for i, item_id in enumerate(ids)}
-        kept = list(last.values())
-        if not kept:
+        if not (kept := latest(ids)):
             return 0
         texts, vectors = [texts[i] for i in kept], vectors[kept]
         given = parsed(texts)  # what the store will give back, so that filters see the same
         with self._write, self._or_close():
-            rows, replaced = self.store.upsert(list(last), texts, vectors)
+            rows, replaced = self.store.upsert([ids[i] for i in kept], texts, vectors)
             with self._search:
                 if self.store.version != self._version or self.segment.last_row >= rows[0]:
                     self._catch_up()  # another process's rows stand between

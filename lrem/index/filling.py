@@ -14,7 +14,7 @@ from lrem.files import atomic_folder, only_one
 from lrem.index import changes
 from lrem.index.ann import choose
 from lrem.index.collection import FORMAT, ITEMS, Collection
-from lrem.index.payload import checked
+from lrem.index.payload import checked, latest
 from lrem.index.shard import owner
 from lrem.index.snapshot import read_manifest, restore, snapshot
 from lrem.index.store import Store
@@ -44,9 +44,8 @@ def fill(folder: Path, batches: Iterable[Batch], model: str, dimension: int, fac
         try:
             for ids, payloads, vectors in batches:
                 texts = checked(ids, payloads, vectors, dimension)
-                last = {item_id: i for i, item_id in enumerate(ids)}
-                kept = list(last.values())
-                store.upsert(list(last), [texts[i] for i in kept], vectors[kept])
+                kept = latest(ids)
+                store.upsert([ids[i] for i in kept], [texts[i] for i in kept], vectors[kept])
         finally:
             store.close()
         collection = Collection(part, model, dimension, factory)

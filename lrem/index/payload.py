@@ -78,6 +78,15 @@ def as_json(item_id: Any, payload: Any) -> str:
     return text
 
 
+def latest(ids: Sequence[str]) -> list[int]:
+    """The positions that count where an id stands several times: the last of each.
+
+    >>> latest(["a", "b", "a"])
+    [2, 1]
+    """
+    return list({item_id: i for i, item_id in enumerate(ids)}.values())
+
+
 def _deeper(value: Any, levels: int) -> bool:
     """Whether a value is nested deeper than so many levels."""
     if isinstance(value, Mapping):
