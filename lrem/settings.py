@@ -23,9 +23,7 @@ class RayConfig(Section):
     object_store_mb: int = Field(512, ge=100)  # a local Ray's
     gpus: int | None = Field(None, ge=0)  # None: those the cluster has now; else what it can scale to
     start_timeout_s: float = 180.0  # for actors and replicas to come up
-    haproxy: bool = (
-        False  # a local Ray's: HTTP by HAProxy, faster; its statistics, no queries, are open to the net
-    )
+    haproxy: bool = False  # a local Ray's: HTTP by HAProxy, faster; its statistics, no queries, are open to the net
 
 
 class WorldConfig(Section):

@@ -9,6 +9,7 @@ serving cannot disagree. Knows a tokenizer; does not know the model. Source: pap
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -102,6 +103,14 @@ class Renderer:
     def reasoning_text(self, ids: list[int]) -> str:
         """The keyword list that `ids` spell."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def thinking_prompt(self, query: str) -> list[int]:
+        """Ids up to where a thought begins: the prompt, and `<think>`."""
+        return [*self.query_prompt(query), self.think]
+
+    def thought(self, sampled: Sequence[int]) -> str:
+        """The keyword list of a thought as it was sampled, special tokens left out."""
+        return self.reasoning_text([token for token in sampled if token not in self.special])
 
     def no_specials(self, but: list[int]) -> dict[int, float]:
         """Logit biases that keep special tokens out of a thought, but some: id → bias."""

@@ -70,11 +70,11 @@ class Engine(ABC):
         """One reasoning a query: `<think>` is given, the close is forced at the budget, and not allowed at once if it
         must think."""
         renderer = self.renderer
-        prompts = [[*renderer.query_prompt(query), renderer.think] for query in queries]
+        prompts = [renderer.thinking_prompt(query) for query in queries]
         budget = renderer.template.budget
         stop = [renderer.close, renderer.emb]
         groups = self.generate(prompts, 1, temperature, budget, stop, seeds, int(must_think))
-        return [self._text(group[0].tokens) for group in groups]
+        return [renderer.thought(group[0].tokens) for group in groups]
 
     def update_weights(self, weights: Weights, version: int) -> Loaded:
         """Take a whole new policy under its version; the answer is for the sender to compare with its own."""
@@ -88,9 +88,6 @@ class Engine(ABC):
         prompts = probe_prompts(self.renderer)
         groups = self.generate(prompts, 1, self.config.temperature, 1, [], list(range(len(prompts))))
         return [group[0] for group in groups]
-
-    def _text(self, tokens: list[int]) -> str:
-        return self.renderer.reasoning_text([t for t in tokens if t not in self.renderer.special])
 
 
 def probe_prompts(renderer: Renderer) -> list[list[int]]:

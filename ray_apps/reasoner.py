@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,7 +194,7 @@ class Reasoner:
         return Reasoned([next(made) if chance < think_below else None for chance in chances], decided_s)
 
     async def _think(self, queries: list[str], count: int) -> list[list[str] | None]:
-        asked = (self.stepper.generate(self._prompt(q), self._params(q, count, False)) for q in queries)
+        asked = (self._generate(q, self._params(q, count, False)) for q in queries)
         return [self._texts(completions) for completions in await asyncio.gather(*asked)]
 
     async def _decide(self, queries: list[str], think_below: float) -> Reasoned:
@@ -206,7 +206,7 @@ class Reasoner:
             first = time.perf_counter() - begun
             return self._chance(completions) >= think_below
 
-        asked = (self.stepper.generate(self._prompt(q), self._params(q, 1, True), enough) for q in queries)
+        asked = (self._generate(q, self._params(q, 1, True), enough) for q in queries)
         found = await asyncio.gather(*asked)
         return Reasoned([None if self._chance(c) >= think_below else self._texts(c) for c in found], first)
 
@@ -214,7 +214,7 @@ class Reasoner:
         """The chance of an empty thought for each query, 0 to 1."""
         params = self._params("", 1, True)
         params.max_tokens = 1
-        found = await asyncio.gather(*(self.stepper.generate(self._prompt(query), params) for query in queries))
+        found = await asyncio.gather(*(self._generate(query, params) for query in queries))
         return [self._chance(completions) for completions in found]
 
     def _params(self, query: str, count: int, decides: bool) -> Any:
@@ -239,9 +239,8 @@ class Reasoner:
     def _chance(self, completions: list[Any]) -> float:
         return math.exp(completions[0].logprobs[0][self.renderer.close].logprob)
 
-    def _prompt(self, query: str) -> list[int]:
-        return [*self.renderer.query_prompt(query), self.renderer.think]
+    def _generate(self, query: str, params: Any, enough: Callable[[Any], bool] | None = None) -> Awaitable[list[Any]]:
+        return self.stepper.generate(self.renderer.thinking_prompt(query), params, enough)
 
     def _texts(self, completions: list[Any]) -> list[str]:
-        special = self.renderer.special
-        return [self.renderer.reasoning_text([t for t in one.token_ids if t not in special]) for one in completions]
+        return [self.renderer.thought(one.token_ids) for one in completions]
