@@ -51,7 +51,8 @@ def switch(old: Live, planned: Plan, ingresses: Callable[[], int]) -> int:
         if live.read() != paused:
             raise TimeoutError("another `lrem serve` replaces the index at the same time: run one after the other")
     except BaseException:
-        live.announce(old.application, old.model, old.folder, old.nodes)
+        if live.read() == paused:  # another's record stands
+            live.announce(old.application, old.model, old.folder, old.nodes)
         raise
     _wait_seen(live.announce(*told, pause=True), ingresses)  # everyone asks the new one before anyone writes to it
     live.announce(*told)
