@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from lrem.index import Hit, StoreError
 from lrem.index.shard import merge, owner
 from lrem.settings import ReplicasConfig, ServeConfig
+from lrem.vectors import means
 from ray_apps import api
 from ray_apps.batcher import Batcher
 from ray_apps.errors import ServiceError
@@ -159,9 +160,7 @@ class Backend:
         each = [some or none for some in reasonings]
         pairs = [(text, one) for text, some in zip(texts, each, strict=True) for one in some]
         vectors = await self._embedding(pairs)
-        starts = np.cumsum([0, *map(len, each)][:-1])
-        sums = np.add.reduceat(vectors, starts, axis=0)
-        return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True), np.float32)
+        return means(vectors, [len(some) for some in each])
 
     async def _embed_pairs(self, requests: list[list[Pair]]) -> list[np.ndarray]:
         """The vectors of several requests in one call."""

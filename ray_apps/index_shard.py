@@ -12,12 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 import faiss
 import numpy as np
 
-from lrem.index import Collection, Hit
+from lrem.index import Collection, Hit, shortened
 from lrem.index.changes import Changes, State, keep, marked, since
 from lrem.index.filling import take
-from lrem.index.store import Stored
 
-CANDIDATES = 4  # times k, of a search by shortened vectors
 THREADS = 1  # of Faiss in a shard: scale by shards, never oversubscribe the cores
 T = TypeVar("T")
 
@@ -34,10 +32,7 @@ class Part(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """A search: vectors [Q, H] float32, how many items of each, a filter, and how many numbers of the vectors count.
-
-    Shortened vectors are compared with the best CANDIDATES · k items by the zero-padded query.
-    """
+    """A search: vectors [Q, H] float32, how many items of each, a filter, and how many numbers of the vectors count."""
 
     vectors: np.ndarray
     k: int
@@ -94,25 +89,7 @@ class IndexShard:
         vectors, k, where, length = wanted
         if length is None or length == vectors.shape[1]:
             return self.items.search(vectors, k, where)
-        return self._shortened(vectors[:, :length], k, where)
-
-    def _shortened(self, vectors: np.ndarray, k: int, where: dict[str, Any] | None) -> list[list[Hit]]:
-        length = vectors.shape[1]
-        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        padded = np.pad(vectors, ((0, 0), (0, self.items.dimension - length)))
-        found = self.items.search(padded, CANDIDATES * k, where)
-        stored = self.items.get([hit.item_id for hits in found for hit in hits])
-        return [self._again(vector, hits, stored)[:k] for vector, hits in zip(vectors, found, strict=True)]
-
-    def _again(self, vector: np.ndarray, hits: list[Hit], stored: dict[str, Stored]) -> list[Hit]:
-        """Hits by the cosine of `vector`, [h], with as many numbers of theirs, best first."""
-        hits = [hit for hit in hits if hit.item_id in stored]
-        if not hits:
-            return []
-        items = np.stack([stored[hit.item_id].vector[: len(vector)] for hit in hits])
-        scores = items @ vector / np.linalg.norm(items, axis=1)
-        scored = [hit._replace(score=float(score)) for hit, score in zip(hits, scores, strict=True)]
-        return sorted(scored, key=lambda hit: -hit.score)
+        return shortened.search(self.items, vectors, length, k, where)
 
     async def upsert(self, ids: list[str], payloads: list[dict[str, Any]], vectors: np.ndarray, model: str) -> int:
         """Write items, durably; returns how many were new. vectors, model: as of `search`; raises as it."""

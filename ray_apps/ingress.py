@@ -23,6 +23,7 @@ from ray import serve
 
 from lrem.index import Hit
 from lrem.settings import ServeConfig
+from lrem.vectors import shorten
 from ray_apps import api, live
 from ray_apps.access import Scope
 from ray_apps.admission import Door, admit, reader, writer
@@ -62,14 +63,6 @@ def _encode(vector: np.ndarray, encoding: str) -> list[float] | str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
-def _cut(vectors: np.ndarray, length: int | None) -> np.ndarray:
-    """The first `length` numbers of unit vectors [N, H], of unit length again."""
-    if length is None or length == vectors.shape[1]:
-        return vectors
-    short = vectors[:, :length]
-    return np.asarray(short / np.linalg.norm(short, axis=1, keepdims=True))
-
-
 def _page(examples: list[str]) -> str:
     buttons = (f'<li><button type="button">{html.escape(query)}</button></li>' for query in examples)
     return PAGE.read_text().replace("<!-- examples -->", "\n    ".join(buttons))
@@ -106,7 +99,7 @@ class Ingress:
     def __init__(self, settings: ServeConfig, keys: dict[str, Scope], parts: Parts | None) -> None:
         self.settings, self.keys, self.created = settings, keys, int(time.time())
         self.measures, self.under_way, self.page = Measures(), 0, _page(settings.examples)
-        self.writing, self.writable = 0, asyncio.Event()
+        self.writing, self.writable, self.application = 0, asyncio.Event(), ""
         self.writable.set()
         if parts is not None:
             self.backend = Backend(parts, settings, self.measures)
@@ -156,7 +149,7 @@ class Ingress:
             vectors, reasonings = await phases.run("embed", backend.embed_items(texts)), None
         count = needed("embedder", backend.parts.embedder.count, texts, reasonings)
         prompt, total = await phases.run("embed", count)
-        rows = enumerate(_cut(vectors, request.dimensions))
+        rows = enumerate(shorten(vectors, request.dimensions))
         return _json(
             api.EmbeddingsAnswer(
                 data=[api.Embedding(index=i, embedding=_encode(row, request.encoding_format)) for i, row in rows],
@@ -297,7 +290,7 @@ class Ingress:
             self.writing -= 1
 
     def _follow(self, found: live.Live) -> None:
-        if getattr(self, "application", None) != found.application:
+        if self.application != found.application:
             handles = [f"IndexShard{i}" for i in range(found.shards)]
             reasoner, embedder, *shards = (
                 serve.get_deployment_handle(name, found.application) for name in ("Reasoner", "Embedder", *handles)
