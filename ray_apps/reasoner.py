@@ -19,7 +19,7 @@ from lrem.rollout import Reasoned
 from lrem.settings import RolloutConfig
 from ray_apps.engines import VllmEngine
 
-ONE_MORE_S = 60.0  # the longest that the stepping thread sleeps without work; it only looks whether it should end
+IDLE_S = 60.0  # that the stepping thread waits for work at a time
 
 
 def require_model(folder: str, model: str) -> None:
@@ -57,7 +57,7 @@ class Stepper:
         self.failure: BaseException | None = None
         self.aborted = 0  # requests that were taken out for callers who left
         threading.Thread(target=self._run, args=(make,), name="vllm", daemon=True).start()
-        made = self._made.get()
+        made = self._made.get()  # however long a model takes: who deploys waits for ray.start_timeout_s
         if isinstance(made, BaseException):
             raise made
         self.engine: VllmEngine = made
@@ -136,7 +136,7 @@ class Stepper:
         """Everything that has come; waits for something where there is nothing to step."""
         try:
             idle = not engine.has_unfinished_requests()
-            asked = self._inbox.get(timeout=ONE_MORE_S) if idle else self._inbox.get_nowait()
+            asked = self._inbox.get(timeout=IDLE_S) if idle else self._inbox.get_nowait()
             while True:
                 if asked.answer is not None:
                     self._add(engine, asked)
