@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from lrem.curation.settings import BootstrapConfig, CurateConfig, SourcesConfig
 from lrem.settings import (
     ColdStartConfig,
-    CurateConfig,
     DirectConfig,
     EmbedConfig,
     EvaluateConfig,
@@ -79,6 +79,8 @@ class Config(Section):
     paths: PathsConfig = PathsConfig()
     ray: RayConfig = RayConfig()
     world: WorldConfig = WorldConfig()
+    sources: SourcesConfig = SourcesConfig()
+    bootstrap: BootstrapConfig = BootstrapConfig()
     model: ModelConfig = ModelConfig()
     curate: CurateConfig = CurateConfig()
     cold_start: ColdStartConfig = ColdStartConfig()

@@ -6,12 +6,13 @@ function Outcome → Tensor [B], named by its import path. Source: paper, "Stage
 
 import math
 import pkgutil
-import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lrem.words import literals, words
 
 
 class RewardError(ValueError):
@@ -134,7 +135,7 @@ def literals_reward(outcome: Outcome) -> Tensor:
 
     Source: PROSPER (arXiv 2510.18527): expansions that invent literal terms lead astray.
     """
-    return _each(outcome, lambda query, reasoning: float(not _literals(reasoning) - _literals(query)))
+    return _each(outcome, lambda query, reasoning: float(not literals(reasoning) - literals(query)))
 
 
 def _each(outcome: Outcome, score: Callable[[str, str], float]) -> Tensor:
@@ -142,17 +143,9 @@ def _each(outcome: Outcome, score: Callable[[str, str], float]) -> Tensor:
     return torch.tensor(values, device=outcome.lengths.device)
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
-
-
 def _new_words(query: str, reasoning: str) -> float:
-    written = _words(reasoning)
-    return len(written - _words(query)) / len(written) if written else 0.0
-
-
-def _literals(text: str) -> set[str]:
-    return {word for word in re.findall(r"[\w-]+", text.lower()) if any(c.isdigit() for c in word)}
+    written = set(words(reasoning))
+    return len(written.difference(words(query))) / len(written) if written else 0.0
 
 
 BUILT_IN: dict[str, Reward] = {

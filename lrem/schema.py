@@ -4,12 +4,14 @@ Knows column names and Arrow types; does not know who produces or consumes a tab
 """
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 
+BATCH = 20_000  # rows read at a time, where a table may be of any size
 TEXT = pa.string()
 ITEMS = pa.schema([("item_id", TEXT), ("title", TEXT)])  # every other column is payload
 QUERIES = pa.schema([("query_id", TEXT), ("query", TEXT)])
@@ -66,6 +68,27 @@ def read_table(path: Path | str, schema: pa.Schema, keep_extra: bool = False) ->
     return pa.table(dict(zip(names, columns, strict=True)))
 
 
+def read_batches(path: Path | str, schema: pa.Schema, more: tuple[str, ...] = ()) -> Iterator[pa.Table]:
+    """Read parquet some rows at a time, each batch checked as `read_table` checks a table.
+
+    Args:
+        more: columns that come along where the file has them, as text.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    found = open_table(path, schema)
+    extra = pa.schema([(name, TEXT) for name in more if name in found.schema.names])
+    seen = 0
+    for batch in found.to_batches(columns=[*schema.names, *extra.names], batch_size=BATCH):
+        table = pa.Table.from_batches([batch])
+        columns = {field.name: _column(table, field, path, seen) for field in schema}
+        yield pa.table(columns | {field.name: table[field.name].cast(field.type) for field in extra})
+        seen += batch.num_rows
+    if not seen:
+        raise DataError(f"{path} has no rows: at least one is needed")
+
+
 def _require(name: str, names: list[str], path: Path | str) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
@@ -73,10 +96,10 @@ def _require(name: str, names: list[str], path: Path | str) -> None:
         raise DataError(f"{path} has no column '{name}' (it has {names}): {hint}")
 
 
-def _column(table: pa.Table, field: pa.Field, path: Path | str) -> pa.ChunkedArray:
+def _column(table: pa.Table, field: pa.Field, path: Path | str, before: int = 0) -> pa.ChunkedArray:
     column = table.column(field.name)
     if column.null_count:
-        row = pc.index(pc.is_null(column), True).as_py()
+        row = before + pc.index(pc.is_null(column), True).as_py()
         raise DataError(f"{path}: '{field.name}' is null in row {row}: fill it or drop the row")
     try:
         return column.cast(field.type)

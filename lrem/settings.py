@@ -59,18 +59,6 @@ class ModelConfig(Section):
     max_positions: int = 256
 
 
-class CurateConfig(Section):
-    """From queries to triplets."""
-
-    top_k: int = Field(30, ge=1)  # of both retrievals: a first page; the paper does not state it
-    items_per_query: int = Field(4, ge=1)  # triplets kept of one query: breadth of queries teaches more
-    rl_share: float = Field(0.25, gt=0, lt=1)  # of the queries; the paper gives 4 of 75 M triplets
-    dev_share: float = Field(0.0, ge=0, lt=0.5)  # of the queries, put aside to choose checkpoints by (paths.dev)
-    keep_untaught: bool = True  # judged queries without a teacher's reasoning: pairs for reinforcement and the baseline
-    keep_easy: bool = True  # queries served without thinking teach an empty reasoning
-    banned: list[str] = Field(default_factory=list)  # phrases that no reasoning may hold
-
-
 class OptimConfig(Section):
     """AdamW with cosine decay and warm-up."""
 

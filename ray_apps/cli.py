@@ -64,10 +64,37 @@ def world(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRu
     _stage("world", config, overrides, dry_run)
 
 
+@app.command("import")
+def import_sources(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Read a catalogue, queries and judgements of other formats (settings `sources`) into the files all stages read."""
+    _stage("import", config, overrides, dry_run)
+
+
 @app.command()
-def curate(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Make Query-CoT-Item triplets and RL pairs from queries, reasonings and judgements."""
-    _stage("curate", config, overrides, dry_run)
+def bootstrap(
+    config: ConfigFile = None, overrides: Overrides = None, catalogue: Catalogue = None, dry_run: DryRun = False
+) -> None:
+    """Make a training set of the catalogue alone: queries, judgements, and reasonings without a language model."""
+    run_stage("bootstrap", _load(config, overrides, dry_run, items=catalogue))
+
+
+@app.command()
+def curate(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the configuration, what there is to do and what it may cost; stop.")
+    ] = False,
+) -> None:
+    """Make Query-CoT-Item triplets and RL pairs from queries, a teacher and a judge."""
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        from ray_apps.curation_plan import plan
+
+        typer.echo(to_yaml(settings))
+        typer.echo(plan(settings))
+        raise typer.Exit
+    run_stage("curate", settings)
 
 
 @app.command()

@@ -1,125 +1,203 @@
-"""Curation on Ray Data: teacher → rules → difference set → judge → triplets and RL pairs.
+"""Curation on Ray Data: difficulty → teacher → rules → difference set → judge → split into triplets and RL pairs.
 
-Reads a catalogue, queries, a teacher's reasonings and judgements; writes triplets.parquet,
-rl_pairs.parquet and counters. A query that the retriever serves without help keeps an empty reasoning; one that
-the teacher did not reason about, but that has judgements, is left to reinforcement.
+Reads a catalogue, queries and what is known of them; writes triplets.parquet, rl_pairs.parquet, where asked for
+dev.parquet and test.parquet, and datasheet.json. Every step works part by part and is resumed by the part; what a
+language model answered is kept for good. A query that the retriever serves without help keeps an empty reasoning; one
+that the teacher did not reason about, but that has judgements, is left to reinforcement.
 """
 
-import zlib
-from collections import Counter
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import ray
-import ray.data
+import pyarrow.parquet as pq
 
 from lrem.config import Config
-from lrem.curation.rules import clean, difference, expand
-from lrem.files import write_json, write_parquet
-from lrem.lexical import Bm25
-from lrem.schema import QRELS, QUERIES, REASONINGS, RL_PAIRS, TRIPLETS, DataError, read_items, read_table
-from ray_apps.cluster import cluster
+from lrem.curation.answers import Answers, Question
+from lrem.curation.settings import LlmConfig
+from lrem.files import atomic_file, sha256
+from lrem.retrievers import kind_of, name_of
+from lrem.schema import DataError, read_items
+from ray_apps import durable
+from ray_apps.asking import ask
+from ray_apps.cluster import cluster, gpu_count
+from ray_apps.curation_input import cut
+from ray_apps.curation_output import finish
+from ray_apps.curators import EASY, FAILED, KEPT, Desk, Finder, Judge, Teacher
+from ray_apps.embed_items import build_index, embed
 from ray_apps.progress import progress
-
-BATCH = 256
-UNTAUGHT = "kept without a teacher"
+from ray_apps.questions import extraction, judgement, reasoning
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Write triplets and RL pairs; returns the counters."""
-    queries = read_table(config.path("queries"), QUERIES, keep_extra=True)
-    if "split" in queries.column_names:
-        queries = queries.filter(pa.compute.equal(queries["split"], "train"))
-    taught = queries.select(QUERIES.names).join(
-        read_table(config.path("teacher"), REASONINGS), "query_id", join_type="left outer"
-    )
-    with cluster(config), progress("curate") as board:
-        rows = ray.data.from_arrow(taught.sort_by("query_id")).repartition(-(-taught.num_rows // BATCH))
-        judged = rows.map_batches(
-            Curator,
-            fn_constructor_args=(config,),
-            batch_size=BATCH,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=1),
+    """Write triplets and RL pairs; returns the counters.
+
+    Raises:
+        DataError: an input cannot be used, a setting lacks its model, or nothing is left to train on.
+    """
+    check(config)
+    folder = work_folder(config)
+    with cluster(config):
+        desk = Desk(config, folder, _index(config, folder))
+        cut(desk)
+        gpus = 1.0 if gpu_count(config) else 0.0
+        model = gpus if config.curate.retriever != "bm25" else 0.0
+        _forget_failed(folder)
+        actors = config.curate.actors
+        durable.run_parts("find", Finder, (desk,), folder / "input", folder / "found", actors, model)
+        failures = _ask_teacher(desk) if config.curate.teacher == "llm" else []
+        durable.run_parts("teach", Teacher, (desk,), folder / "found", folder / "taught", actors, model)
+        if config.curate.judge == "llm":
+            failures += _ask_judge(desk)
+        crossing = gpus if config.curate.judge == "cross_encoder" else 0.0
+        durable.run_parts("judge", Judge, (desk,), folder / "taught", folder / "decided", actors, crossing)
+    _write_failures(failures, config.path("triplets").with_name("dead_letters.jsonl"))
+    return finish(desk)
+
+
+def check(config: Config) -> None:
+    """Whether the settings fit together, before anything is begun."""
+    settings = config.curate
+    if settings.retriever != "bm25":
+        kind_of(settings.retriever)
+    if settings.teacher == "file" and not config.path("teacher").exists():
+        raise DataError(
+            f"{config.path('teacher')} does not exist: set paths.teacher to a file of reasonings, or curate.teacher to "
+            "catalogue (needs no model) or llm"
         )
-        tables = []
-        for table in judged.iter_batches(batch_size=None, batch_format="pyarrow"):
-            tables.append(table)
-            board.update.remote(sum(part.num_rows for part in tables), taught.num_rows)
-    return _write(pa.concat_tables(tables).sort_by("query_id"), config)
+    for part, llm in (("teacher", settings.llm), ("judge", settings.judge_llm)):
+        name = "llm" if part == "teacher" else "judge_llm"
+        if getattr(settings, part) == "llm" and llm.model is None:
+            raise DataError(f"curate.{part} is llm, and no model is named: set curate.{name}.model")
+    if settings.judge == "cross_encoder" and settings.cross_encoder is None:
+        raise DataError("curate.judge is cross_encoder, and none is named: set curate.cross_encoder")
 
 
-class Curator:
-    """Rules, difference set and exact judge over batches of queries; one actor holds the catalogue."""
-
-    def __init__(self, config: Config) -> None:
-        items = read_items(config.path("items"))
-        self.titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
-        self.bm25 = Bm25(list(self.titles), list(self.titles.values()))
-        qrels = read_table(config.path("qrels"), QRELS)
-        self.relevant: dict[str, set[str]] = {}
-        for query_id, item_id, grade in zip(*(qrels[name].to_pylist() for name in QRELS.names), strict=True):
-            if grade > 0:
-                self.relevant.setdefault(query_id, set()).add(item_id)
-        self.config = config.curate
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """query_id, query, reasoning? → query_id, query, reasoning, outcome, items (ids of kept triplets)."""
-        rows, top_k = batch.to_pylist(), self.config.top_k
-        banned = frozenset(self.config.banned)
-        for row in rows:
-            row["taught"] = row["reasoning"] is not None
-            row["reasoning"] = clean(row["reasoning"] or "", row["query"], banned)
-        first = self.bm25.search([row["query"] for row in rows], top_k)
-        second = self.bm25.search([expand(row["query"], row["reasoning"]) for row in rows], top_k)
-        for row, one, two in zip(rows, first, second, strict=True):
-            row["outcome"], row["items"] = self._judge(row, [i for i, _ in one], [i for i, _ in two])
-        names = ("query_id", "query", "reasoning", "outcome")
-        columns: dict[str, Any] = {name: pa.array([row[name] for row in rows], pa.string()) for name in names}
-        return pa.table(columns | {"items": pa.array([row["items"] for row in rows], pa.list_(pa.string()))})
-
-    def _judge(self, row: dict[str, Any], one: list[str], two: list[str]) -> tuple[str, list[str]]:
-        relevant = self.relevant.get(row["query_id"], set())
-        if not row["taught"]:
-            lacking = sorted(relevant.difference(one)) if self.config.keep_untaught else []
-            return (UNTAUGHT, self._spread(row["query_id"], lacking)) if lacking else ("no teacher", [])
-        easy = not row["reasoning"]
-        if easy and not self.config.keep_easy:
-            return "no reasoning", []
-        found = one if easy else difference(one, two)
-        if not found:
-            return "empty difference set", []
-        kept = [item for item in found if item in relevant]
-        if not kept:
-            return "nothing relevant", []
-        return ("kept without reasoning" if easy else "kept"), self._spread(row["query_id"], kept)
-
-    def _spread(self, query_id: str, items: list[str]) -> list[str]:
-        """items_per_query of them, from the whole list: the top alone would repeat one kind of product."""
-        return sorted(items, key=lambda item: zlib.crc32(f"{query_id} {item}".encode()))[: self.config.items_per_query]
+def work_folder(config: Config) -> Path:
+    """Where this run's parts lie: a folder named by everything that they depend on; others' parts are deleted."""
+    inputs = ["items", "queries", "qrels", *(["teacher"] if config.curate.teacher == "file" else [])]
+    settings = config.curate.model_dump(mode="json", exclude={"actors": True, "llm": _HOW, "judge_llm": _HOW})
+    spec = config.curate.retriever
+    depends = {
+        "settings": settings,
+        "seed": config.seed,
+        "source": config.model.source,
+        "retriever": spec if spec == "bm25" else name_of(spec),
+        "inputs": [sha256(config.path(name)) for name in inputs if config.path(name).is_file()],
+    }
+    name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+    root = config.path("triplets").parent / "work"
+    for other in root.glob("*"):
+        if other.is_dir() and other.name != name:
+            shutil.rmtree(other)
+    (root / name).mkdir(parents=True, exist_ok=True)
+    return root / name
 
 
-def _write(judged: pa.Table, config: Config) -> dict[str, Any]:
-    counts: Counter[str] = Counter(judged["outcome"].to_pylist())
-    items = read_items(config.path("items"))
+# Settings that say how a model is reached, not what it is asked.
+_HOW = {"url", "key_variable", "concurrency", "timeout_s", "retries", "actors", "batch_size", "tokens_a_second"}
+
+
+def _index(config: Config, folder: Path) -> str:
+    """The snapshot of the retriever's vectors; made once, where the retriever is a model folder."""
+    spec = config.curate.retriever
+    if spec == "bm25":
+        return ""
+    index = folder / "retriever" / "index"
+    if not (index / "manifest.json").exists():
+        embed(config, Path(spec), folder / "retriever" / "vectors")
+        build_index(config, folder / "retriever" / "vectors", index)
+    return str(index)
+
+
+def _forget_failed(folder: Path) -> None:
+    """Parts with queries that a model did not answer are done again; the answers that came are kept."""
+    for part in durable.parts_of(folder / "decided"):
+        if durable.counts_of(part).get(f"outcome {FAILED}", 0) or durable.counts_of(part)["unjudged"]:
+            part.unlink()
+            (folder / "taught" / part.name).unlink(missing_ok=True)
+
+
+Asked = tuple[Question, dict[str, Any]]  # a question, and the row that it is about
+
+
+def _ask_teacher(desk: Desk) -> list[dict[str, Any]]:
+    """Both of the teacher's questions about every hard query whose part is not taught yet; returns dead letters."""
+    settings = desk.config.curate
+    parts = [
+        part for part in durable.parts_of(desk.folder / "found") if not (desk.folder / "taught" / part.name).exists()
+    ]
+    with Answers(desk.answers) as answers:
+
+        def first() -> Iterator[Asked]:
+            for row in _rows(parts):
+                if row["hard"]:
+                    yield reasoning(settings, row["query"], row["category"]), row
+
+        def second() -> Iterator[Asked]:
+            for question, row in first():
+                for thought in answers.get([question.key]).values():
+                    yield extraction(settings, row["query"], thought), row
+
+        return [
+            *_ask(desk, "teacher, thinking", settings.llm, first, answers),
+            *_ask(desk, "teacher, keywords", settings.llm, second, answers),
+        ]
+
+
+def _ask_judge(desk: Desk) -> list[dict[str, Any]]:
+    """The judge's question about every candidate whose part is not decided yet; returns dead letters."""
+    settings = desk.config.curate
+    items = read_items(desk.config.path("items"))
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
-    triplets: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []
-    dev: list[dict[str, Any]] = []
-    for row in judged.to_pylist():
-        draw = zlib.crc32(f"{config.seed} {row['query_id']}".encode()) / 2**32
-        for item in row["items"]:
-            whole = row | {"item_id": item, "title": titles[item]}
-            aside = dev if draw >= 1 - config.curate.dev_share else triplets
-            (pairs if draw < config.curate.rl_share or row["outcome"] == UNTAUGHT else aside).append(whole)
-    if not triplets or not pairs:
-        raise DataError(f"nothing left to train on ({dict(counts)}): check the teacher's reasonings and curate.top_k")
-    write_parquet(pa.Table.from_pylist(triplets, TRIPLETS), config.path("triplets"))
-    write_parquet(pa.Table.from_pylist(pairs, RL_PAIRS), config.path("rl_pairs"))
-    if not dev:  # an older one of ours may hold what is trained on now
-        config.default_path("dev").unlink(missing_ok=True)
-    else:
-        write_parquet(pa.Table.from_pylist(dev, TRIPLETS), config.path("dev"))
-    summary = {"queries": judged.num_rows, **counts, "triplets": len(triplets), "rl_pairs": len(pairs), "dev": len(dev)}
-    write_json(summary, config.path("triplets").with_name("counters.json"))
-    return summary
+    parts = [
+        part for part in durable.parts_of(desk.folder / "taught") if not (desk.folder / "decided" / part.name).exists()
+    ]
+
+    def questions() -> Iterator[Asked]:
+        for row in _rows(parts):
+            for item in row["candidates"][: settings.judged_per_query] if row["outcome"] in (KEPT, EASY) else ():
+                yield judgement(settings, row["query"], titles[item]), row | {"item_id": item}
+
+    with Answers(desk.answers) as answers:
+        return _ask(desk, "judge", settings.judge_llm, questions, answers)
+
+
+def _ask(
+    desk: Desk, title: str, llm: LlmConfig, questions: Callable[[], Iterator[Asked]], answers: Answers
+) -> list[dict[str, Any]]:
+    """Ask what is not answered; returns what failed, with the row and the reason."""
+    total = sum(1 for _ in questions())
+    with progress(title) as board:
+        failed = ask(
+            desk.config,
+            llm,
+            (question for question, _ in questions()),
+            answers,
+            lambda n: board.update.remote(n, total),
+        )
+    if not failed:
+        return []
+    about = {question.key: row for question, row in questions() if question.key in failed}
+    names = ("query_id", "query", "item_id")
+    return [
+        {"step": title, "reason": reason} | {name: about[key][name] for name in names if name in about[key]}
+        for key, reason in failed.items()
+    ]
+
+
+def _rows(parts: list[Path]) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        yield from pq.read_table(part).to_pylist()
+
+
+def _write_failures(failures: list[dict[str, Any]], file: Path) -> None:
+    """The dead letters of this run; none: no file."""
+    if not failures:
+        file.unlink(missing_ok=True)
+        return
+    with atomic_file(file) as part:
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in failures), encoding="utf-8")

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-import torch
 
 from lrem.config import Config
 from lrem.files import atomic_folder, sha256
 from lrem.index.filling import Batch, write
 from lrem.index.payload import plain
 from lrem.index.snapshot import SnapshotError, read_manifest
-from lrem.model import ReasoningEmbedder, fingerprint
+from lrem.model import fingerprint
+from lrem.retrievers import name_of, text_model
 from lrem.schema import ITEMS, DataError, read_items, read_table
 from ray_apps.cluster import cluster, gpu_count
 from ray_apps.progress import progress
@@ -28,21 +28,22 @@ class ItemEncoder:
     """A model actor: a batch of titles in, their unit vectors out."""
 
     def __init__(self, folder: str) -> None:
-        self.model = ReasoningEmbedder.load(folder).eval()
-        if torch.cuda.is_available():
-            self.model.cuda()
+        self.model = text_model(folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """item_id, title → item_id, vector [H]."""
-        vectors = self.model.encode_items(batch["title"].to_pylist())
+        vectors = self.model.items(batch["title"].to_pylist())
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         return pa.table({"item_id": batch["item_id"], "vector": flat})
 
 
 def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
-    """Embed paths.items with the model folder `model` into the folder `out`, tied to its fingerprint."""
+    """Embed paths.items with the model folder `model` into the folder `out`, tied to its fingerprint.
+
+    The folder may be ours or one of sentence-transformers.
+    """
     items = read_items(config.path("items")).select(ITEMS.names)
-    made_by = fingerprint(model)
+    made_by = name_of(str(model))
     with cluster(config), progress("embed") as board, atomic_folder(out) as part:
         gpus = 1 if gpu_count(config) else 0
         rows = ray.data.from_arrow(items).repartition(-(-items.num_rows // config.embed.batch_size))
@@ -60,7 +61,7 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
                 writer.write_table(table.cast(VECTORS))
                 done += table.num_rows
                 board.update.remote(done, items.num_rows)
-        if fingerprint(model) != made_by:
+        if name_of(str(model)) != made_by:
             raise DataError(f"{model} was replaced while it embedded the catalogue: run `lrem embed` again")
         (part / "manifest.json").write_text(json.dumps({"model": made_by, "count": done}) + "\n")
     return {"items": done}

@@ -30,6 +30,25 @@ def _world(config: Config) -> dict[str, Any]:
     }
 
 
+def _import(config: Config) -> dict[str, Any]:
+    from lrem.curation.sources import import_tables
+    from lrem.files import write_parquet
+
+    found = import_tables(config.sources)
+    write_parquet(found.items, config.path("items"))
+    if found.queries.num_rows:
+        write_parquet(found.queries, config.path("queries"))
+    if found.qrels is not None:
+        write_parquet(found.qrels, config.path("qrels"))
+    return found.counts
+
+
+def _bootstrap(config: Config) -> dict[str, Any]:
+    from ray_apps import bootstrap
+
+    return bootstrap.run(config)
+
+
 def _curate(config: Config) -> dict[str, Any]:
     from ray_apps import curate
 
@@ -81,6 +100,8 @@ def _evaluate(config: Config) -> dict[str, Any]:
 
 STAGES = {
     "world": Stage((), ("items", "queries", "qrels", "teacher"), _world),
+    "import": Stage((), ("items", "queries", "qrels"), _import),
+    "bootstrap": Stage(("items",), ("triplets", "rl_pairs"), _bootstrap),
     "curate": Stage(("items", "queries", "teacher", "qrels"), ("triplets", "rl_pairs"), _curate),
     "cold-start": Stage(("triplets", "items"), ("cold_start",), _cold_start),
     "direct": Stage(("triplets", "rl_pairs", "items"), ("direct",), _direct),

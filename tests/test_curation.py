@@ -1,5 +1,6 @@
 """Keyword rules, the difference set, and curation of a catalogue small enough to check by hand."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lrem.config import Config, load_config
-from lrem.curation.rules import clean, difference, expand
+from lrem.curation.rules import Rules, clean, difference, expand
 from lrem.files import write_parquet
 from lrem.schema import DataError
 from ray_apps import curate
+from ray_apps.cluster import cluster
+from ray_apps.durable import read_parts
 
 TITLES = {
     "i1": "steel helmet",
@@ -23,7 +26,10 @@ TITLES = {
 
 
 def test_clean() -> None:
-    assert clean("Helmet , gloves,helmet,, bike ride, knife", "ride a bike", frozenset({"knife"})) == "helmet, gloves"
+    assert (
+        clean("Helmet , gloves,helmet,, bike ride, knife", "ride a bike", Rules(frozenset({"knife"})))
+        == "helmet, gloves"
+    )
     assert clean("", "tea") == ""
     assert clean("tea pot", "tea") == "tea pot"
 
@@ -33,6 +39,12 @@ def test_difference_and_expand() -> None:
     assert difference(["a"], []) == []
     assert expand("ride a bike", "helmet, gloves") == "ride a bike (helmet, gloves)"
     assert expand("tea", "") == "tea"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_is_up() -> Iterator[None]:
+    with cluster(load_config(None, ["ray.num_cpus=4"])):
+        yield
 
 
 @pytest.fixture
@@ -55,18 +67,25 @@ def config(tmp_path: Path) -> Config:
         pa.table({"query_id": [q for q, _ in judged], "item_id": [i for _, i in judged], "grade": [1] * len(judged)}),
         folder / "qrels.parquet",
     )
-    return load_config(None, [f"run_dir={tmp_path}", "curate.top_k=4", "curate.rl_share=0.5", "ray.num_cpus=4"])
-
-
-def test_curator_by_hand(config: Config) -> None:
-    table = pa.table(
-        {
-            "query_id": ["q1", "q2", "q3", "q4"],
-            "query": ["ride a bike", "soup for two", "tin soup", "bike bell"],
-            "reasoning": ["helmet, gloves, bike", "helmet", "", "bell"],
-        }
+    return load_config(
+        None,
+        [
+            f"run_dir={tmp_path}",
+            "curate.top_k=4",
+            "curate.rl_share=0.5",
+            "curate.difficulty.recall_below=null",
+            "ray.num_cpus=4",
+        ],
     )
-    rows = {row["query_id"]: row for row in curate.Curator(config)(table).to_pylist()}
+
+
+def test_difference_set_and_rules_by_hand(config: Config) -> None:
+    curate.run(config)
+    rows = {
+        row["query_id"]: row
+        for table in read_parts(curate.work_folder(config) / "decided")
+        for row in table.to_pylist()
+    }
     # BM25 finds i3 and i4 for "ride a bike"; helmet and gloves add i1 and i2; i5 is relevant but not reached
     assert rows["q1"]["reasoning"] == "helmet, gloves"
     assert (rows["q1"]["outcome"], sorted(rows["q1"]["items"])) == ("kept", ["i1", "i2"])

@@ -1,0 +1,68 @@
+"""How badly a retriever serves a query, and what that makes of it. Pure functions of rankings and words."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from lrem.words import content
+
+BINS = 10
+
+
+class Difficulty(NamedTuple):
+    """How a query is served.
+
+    recall: share of its known items within the top k, None where none is known. margin: best score less the k-th, as a
+    share of the best. overlap: share of the query's words that the titles of its known items, else of its top results,
+    hold.
+    """
+
+    recall: float | None
+    margin: float
+    overlap: float
+
+
+def measure(
+    query: str, ranking: Sequence[tuple[str, float]], relevant: Collection[str], titles: Sequence[str]
+) -> Difficulty:
+    """Difficulty of one query.
+
+    Args:
+        ranking: (item id, score), best first, cut at k. titles: of the relevant items, else of the top results.
+
+    >>> measure("warm coat", [("a", 2.0), ("b", 1.0)], {"b", "c"}, ["red coat"])
+    Difficulty(recall=0.5, margin=0.5, overlap=0.5)
+    """
+    found = {item for item, _ in ranking}
+    recall = len(found.intersection(relevant)) / len(relevant) if relevant else None
+    best, last = (ranking[0][1], ranking[-1][1]) if ranking else (0.0, 0.0)
+    margin = max(0.0, (best - last) / abs(best)) if best else 0.0
+    asked = set(content(query))
+    known = {word for title in titles for word in content(title)}
+    return Difficulty(recall, margin, len(asked & known) / len(asked) if asked else 0.0)
+
+
+def is_hard(
+    difficulty: Difficulty, recall_below: float | None, margin_below: float | None, overlap_below: float | None
+) -> bool:
+    """Whether any threshold that is set says so; with none set, every query is.
+
+    >>> is_hard(Difficulty(None, 0.5, 0.2), 0.7, None, 0.5), is_hard(Difficulty(0.9, 0.5, 0.2), 0.7, None, None)
+    (True, False)
+    """
+    limits = (recall_below, margin_below, overlap_below)
+    if all(limit is None for limit in limits):
+        return True
+    pairs = zip(difficulty, limits, strict=True)
+    return any(value is not None and limit is not None and value < limit for value, limit in pairs)
+
+
+def histogram(values: Sequence[float | None]) -> list[int]:
+    """Counts in ten equal bins of 0 to 1, then those of None.
+
+    >>> histogram([0.0, 0.05, 1.0, None])
+    [2, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    """
+    counts = [0] * (BINS + 1)
+    for value in values:
+        counts[BINS if value is None else min(BINS - 1, int(value * BINS))] += 1
+    return counts

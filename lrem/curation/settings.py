@@ -1,0 +1,122 @@
+"""The settings of sources, curation and bootstrap: names, types, defaults and their reasons."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lrem.settings import Section
+
+Format = Literal["table", "esci", "wands", "multi_cpr"]
+
+
+class SourcesConfig(Section):
+    """Where `lrem import` reads a catalogue, queries and judgements from, each local or a URI.
+
+    `table`: parquet, CSV or JSON lines by the file's ending, with a column map. The published formats know their
+    files: `folder` is all they need.
+    """
+
+    format: Format = "table"
+    folder: str | None = None  # of a published data set, as it is unpacked
+    catalogue: str | None = None
+    queries: str | None = None  # one row a query, or a log: repeated queries are counted
+    judgements: str | None = None  # judged pairs, or clicks
+    columns: dict[str, str] = Field(default_factory=dict)  # ours → theirs: item_id, title, query_id, query, grade, …
+    grades: dict[str, int] = Field(default_factory=dict)  # a label → its grade; numbers need none
+    locale: str | None = None  # keep the rows of one product_locale or query_locale (ESCI)
+
+
+class LlmConfig(Section):
+    """A language model that is asked: vLLM in the cluster, or anything that speaks OpenAI's chat schema."""
+
+    engine: Literal["vllm", "url"] = "vllm"
+    model: str | None = None  # a Hugging Face name or folder; at a URL the name that it serves
+    url: str | None = None  # as http://host:8000/v1
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if it needs one
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(512, ge=1)  # of one answer
+    concurrency: int = Field(32, ge=1)  # requests to a URL at once
+    timeout_s: float = Field(120.0, gt=0)  # of one request, or of one batch of vLLM
+    retries: int = Field(4, ge=0)  # of one request, waiting twice as long each time
+    actors: int = Field(1, ge=1)  # vLLM engines
+    batch_size: int = Field(64, ge=1)  # questions that an engine takes at once
+    tensor_parallel: int = Field(1, ge=1)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_model_len: int = Field(4096, ge=64)
+    kv_cache_gib: int = Field(1, ge=1)  # on a CPU
+    tokens_a_second: float = Field(2000.0, gt=0)  # what --dry-run reckons with
+    price_in: float = Field(0.0, ge=0)  # of a million prompt tokens, for --dry-run
+    price_out: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "LlmConfig":
+        if self.engine == "url" and self.model is not None and self.url is None:
+            raise ValueError("engine url needs the address too: set url, as http://host:8000/v1")
+        return self
+
+
+class TeacherLlmConfig(LlmConfig):
+    """Free reasoning wants some variety."""
+
+    temperature: float = Field(0.7, ge=0)
+
+
+class JudgeLlmConfig(LlmConfig):
+    """A grade is short."""
+
+    max_tokens: int = Field(8, ge=1)
+
+
+class DifficultyConfig(Section):
+    """A query is hard where the retriever serves it badly by any of these; with none set, all go to the teacher."""
+
+    recall_below: float | None = Field(0.7, ge=0, le=1)  # of its judged or clicked items within top_k
+    margin_below: float | None = Field(None, ge=0)  # best score less the k-th, as a share of the best
+    overlap_below: float | None = Field(None, ge=0, le=1)  # share of the query's words in the top results' titles
+
+
+class CurateConfig(Section):
+    """From queries to triplets."""
+
+    retriever: str = "bm25"  # or a folder: of sentence-transformers, of ours, or an index snapshot of paths.model
+    top_k: int = Field(30, ge=1)  # of both retrievals: a first page; the paper does not state it
+    difficulty: DifficultyConfig = DifficultyConfig()
+    teacher: Literal["file", "catalogue", "llm"] = "file"  # file: paths.teacher; catalogue: no model at all
+    llm: TeacherLlmConfig = TeacherLlmConfig()  # the teacher's
+    judge: Literal["known", "cross_encoder", "llm"] = "known"
+    judge_llm: JudgeLlmConfig = JudgeLlmConfig()
+    cross_encoder: str | None = None  # a sentence-transformers cross-encoder's name or folder
+    accept: float = Field(0.5, ge=0, le=1)  # a judge's relevance from which an item counts; grades 0 to 3 are thirds
+    judged_per_query: int = Field(20, ge=1)  # of the difference set, from its top: what a judge is asked
+    items_per_query: int = Field(4, ge=1)  # triplets kept of one query: breadth of queries teaches more
+    rl_share: float = Field(0.25, gt=0, lt=1)  # of the queries; the paper gives 4 of 75 M triplets
+    dev_share: float = Field(0.0, ge=0, lt=0.5)  # of the queries, put aside to choose checkpoints by (paths.dev)
+    test_share: float = Field(0.0, ge=0, lt=0.5)  # of the queries, kept out of training and written to test.parquet
+    keep_untaught: bool = True  # judged queries without a teacher's reasoning: pairs for reinforcement and the baseline
+    keep_easy: bool = True  # queries served without thinking teach an empty reasoning
+    banned: list[str] = Field(default_factory=list)  # phrases that no reasoning may hold
+    brand_column: str | None = "brand"  # of the catalogue, for the brand guard; no such column: no guard
+    budget: int = Field(16, ge=1)  # tokens of a reasoning, by the tokenizer of model.source, else words and commas
+    part_rows: int = Field(1000, ge=1)  # queries of one part: what a killed run does again at most, for each actor
+    actors: int = Field(1, ge=1)  # that work on parts at once
+
+
+class BootstrapConfig(Section):
+    """Queries, reasonings and judgements made of the catalogue alone."""
+
+    queries: int = Field(8000, ge=50)
+    type_column: str | None = "category"  # text, or a path of texts whose last is the kind of product
+    brand_column: str | None = "brand"
+    colour_column: str | None = "color"
+    text_columns: list[str] = Field(default_factory=lambda: ["bullet_points", "description"])  # besides the title
+    shares: dict[str, float] = Field(
+        default_factory=lambda: {"easy": 0.3, "attribute": 0.2, "negative": 0.25, "question": 0.15, "alternative": 0.1}
+    )
+    most_relevant: int = Field(60, ge=1)  # a query that fits more items than this says too little
+
+    @model_validator(mode="after")
+    def _known(self) -> "BootstrapConfig":
+        wrong = set(self.shares) - {"easy", "attribute", "negative", "question", "alternative"}
+        if wrong:
+            raise ValueError(f"shares has no kind '{min(wrong)}'")
+        return self

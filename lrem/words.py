@@ -1,0 +1,51 @@
+"""Words of queries and titles: what counts as a word, a literal, a content word. Knows English endings; no model."""
+
+import re
+
+# Words that say nothing about a product; negations and units are not among them.
+SILENT = """a an and are as at be by for from has have i in into is it its me my of on or our s so some something t that
+the their them this to up we what when where which who with you your"""
+STOP = frozenset(SILENT.split())
+NEGATIONS = frozenset(("without", "no", "not", "non", "free", "except", "excluding", "minus", "sans", "never"))
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words in order.
+
+    >>> words("Men's T-shirt, 1/2 inch")
+    ['men', 's', 't', 'shirt', '1', '2', 'inch']
+    """
+    return re.findall(r"\w+", text.lower())
+
+
+def literals(text: str) -> set[str]:
+    """Words with a digit, as model numbers and sizes: nobody may invent one.
+
+    >>> sorted(literals("Sony WH-1000XM4 headphones 2020"))
+    ['2020', 'wh-1000xm4']
+    """
+    return {word for word in re.findall(r"[\w-]+", text.lower()) if any(c.isdigit() for c in word)}
+
+
+def stem(word: str) -> str:
+    """A word without its plural ending; nothing cleverer, so that two products stay two.
+
+    >>> [stem(word) for word in ("belts", "dresses", "batteries", "glass", "shoes", "bus")]
+    ['belt', 'dress', 'battery', 'glass', 'shoe', 'bus']
+    """
+    if len(word) <= 3 or word.endswith(("ss", "us", "is")) or not word.endswith("s"):
+        return word
+    if word.endswith("ies") and len(word) > 4:
+        return f"{word[:-3]}y"
+    if word.endswith(("sses", "xes", "ches", "shes")):
+        return word[:-2]
+    return word[:-1]
+
+
+def content(text: str) -> list[str]:
+    """Stems of the words that say something, in order.
+
+    >>> content("Belts for the men without a buckle")
+    ['belt', 'men', 'without', 'buckle']
+    """
+    return [stem(word) for word in words(text) if word not in STOP]

@@ -1,0 +1,96 @@
+"""What curation reads, brought into parts: the queries in their order, and what is known of them to look up.
+
+Nothing is held in memory whole but some bytes of each query: its hash, its draw and its group of near-duplicates.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lrem.config import Config
+from lrem.curation.dividing import draw, group_draws, groups, signatures
+from lrem.curation.lookup import write_lookup
+from lrem.files import write_json
+from lrem.positives import identity
+from lrem.schema import QRELS, QUERIES, REASONINGS, DataError, read_batches
+from ray_apps import durable
+from ray_apps.curators import INPUT, Desk
+
+GROUPS = "groups.json"
+
+
+def cut(desk: Desk) -> None:
+    """Write the parts of this run, unless they are there.
+
+    Raises:
+        DataError: an input cannot be used, there is no query to train on, or a query id stands twice.
+    """
+    config, folder = desk.config, desk.folder / "input"
+    if durable.is_cut(folder):
+        return
+    write_lookup(_known(config), desk.known)
+    if config.curate.teacher == "file":
+        write_lookup(_told(config), desk.told)
+    keys: list[np.ndarray] = []
+    drawn: list[np.ndarray] = []
+
+    def signed() -> Iterator[list[int]]:
+        for table in queries(config):
+            ids = table["query_id"].to_pylist()
+            keys.append(np.array([identity(one) for one in ids], np.int64))
+            drawn.append(np.array([draw(one, config.seed) for one in ids]))
+            yield from map(signatures, table["query"].to_pylist())
+
+    labels = groups(signed())
+    ids = np.concatenate(keys)
+    if len(np.unique(ids)) < len(ids):
+        raise DataError(f"{config.path('queries')}: query_id '{_repeated(config)}' appears more than once: drop one")
+    shared = group_draws(ids, np.concatenate(drawn), labels)
+    sizes = np.bincount(labels)
+    write_json({"near-duplicates": int((sizes - 1).sum()), "largest group": int(sizes.max())}, desk.folder / GROUPS)
+    durable.cut(_with_draws(config, shared, sizes[labels] == 1), folder, config.curate.part_rows)
+
+
+def queries(config: Config) -> Iterator[pa.Table]:
+    """The queries that curation may use, some at a time: those of the split train, if there are splits."""
+    found = 0
+    for table in read_batches(config.path("queries"), QUERIES, ("category", "split")):
+        if "split" in table.column_names:
+            table = table.filter(pa.compute.fill_null(pa.compute.equal(table["split"], "train"), True))
+        found += table.num_rows
+        yield table
+    if not found:
+        raise DataError(f"{config.path('queries')} has no query of the split train: at least one is needed")
+
+
+def _with_draws(config: Config, draws: np.ndarray, alone: np.ndarray) -> Iterator[pa.Table]:
+    start = 0
+    for table in queries(config):
+        end = start + table.num_rows
+        columns: dict[str, Any] = {name: table[name] for name in table.column_names if name in INPUT.names}
+        columns.setdefault("category", pa.nulls(table.num_rows, pa.string()))
+        yield pa.table(columns | {"draw": draws[start:end], "alone": alone[start:end]}).select(INPUT.names).cast(INPUT)
+        start = end
+
+
+def _known(config: Config) -> Iterator[tuple[str, str, int]]:
+    for table in read_batches(config.path("qrels"), QRELS):
+        yield from zip(*(table[name].to_pylist() for name in QRELS.names), strict=True)
+
+
+def _told(config: Config) -> Iterator[tuple[str, str, None]]:
+    for table in read_batches(config.path("teacher"), REASONINGS):
+        for query_id, text in zip(table["query_id"].to_pylist(), table["reasoning"].to_pylist(), strict=True):
+            yield query_id, text, None
+
+
+def _repeated(config: Config) -> str:
+    seen: set[str] = set()
+    for table in queries(config):
+        for query_id in table["query_id"].to_pylist():
+            if query_id in seen:
+                return str(query_id)
+            seen.add(query_id)
+    raise AssertionError("two hashes met")

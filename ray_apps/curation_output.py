@@ -1,0 +1,120 @@
+"""What curation writes: triplets, RL pairs, dev and test rows by the split, and the datasheet. Streams the parts."""
+
+import json
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lrem.config import Config
+from lrem.curation import datasheet
+from lrem.curation.dividing import part_of
+from lrem.files import atomic_file, write_json
+from lrem.schema import RL_PAIRS, TRIPLETS, DataError, read_items
+from ray_apps import durable
+from ray_apps.curation_input import GROUPS
+from ray_apps.curators import KEPT, UNTAUGHT, Desk
+
+TEXT = pa.string()
+# Every query that the split keeps for the test, kept or not: a test set of what curation likes would flatter.
+TEST = pa.schema([(name, TEXT) for name in ("query_id", "query", "category", "split", "difficulty", "reasoning")])
+SCHEMAS = {"cold_start": TRIPLETS, "rl": RL_PAIRS, "dev": TRIPLETS, "test": TEST}
+EXAMPLES = 12  # of kept queries, shown in the datasheet
+ROW_GROUP = 20_000  # rows written at a time
+Rows = dict[str, list[dict[str, Any]]]  # by part of the split
+
+
+def finish(desk: Desk) -> dict[str, Any]:
+    """Write every output of this run; returns the counters.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    config = desk.config
+    counts = durable.total(desk.folder / "decided")
+    outcomes = {name.removeprefix("outcome "): n for name, n in counts.items() if name.startswith("outcome ")}
+    files = {
+        "cold_start": config.path("triplets"),
+        "rl": config.path("rl_pairs"),
+        "dev": config.path("dev"),
+        "test": config.path("triplets").with_name("test.parquet"),
+    }
+    written, queries, examples = _write(desk, files)
+    if not written["cold_start"] or not written["rl"]:
+        raise DataError(f"nothing left to train on ({outcomes}): check the teacher's reasonings and curate.top_k")
+    summary = {
+        "queries": sum(outcomes.values()),
+        **outcomes,
+        "triplets": written["cold_start"],
+        "rl_pairs": written["rl"],
+        "dev": written["dev"],
+    }
+    if written["test"]:
+        summary["test"] = written["test"]
+    steps = {name: durable.total(desk.folder / name) for name in ("found", "taught")} | {"decided": counts}
+    groups = json.loads((desk.folder / GROUPS).read_text())
+    sheet = datasheet.make(
+        config.model_dump(mode="json"), steps, groups, outcomes, dict(queries), dict(written), examples
+    )
+    write_json(sheet, config.path("triplets").with_name("datasheet.json"))
+    with atomic_file(config.path("triplets").with_name("datasheet.md")) as part:
+        part.write_text(datasheet.markdown(sheet), encoding="utf-8")
+    return summary
+
+
+def _write(desk: Desk, files: dict[str, Path]) -> tuple[Counter[str], Counter[str], list[dict[str, Any]]]:
+    """Write the files of the split, those that would be empty excepted; returns rows, queries and some examples."""
+    config = desk.config
+    items = read_items(config.path("items"))
+    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    rows, queries, examples = Counter[str](), Counter[str](), list[dict[str, Any]]()
+    with ExitStack() as open_files:
+        writers = {
+            name: pq.ParquetWriter(open_files.enter_context(atomic_file(file)), SCHEMAS[name])
+            for name, file in files.items()
+        }
+        for table in durable.read_parts(desk.folder / "decided"):
+            shared: Rows = {name: [] for name in SCHEMAS}
+            for row in table.to_pylist():
+                name = _place(config, row)
+                made = (
+                    [_tested(row)]
+                    if name == "test"
+                    else [row | {"item_id": i, "title": titles[i]} for i in row["items"]]
+                )
+                if name is None or not made:
+                    continue
+                shared[name] += made
+                queries[name] += 1
+                if row["outcome"] == KEPT and len(examples) < EXAMPLES:
+                    examples.append(
+                        {key: row[key] for key in ("query", "reasoning")} | {"item": titles[row["items"][0]]}
+                    )
+            for name, made in shared.items():
+                rows[name] += len(made)
+                if made:
+                    writers[name].write_table(pa.Table.from_pylist(made, SCHEMAS[name]))
+        for writer in writers.values():
+            writer.close()
+    for name in ("dev", "test"):  # an older one of ours may hold what is trained on now
+        if not rows[name] and (name == "test" or files[name] == config.default_path("dev")):
+            files[name].unlink(missing_ok=True)
+    return rows, queries, examples
+
+
+def _place(config: Config, row: dict[str, Any]) -> str | None:
+    """The part of the split that a query belongs to; None where it must be left out."""
+    settings = config.curate
+    name = part_of(row["draw"], settings.rl_share, settings.dev_share, settings.test_share)
+    if row["outcome"] != UNTAUGHT or name in ("rl", "test"):
+        return name
+    # without a reasoning it can only go to reinforcement, but not away from its near-duplicates
+    return "rl" if name == "cold_start" and row["alone"] else None
+
+
+def _tested(row: dict[str, Any]) -> dict[str, Any]:
+    difficulty = "hard" if row["hard"] else "easy"
+    return row | {"split": "test", "difficulty": difficulty, "reasoning": row["reasoning"] if row["items"] else None}
