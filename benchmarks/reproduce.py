@@ -34,7 +34,7 @@ import ray
 from claim import MACRO, Means, Scores, gains, group_means, members, over_seeds, write_page
 
 from lrem.config import Config, load_config, to_yaml
-from lrem.evaluation.metrics import Qrels, per_query
+from lrem.evaluation.metrics import Qrels, Run, per_query
 from lrem.evaluation.overrides import OVERRIDES, override, vocabulary
 from lrem.files import write_json
 from lrem.lexical import Bm25
@@ -46,10 +46,10 @@ from lrem.template import FILE as TEMPLATE
 from ray_apps import evaluate
 from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
-from ray_apps.demo import versions
 from ray_apps.engines import expected
 from ray_apps.rollout import ask, compare, start_pool
 from ray_apps.stages import run_stage
+from ray_apps.versions import versions
 from ray_apps.weights import checksum, pack
 
 CONFIG = Path("configs/reproduce.yaml")
@@ -200,7 +200,7 @@ class World:
         """Search the catalogue with each test query, with greedy and sampled reasoning if the system thinks."""
         if name in self.scores:
             return
-        queries, qrels = self.test
+        queries, _ = self.test
         items = read_items(self.base.path("items"))
         texts, titles = [row["query"] for row in queries.values()], items["title"].to_pylist()
         modes: dict[str, Any] = {"greedy": [None] * len(texts)}
@@ -217,18 +217,24 @@ class World:
         found = {}
         for mode, reasonings in modes.items():
             hits = nearest(ids, vectors, model.encode_queries(texts, reasonings), max(k.k, k.precision_k))
-            found[mode] = per_query(dict(zip(queries, hits, strict=True)), qrels, k.k, k.precision_k)
+            found[mode] = self._scores(dict(zip(queries, hits, strict=True)))
         self._keep(name, found)
 
     def score_bm25(self) -> None:
         """The lexical baseline."""
-        queries, qrels = self.test
+        queries, _ = self.test
         items = read_items(self.base.path("items"))
         bm25 = Bm25(items["item_id"].to_pylist(), items["title"].to_pylist())
         k = self.base.evaluate
         found = bm25.search([row["query"] for row in queries.values()], max(k.k, k.precision_k))
         run = dict(zip(queries, found, strict=True))
-        self._keep("BM25", {"greedy": per_query(run, qrels, k.k, k.precision_k)})
+        self._keep("BM25", {"greedy": self._scores(run)})
+
+    def _scores(self, run: Run) -> Scores:
+        """query_id → HitRate, Precision."""
+        _, qrels = self.test
+        found = per_query(run, qrels, self.base.evaluate.k, self.base.evaluate.precision_k)
+        return {query_id: (values["hit_rate"], values["precision"]) for query_id, values in found.items()}
 
     def _keep(self, name: str, scores: dict[str, Scores]) -> None:
         self.scores[name] = scores

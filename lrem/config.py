@@ -39,6 +39,7 @@ class PathsConfig(Section):
     queries: Path | None = None
     qrels: Path | None = None
     teacher: Path | None = None
+    gold: Path | None = None  # reasonings of test queries by someone who knows, for a probe of evaluation
     triplets: Path | str | None = None  # a file, a folder of files, or a URI as s3://bucket/triplets
     dev: Path | None = None  # triplets of queries kept out of training, to choose checkpoints by
     mined: Path | None = None  # triplets with hard negatives
@@ -58,6 +59,7 @@ DEFAULT_PATHS = {
     "queries": "world/queries.parquet",
     "qrels": "world/qrels.parquet",
     "teacher": "world/teacher.parquet",
+    "gold": "world/gold.parquet",
     "triplets": "curated/triplets.parquet",
     "dev": "curated/dev.parquet",
     "mined": "curated/mined.parquet",

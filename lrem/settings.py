@@ -228,11 +228,56 @@ class IndexConfig(Section):
     factory: str | None = None  # any Faiss factory string; None chooses by the number of items, and logs why
 
 
+class LlmConfig(Section):
+    """A language model that is asked: vLLM in the cluster, or anything that speaks OpenAI's chat schema."""
+
+    engine: Literal["vllm", "url"] = "vllm"
+    model: str | None = None  # a Hugging Face name or folder; at a URL the name that it serves
+    url: str | None = None  # as http://host:8000/v1
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if it needs one
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(512, ge=1)  # of one answer
+    concurrency: int = Field(32, ge=1)  # requests to a URL at once
+    timeout_s: float = Field(120.0, gt=0)  # of one request, or of one batch of vLLM
+    retries: int = Field(4, ge=0)  # of one request, waiting twice as long each time
+    actors: int = Field(1, ge=1)  # vLLM engines
+    batch_size: int = Field(64, ge=1)  # questions that an engine takes at once
+    tensor_parallel: int = Field(1, ge=1)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_model_len: int = Field(4096, ge=64)
+    kv_cache_gib: int = Field(1, ge=1)  # on a CPU
+    tokens_a_second: float = Field(2000.0, gt=0)  # what --dry-run reckons with
+    price_in: float = Field(0.0, ge=0)  # of a million prompt tokens, for --dry-run
+    price_out: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "LlmConfig":
+        if self.engine == "url" and self.model is not None and self.url is None:
+            raise ValueError("engine url needs the address too: set url, as http://host:8000/v1")
+        return self
+
+
+class JudgeLlmConfig(LlmConfig):
+    """A grade is short."""
+
+    max_tokens: int = Field(8, ge=1)
+
+
 class EvaluateConfig(Section):
-    """Metrics; k is chosen so that no system is saturated."""
+    """Metrics, systems and probes; k is chosen so that no system is saturated."""
 
     k: int = Field(30, ge=1)
     precision_k: int = Field(10, ge=1)
+    primary: str = "nDCG@10"  # the measure of intervals, tests and the headline: a name of lrem.evaluation.metrics
+    relevant_from: int = Field(1, ge=1)  # the grade from which an item counts as relevant
+    sentence_transformers: list[str] = Field(default_factory=list)  # model folders to compare with
+    llm: LlmConfig = LlmConfig()  # with a model: its prompt-only expansion of the query, into BM25
+    judge_llm: JudgeLlmConfig = JudgeLlmConfig()  # with a model: Precision@precision_k by its judgement
+    lengths: list[int] = Field(default_factory=lambda: [4, 8, 16])  # tokens that the reasoning is cut to
+    fusion: list[int] = Field(default_factory=lambda: [4])  # sampled reasonings whose embeddings are averaged
+    gallery: int = Field(12, ge=0)  # queries shown in the report
+    url: str | None = None  # a running `lrem serve` to ask in place of the files' models
+    key_variable: str = "LREM_KEY"  # the environment variable with a key for it
     examples: int = Field(3, ge=1)  # hard queries shown by the demo
 
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from lrem.config import Config
 from lrem.curation.answers import Answers, Books, Question
-from lrem.curation.settings import LlmConfig
+from lrem.settings import LlmConfig
 from lrem.schema import DataError
 
 if TYPE_CHECKING:

@@ -245,11 +245,19 @@ def search(
 
 
 @app.command()
-def evaluate(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Score BM25, direct, cold start and LREM on the test queries, and the overrides."""
+def evaluate(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    url: Annotated[str | None, typer.Option(help="Ask a running `lrem serve` in place of the models' files.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Score every system at hand on the test queries, with the paper's probes; writes evaluation.html and .json."""
     from lrem.evaluation.report import print_tables
 
-    print_tables(console, run_stage("evaluate", _load(config, overrides, dry_run)))
+    given = [*(overrides or []), *([f"evaluate.url={url}"] if url else [])]
+    settings = _load(config, given, dry_run)
+    print_tables(console, run_stage("evaluate", settings))
+    console.print(f"{settings.run_dir / 'evaluation.html'}", highlight=False)
 
 
 @app.command()

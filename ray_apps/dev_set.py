@@ -11,7 +11,7 @@ import torch
 
 from lrem.config import Config
 from lrem.distributed import gather, rank, world_size
-from lrem.evaluation.metrics import per_query
+from lrem.evaluation.metrics import per_query, summarise
 from lrem.gradcache import cut
 from lrem.schema import TRIPLETS, DataError, read_items, read_table
 from lrem.settings import CheckpointConfig
@@ -74,8 +74,8 @@ def measure(engine: Any, dev: DevSet, k: int, chunk_tokens: int) -> dict[str, fl
         for q, (row, values) in enumerate(zip(found.tolist(), scores.tolist(), strict=True))
     }
     qrels = {str(q): dict.fromkeys(wanted, 1) for q, wanted in enumerate(dev.relevant)}
-    hit_rate, precision = np.mean(list(per_query(run, qrels, k, k).values()), axis=0).tolist()
-    return {"hit_rate": hit_rate, "precision": precision}
+    means = summarise(per_query(run, qrels, k, k), {"all": list(qrels)})["all"]
+    return {name: means[name] for name in ("hit_rate", "precision")}
 
 
 def _encode(engine: Any, rows: list[list[int]], chunk_tokens: int) -> torch.Tensor:

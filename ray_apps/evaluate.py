@@ -1,92 +1,210 @@
-"""Evaluation: BM25, direct embedding, cold start and LREM on the test queries, and the reasoning's overrides.
+"""Evaluation: every system at hand on the same test queries, the paper's probes, and the report.
 
-Each embedding system goes the way of production: vectors, index snapshot, vLLM reasoning, search.
+Writes evaluation.json, evaluation.html, and every run and the judgements in TREC's formats under run_dir/evaluation.
 """
 
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import ray
 
 from lrem.config import Config
-from lrem.evaluation.metrics import HARD, Qrels, Run, per_query, summarise
+from lrem.evaluation.assembly import Assembly, Outcome, labels
+from lrem.evaluation.fusion import rrf
+from lrem.evaluation.metrics import DEPTH, HARD, Qrels, Run, measures
 from lrem.evaluation.overrides import OVERRIDES, override, vocabulary
+from lrem.evaluation.page import write_page
+from lrem.evaluation.report import NAMES
+from lrem.evaluation.trec import write_qrels, write_run
 from lrem.files import write_json
-from lrem.index.snapshot import load, read_manifest
-from lrem.lexical import Bm25
-from lrem.model import ReasoningEmbedder, fingerprint
-from lrem.schema import QRELS, QUERIES, DataError, read_items, read_table
+from lrem.index.snapshot import read_manifest
+from lrem.model import fingerprint
+from lrem.schema import QRELS, QUERIES, REASONINGS, DataError, read_items, read_table
+from ray_apps import endpoint, systems
 from ray_apps.cluster import cluster
-from ray_apps.embed_items import build_index, embed
-from ray_apps.rollout import ask as ask_pool
-from ray_apps.rollout import start_pool, wait
+from ray_apps.judged import judge_precision
+from ray_apps.systems import Asked, Thoughts
+from ray_apps.versions import versions
 
-Queries = dict[str, dict[str, str]]  # query_id → its row
-
-
-class Searcher:
-    """An actor with one model and its index: queries and reasonings in, a run out."""
-
-    def __init__(self, model: str, index: str, depth: int) -> None:
-        self.model = ReasoningEmbedder.load(model).eval()
-        self.index, self.depth = load(index, fingerprint(Path(model))), depth
-
-    def search(self, query_ids: list[str], queries: list[str], reasonings: list[str | None]) -> Run:
-        """The top `depth` items of each query."""
-        vectors: np.ndarray = self.model.encode_queries(queries, reasonings)
-        found = [[(hit.item_id, hit.score) for hit in hits] for hits in self.index.search(vectors, self.depth)]
-        return dict(zip(query_ids, found, strict=True))
+Queries = dict[str, dict[str, Any]]  # query_id → its row
+MODES = ("never", "auto", "always")
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Score every system whose model folder exists; writes evaluation.json and returns it."""
+    """Score every system whose model folder exists; writes the report and returns it.
+
+    Raises:
+        DataError: the inputs cannot be used, or a setting names no measure.
+    """
     queries, qrels = test_set(config)
+    known = measures(config.evaluate.k, config.evaluate.precision_k)
+    if config.evaluate.primary not in known:
+        raise DataError(f"evaluate.primary is '{config.evaluate.primary}': one of {', '.join(known)}")
     items = read_items(config.path("items"))
-    found = systems(config)
+    found = {} if config.evaluate.url else trained(config)
     if "lrem" in found:
         read_manifest(config.uri("index"), fingerprint(found["lrem"]))  # rather now than in an actor
-    ids, texts = list(queries), [row["query"] for row in queries.values()]
-    depth = max(config.evaluate.k, config.evaluate.precision_k)
-    bm25 = Bm25(items["item_id"].to_pylist(), items["title"].to_pylist())
-    runs: dict[str, Run] = {"bm25": dict(zip(ids, bm25.search(texts, depth), strict=True))}
-    words = vocabulary(items["title"].to_pylist())
-    overrides: dict[str, Run] = {}
-    routing: dict[str, tuple[float, Run]] = {}  # mode → share of queries thought over, and what was found
+    depth = max(config.evaluate.k, config.evaluate.precision_k, DEPTH)
+    asked = Asked(list(queries), [row["query"] for row in queries.values()], depth)
     with cluster(config):
+        made = Made(config, asked, items)
+        made.baselines()
+        if config.evaluate.url:
+            made.ask_endpoint(config.evaluate.url)
         for name, folder in found.items():
-            searcher = start_searcher(config, name, folder, depth)
-            thoughts: list[list[Any]] = [[None] * len(texts)] if name == "direct" else reason(config, folder, texts)
-            own = thoughts[0]
-            runs[name] = ask(config, searcher, ids, texts, own)
-            for kind in OVERRIDES if name == "lrem" else ():
-                overrides[kind] = ask(config, searcher, ids, texts, override(kind, texts, own, words, config.seed))
+            made.embedding(name, folder, queries)
+        made.fuse()
+        judge = judge_precision(config, asked, qrels, made.outcomes, items)
+    return report(config, queries, qrels, items, made, judge)
+
+
+class Made:
+    """The runs of one evaluation, by name, as they come to be."""
+
+    def __init__(self, config: Config, asked: Asked, items: pa.Table) -> None:
+        self.config, self.asked, self.items = config, asked, items
+        self.bm25 = systems.open_bm25(items)
+        self.outcomes: dict[str, Outcome] = {}  # the systems that are compared
+        self.overrides: dict[str, Outcome] = {}
+        self.routing: dict[str, Outcome] = {}
+        self.lengths: dict[str, Outcome] = {}
+        self.fusion: dict[str, Outcome] = {}
+        self.thoughts: dict[str, str] = {}  # query_id → LREM's reasoning
+
+    def baselines(self) -> None:
+        """What needs no model of ours."""
+        self.outcomes["bm25"] = systems.lexical(self.bm25, self.asked)
+        if self.config.evaluate.llm.model:
+            self.outcomes["prompt"] = systems.prompted(self.config, self.bm25, self.asked)
+        for folder in self.config.evaluate.sentence_transformers:
+            self.outcomes[Path(folder).name] = systems.sentence_transformer(self.config, folder, self.asked)
+
+    def embedding(self, name: str, folder: Path, queries: Queries) -> None:
+        """One of our models; LREM with all of its probes."""
+        config, asked = self.config, self.asked
+        searcher = systems.start_searcher(config, name, folder, asked.depth)
+        try:
+            if name == "direct":
+                self.outcomes[name] = systems.search(config, searcher, asked, [None] * len(asked.texts))
+                return
+            samples = max(config.evaluate.fusion, default=0) if name == "lrem" else 0
+            thoughts = systems.think(config, folder, asked.texts, samples)
+            self.outcomes[name] = systems.search(config, searcher, asked, thoughts.own, thoughts.own_s)
             if name == "lrem":
-                always = ask(config, searcher, ids, texts, thoughts[1])
-                routing = {
-                    "never": (0.0, overrides["empty"]),
-                    "auto": (share_of_thoughts(own), overrides["own"]),
-                    "always": (share_of_thoughts(thoughts[1]), always),
-                }
+                self.thoughts = dict(zip(asked.ids, thoughts.own, strict=True))
+                self.outcomes["rewrite"] = systems.lexical(self.bm25, asked, thoughts.own, thoughts.own_s)
+                self._probe(searcher, thoughts, queries)
+        finally:
             ray.kill(searcher)
+
+    def _probe(self, searcher: Any, thoughts: Thoughts, queries: Queries) -> None:
+        """The paper's override of the reasoning; when to think; how long; how often."""
+        config, asked, own = self.config, self.asked, thoughts.own
+
+        def find(reasonings: list[Any], before_s: float = 0.0) -> Outcome:
+            return systems.search(config, searcher, asked, reasonings, before_s)
+
+        words = vocabulary(self.items["title"].to_pylist())
+        for kind in OVERRIDES:
+            same = kind == "own"
+            texts = override(kind, asked.texts, own, words, config.seed)
+            self.overrides[kind] = self.outcomes["lrem"] if same else find(texts)
+        gold = gold_reasonings(config, queries)
+        if gold:
+            self.overrides["gold"] = find([gold.get(q, thought) for q, thought in zip(asked.ids, own, strict=True)])
+        always = find(thoughts.always, thoughts.always_s)
+        self.routing = {"never": self.overrides["empty"], "auto": self.outcomes["lrem"], "always": always}
+        for tokens in config.evaluate.lengths:
+            self.lengths[str(tokens)] = find(systems.cut(config, searcher, thoughts.always, tokens))
+        for count in config.evaluate.fusion:
+            spent = thoughts.sampled_s * count / max(config.evaluate.fusion)
+            self.fusion[str(count)] = find([some[:count] for some in thoughts.sampled], spent)
+
+    def ask_endpoint(self, url: str) -> None:
+        """A running service in each of its modes; `auto` is what the others are compared with."""
+        for mode in MODES:
+            self.routing[mode], said = endpoint.search_all(self.config, url, self.asked, mode)
+            if mode == "auto":
+                self.thoughts = said
+        self.outcomes["lrem"] = self.routing["auto"]
+
+    def fuse(self) -> None:
+        """Reciprocal rank fusion of BM25 and LREM."""
+        if "lrem" not in self.outcomes:
+            return
+        both = [self.outcomes[name] for name in ("bm25", "lrem")]
+        fused = rrf([outcome.run for outcome in both], self.asked.depth)
+        self.outcomes["rrf"] = Outcome(fused, sum(outcome.seconds for outcome in both), both[1].thinks)
+
+
+def report(
+    config: Config, queries: Queries, qrels: Qrels, items: pa.Table, made: Made, judge: dict[str, Any]
+) -> dict[str, Any]:
+    """Score the runs; write and return the report."""
+    table, size = Assembly(queries, qrels, config.evaluate, config.seed), len(queries)
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
-    report = {
+    runs = {name: outcome.run for name, outcome in made.outcomes.items()}
+    modes = {mode: outcome.run for mode, outcome in made.routing.items()}
+    found: dict[str, Any] = {
+        "title": f"Evaluation of {config.run_dir.name}",
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "seed": config.seed,
         "k": {"hit_rate": config.evaluate.k, "precision": config.evaluate.precision_k},
-        "systems": {name: score(config, run, queries, qrels) for name, run in runs.items()},
-        "overrides": {name: score(config, run, queries, qrels) for name, run in overrides.items()},
-        "routing": {
-            name: {"thinks": thinks, "scores": score(config, run, queries, qrels)}
-            for name, (thinks, run) in routing.items()
-        },
-        "counts": {
-            "queries": len(queries),
-            "items": items.num_rows,
-            "judgements": sum(map(len, qrels.values())),
-        },
-        "examples": examples(config, queries, qrels, runs, titles),
+        "measures": labels(config.evaluate.k, config.evaluate.precision_k),
+        "primary": config.evaluate.primary,
+        "names": {name: NAMES.get(name, name) for name in runs},
+        "systems": {name: table.score(name, run) for name, run in runs.items()},
+        "slices": {name: len(ids) for name, ids in table.slices.items()},
+        "unjudged": {name: table.unjudged(run) for name, run in runs.items()},
+        "cost": {name: cost(outcome, size) for name, outcome in made.outcomes.items()},
     }
-    write_json(report, config.run_dir / "evaluation.json")
-    return report
+    for part in ("overrides", "lengths", "fusion"):
+        found[part] = {name: table.score(f"{part} {name}", o.run) for name, o in getattr(made, part).items()}
+    found["routing"] = {
+        mode: cost(outcome, size) | {"scores": table.score(mode, outcome.run)} for mode, outcome in made.routing.items()
+    }
+    found["intervals"] = {name: table.intervals(name) for name in runs}
+    pairs = [("lrem", name) for name in runs if name != "lrem"] if "lrem" in runs else []
+    pairs += [("rrf", "bm25")] if "rrf" in runs else []
+    pairs += [("always", "never"), ("auto", "never")] if modes else []
+    found["comparisons"] = table.compare(pairs)
+    found["gallery"] = table.gallery("never", "auto", modes, made.thoughts, titles) if modes else []
+    if judge:
+        found["judge"] = judge
+    found["counts"] = {"queries": size, "items": items.num_rows, "judgements": sum(map(len, qrels.values()))}
+    found["settings"] = config.model_dump(mode="json")
+    found["versions"] = versions()
+    found["examples"] = examples(config, queries, qrels, runs, titles)
+    _write(config, found, qrels, runs | {f"lrem-{mode}": run for mode, run in modes.items()})
+    return found
+
+
+def _write(config: Config, found: dict[str, Any], qrels: Qrels, runs: dict[str, Run]) -> None:
+    folder = config.run_dir / "evaluation"
+    write_qrels(qrels, folder / "qrels.txt")
+    for name, run in runs.items():
+        write_run(run, folder / f"{name}.run", name)
+    write_json(found, config.run_dir / "evaluation.json")
+    write_page(found, config.run_dir / "evaluation.html")
+
+
+def cost(outcome: Outcome, queries: int) -> dict[str, float]:
+    """Milliseconds of one query, all of them asked at once, and the share that was thought over."""
+    spent = {"ms_per_query": round(1000 * outcome.seconds / queries, 2)}
+    return spent if outcome.thinks is None else spent | {"thinks": outcome.thinks}
+
+
+def commit() -> str | None:
+    """The commit of the sources, if they lie in a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def test_set(config: Config) -> tuple[Queries, Qrels]:
@@ -95,14 +213,14 @@ def test_set(config: Config) -> tuple[Queries, Qrels]:
     qrels: dict[str, dict[str, int]] = {}
     for row in read_table(config.path("qrels"), QRELS).to_pylist():
         qrels.setdefault(row["query_id"], {})[row["item_id"]] = row["grade"]
-    rows = {row["query_id"]: row for row in table.to_pylist() if row.get("split", "test") == "test"}
+    rows = {row["query_id"]: row for row in table.to_pylist() if row.get("split") in (None, "test")}
     queries = {query_id: row for query_id, row in rows.items() if query_id in qrels}
     if not queries:
         raise DataError(f"no test query of {config.path('queries')} has a judgement in {config.path('qrels')}")
     return queries, {query_id: qrels[query_id] for query_id in queries}
 
 
-def systems(config: Config) -> dict[str, Path]:
+def trained(config: Config) -> dict[str, Path]:
     """The trained systems at hand, by name."""
     folders = {
         "direct": config.path("direct"),
@@ -112,43 +230,12 @@ def systems(config: Config) -> dict[str, Path]:
     return {name: folder for name, folder in folders.items() if folder.exists()}
 
 
-def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
-    """Start a Searcher; the baselines' catalogues are embedded and indexed first, LREM's index is the one served."""
-    index: str | Path = config.uri("index")
-    if name != "lrem":
-        vectors, index = (config.run_dir / "systems" / name / part for part in ("vectors", "index"))
-        embed(config, folder, vectors)
-        build_index(config, vectors, index)
-    return ray.remote(num_cpus=1)(Searcher).remote(str(folder), str(index), depth)
-
-
-def reason(config: Config, folder: Path, queries: list[str]) -> list[list[str]]:
-    """Greedy reasonings by the engines of a rollout pool: as the model would, and where it must not think nothing."""
-    pool = start_pool(folder, config)
-    try:
-        return [
-            list(ask_pool(pool, pool.reason.remote(queries, 0.0, None, must_think), config, "the reasonings"))
-            for must_think in (False, True)
-        ]
-    finally:
-        ray.kill(pool)
-
-
-def share_of_thoughts(reasonings: list[str]) -> float:
-    """How many of them say something: what thinking costs."""
-    return round(sum(bool(text.strip()) for text in reasonings) / len(reasonings), 4)
-
-
-def ask(config: Config, searcher: Any, ids: list[str], queries: list[str], reasonings: list[Any]) -> Run:
-    """Search with a Searcher."""
-    [found] = wait([searcher.search.remote(ids, queries, reasonings)], config.rollout.timeout_s, "an index search")
-    return dict(found)
-
-
-def score(config: Config, run: Run, queries: Queries, qrels: Qrels) -> dict[str, dict[str, float]]:
-    """Metrics of a run by category."""
-    categories = {query_id: row.get("category") or "uncategorised" for query_id, row in queries.items()}
-    return summarise(per_query(run, qrels, config.evaluate.k, config.evaluate.precision_k), categories)
+def gold_reasonings(config: Config, queries: Queries) -> dict[str, str]:
+    """Reasonings of test queries by someone who knows, if paths.gold is there."""
+    if not config.path("gold").exists():
+        return {}
+    rows = read_table(config.path("gold"), REASONINGS).to_pylist()
+    return {row["query_id"]: row["reasoning"] for row in rows if row["query_id"] in queries}
 
 
 def examples(
@@ -157,7 +244,7 @@ def examples(
     """The first test query of each hard category, not chosen by its result, with the direct system's top items."""
     first: dict[str, str] = {}
     for query_id, row in queries.items():
-        first.setdefault(row.get("category", ""), query_id)
+        first.setdefault(row.get("category") or "", query_id)
     chosen = [first[category] for category in HARD if category in first][: config.evaluate.examples]
     direct = runs.get("direct", {})
     return [

@@ -2,7 +2,8 @@
 
 from lrem.curation.answers import Question, question_key
 from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
-from lrem.curation.settings import CurateConfig, LlmConfig
+from lrem.curation.settings import CurateConfig
+from lrem.settings import LlmConfig
 
 
 def reasoning(settings: CurateConfig, query: str, category: str | None) -> Question:

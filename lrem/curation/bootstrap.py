@@ -143,8 +143,8 @@ def easy(shop: Shop, rng: Random) -> Iterator[Made]:
         for _ in range(4):
             count = min(len(said), rng.randint(2, 5))
             chosen = [said[i] for i in sorted(rng.sample(range(len(said)), count))]
-            found = set.intersection(*(holding[stem(word)] for word in chosen)) if chosen else set()
-            yield " ".join(chosen), sorted(found)
+            sets = [holding[stem(word)] for word in chosen]
+            yield " ".join(chosen), sorted(sets[0].intersection(*sets[1:])) if sets else []
 
 
 def attribute(shop: Shop, rng: Random) -> Iterator[Made]:

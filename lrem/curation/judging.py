@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from lrem.curation.prompts import parse_grade
+
 
 def agreement(judged: Sequence[bool], known: Sequence[bool]) -> dict[str, float | int]:
     """A judge's verdicts beside the known ones of the same pairs: counts, accuracy, precision, recall, Cohen's kappa.
@@ -27,3 +29,24 @@ def agreement(judged: Sequence[bool], known: Sequence[bool]) -> dict[str, float 
     if chance < 1:
         told["kappa"] = round((same - chance) / (1 - chance), 4)
     return told
+
+
+def accepts(answer: str | None, least: int = 2) -> bool | None:
+    """Whether a judge's written grade, 0 to 3, says relevant; None where there is no grade to read.
+
+    >>> accepts("3"), accepts("Grade: 1"), accepts("who knows"), accepts(None)
+    (True, False, None, None)
+    """
+    try:
+        return None if answer is None else parse_grade(answer) >= least
+    except ValueError:
+        return None
+
+
+def mean_share(verdicts: Sequence[Sequence[bool | None]], k: int) -> float:
+    """Precision@k by a judge: accepted of the k first, a mean over queries; what has no verdict is not accepted.
+
+    >>> mean_share([[True, None], [True, True]], 2)
+    0.75
+    """
+    return round(sum(sum(map(bool, top[:k])) / k for top in verdicts) / max(1, len(verdicts)), 4)

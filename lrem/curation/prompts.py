@@ -123,8 +123,8 @@ def _ask(*parts: str) -> Messages:
     return [{"role": "user", "content": "\n\n".join(parts)}]
 
 
-THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.S | re.I)
-OPENED, CLOSED = re.compile(r"<think(?:ing)?>.*", re.S | re.I), re.compile(r".*</think(?:ing)?>", re.S | re.I)
+THOUGHT = re.compile(r"(</?think(?:ing)?>)", re.I)
+MAX_SPOKEN = 4000  # characters of an answer that are read, thoughts aside: what babbles on is not worth the time
 FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.S)
 LABEL = re.compile(  # "Here are the keywords:", "**Keyword phrases:**", '{"keywords": [', "关键词："
     r"[^\n:：]{0,80}\b(?:keywords?|phrases?|terms?|answer|output|list)\b[^\n:：,，]{0,40}[:：]|[^\n:：]{0,20}关键[词字][:：]",
@@ -200,11 +200,20 @@ def _phrase(part: str) -> str:
 
 
 def _spoken(answer: str) -> str:
-    """What comes behind the thoughts of a model that thinks first. Raises ValueError where nothing does."""
-    text = OPENED.sub("", CLOSED.sub("", THOUGHT.sub("", answer))).strip()
+    """What a model that thinks first says outside its thoughts. Raises ValueError where that is nothing."""
+    spoken: list[str] = []
+    thinking = False
+    for part in THOUGHT.split(answer):
+        if THOUGHT.fullmatch(part):
+            if part[1] == "/" and not thinking:  # a chat template may have opened the thought in the prompt
+                spoken.clear()
+            thinking = part[1] != "/"
+        elif not thinking:
+            spoken.append(part)
+    text = "".join(spoken).strip()
     if not text:
         raise ValueError("the answer ends within its thoughts: raise max_tokens" if answer.strip() else "no answer")
-    return text
+    return text[:MAX_SPOKEN]
 
 
 SCALE = re.compile(r"\b0\s*(?:-|–|to|through)\s*3\b")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lrem.settings import Section
+from lrem.settings import JudgeLlmConfig, LlmConfig, Section
 
 Format = Literal["table", "esci", "wands", "multi_cpr"]
 
@@ -26,45 +26,10 @@ class SourcesConfig(Section):
     locale: str | None = None  # keep the rows of one product_locale or query_locale (ESCI)
 
 
-class LlmConfig(Section):
-    """A language model that is asked: vLLM in the cluster, or anything that speaks OpenAI's chat schema."""
-
-    engine: Literal["vllm", "url"] = "vllm"
-    model: str | None = None  # a Hugging Face name or folder; at a URL the name that it serves
-    url: str | None = None  # as http://host:8000/v1
-    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if it needs one
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(512, ge=1)  # of one answer
-    concurrency: int = Field(32, ge=1)  # requests to a URL at once
-    timeout_s: float = Field(120.0, gt=0)  # of one request, or of one batch of vLLM
-    retries: int = Field(4, ge=0)  # of one request, waiting twice as long each time
-    actors: int = Field(1, ge=1)  # vLLM engines
-    batch_size: int = Field(64, ge=1)  # questions that an engine takes at once
-    tensor_parallel: int = Field(1, ge=1)
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_model_len: int = Field(4096, ge=64)
-    kv_cache_gib: int = Field(1, ge=1)  # on a CPU
-    tokens_a_second: float = Field(2000.0, gt=0)  # what --dry-run reckons with
-    price_in: float = Field(0.0, ge=0)  # of a million prompt tokens, for --dry-run
-    price_out: float = Field(0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _reachable(self) -> "LlmConfig":
-        if self.engine == "url" and self.model is not None and self.url is None:
-            raise ValueError("engine url needs the address too: set url, as http://host:8000/v1")
-        return self
-
-
 class TeacherLlmConfig(LlmConfig):
     """Free reasoning wants some variety."""
 
     temperature: float = Field(0.7, ge=0)
-
-
-class JudgeLlmConfig(LlmConfig):
-    """A grade is short."""
-
-    max_tokens: int = Field(8, ge=1)
 
 
 class DifficultyConfig(Section):

@@ -9,7 +9,15 @@ from rich.table import Table
 from lrem.files import atomic_file
 
 CATEGORIES = ("question", "alternative", "negative", "knowledge", "easy", "hard", "all")
-NAMES = {"bm25": "BM25", "direct": "direct", "cold_start": "LREM cold start", "lrem": "LREM + RL"}
+NAMES = {
+    "bm25": "BM25",
+    "prompt": "prompt → BM25",
+    "direct": "direct",
+    "cold_start": "LREM cold start",
+    "lrem": "LREM + RL",
+    "rewrite": "LREM's words → BM25",
+    "rrf": "BM25 + LREM, RRF",
+}
 
 Scores = dict[str, dict[str, dict[str, float]]]  # system → category → metric → share
 

@@ -1,0 +1,189 @@
+"""A model folder as mteb sees an encoder, so that any of its retrieval tasks can be run, with and without reasoning.
+
+Knows mteb's protocol and transformers' own generation; does not know tasks, or where results are kept. mteb is a tool
+of development: it is imported when a model is made.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrem.model import RECORD, ReasoningEmbedder, fingerprint
+from lrem.schema import DataError
+from lrem.sequences import pad
+from lrem.settings import ModelConfig
+
+Reason = Literal["never", "always", "auto"]
+INSTALL = "pip install mteb==2.26.24 -c constraints.txt"
+LIMITS = {"budget", "max_query_tokens", "max_item_tokens"}
+
+
+class MtebModel:
+    """The encoder that `mteb.evaluate(model=MtebModel(folder), tasks=[...])` takes. Reads local files only.
+
+    Queries are thought over and embedded; everything else is embedded as an item, also both sides of tasks that have
+    no queries. Prompts of a task are not used: the template has its own.
+
+    Args:
+        folder: what `ReasoningEmbedder.save` wrote.
+        reason: `always` writes one token of thought at least; `never` embeds with an empty thought, as the service
+            does; `auto` thinks where the chance of an empty thought is below `think_below`.
+        limits: overrides the template's token limits where it sets them; texts beyond them are cut.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights.
+        DataError: no such `reason`, or the model was trained without reasoning and is asked to reason.
+        ImportError: mteb is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        reason: Reason = "always",
+        *,
+        think_below: float = 0.5,
+        limits: ModelConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | None = None,
+    ) -> None:
+        folder = Path(folder).resolve()
+        revision = fingerprint(folder)  # first: a folder that is not there would be looked for on the hub
+        self.reason, self.think_below = reason, think_below
+        self.direct = _objective(folder) == "direct"
+        self._check(folder)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = ReasoningEmbedder.load(folder, dtype, limits).eval().to(self.device)
+        # results are kept by these: runs that differ in one must not be taken for each other
+        experiment: dict[str, Any] = {"reason": reason, "dtype": str(dtype).removeprefix("torch.")}
+        experiment |= {"think_below": think_below} if reason == "auto" else {}
+        experiment |= limits.model_dump(include=LIMITS, exclude_none=True) if limits else {}
+        self.mteb_model_meta = _meta(self.model, f"lrem/{folder.name}", revision, experiment)
+
+    def encode(
+        self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: str | None = None, batch_size: int = 32, **_: Any
+    ) -> np.ndarray:
+        """Unit embeddings [N, H] float32 of the `text` of batches: mteb joins a document's title and text there.
+
+        Args:
+            prompt_type: mteb's PromptType, `query` or `document`, or None.
+            batch_size: queries that are thought over together.
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        if prompt_type != "query":
+            return self.model.encode_items(texts)
+        return self.model.encode_queries(texts, self.reasonings(texts, batch_size))
+
+    def reasonings(self, queries: Sequence[str], batch_size: int = 32) -> list[str | None]:
+        """What is embedded with each query: its greedy thought, "" where it is not thought over.
+
+        None for a model that was trained without reasoning: it never saw an empty thought.
+        """
+        if self.direct:
+            return [None] * len(queries)
+        found: list[str | None] = [""] * len(queries)
+        if self.reason == "never":
+            return found
+        prompts = [self.model.renderer.thinking_prompt(query) for query in queries]
+        order = sorted(range(len(queries)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
+        for chosen in _parts(order, batch_size):
+            if self.reason == "auto":
+                chances = self._chances([prompts[i] for i in chosen])
+                chosen = [i for i, chance in zip(chosen, chances, strict=True) if chance < self.think_below]
+            for i, thought in zip(chosen, self._think([prompts[i] for i in chosen]), strict=True):
+                found[i] = thought
+        return found
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """Cosines [N, M] of embeddings [N, H] and [M, H], arrays or tensors."""
+        from mteb.similarity_functions import cos_sim
+
+        return torch.as_tensor(cos_sim(embeddings1, embeddings2))
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """Cosines [N] of embeddings [N, H] and [N, H], row by row."""
+        from mteb.similarity_functions import pairwise_cos_sim
+
+        return torch.as_tensor(pairwise_cos_sim(embeddings1, embeddings2))
+
+    @torch.inference_mode()
+    def _chances(self, prompts: list[list[int]]) -> list[float]:
+        """The chance that `</think>` follows `<think>` at once, for each prompt."""
+        rows = [[*prompt, self.model.renderer.close] for prompt in prompts]
+        batch = pad(rows, [(len(prompt), len(prompt) + 1) for prompt in prompts]).to(self.device)
+        log_probs = self.model(batch).log_probs.sum(1)  # [N]: one token of each row is scored
+        return [float(chance) for chance in log_probs.exp()]
+
+    @torch.inference_mode()
+    def _think(self, prompts: list[list[int]]) -> list[str]:
+        """A greedy thought for each prompt: one ordinary token at least, and closed at the budget."""
+        if not prompts:
+            return []
+        renderer, blank = self.model.renderer, self.model.tokenizer.pad_token_id
+        longest = max(map(len, prompts))
+        gaps = [longest - len(prompt) for prompt in prompts]
+        ids = torch.tensor([[blank] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)])  # [N, L]
+        seen = torch.arange(longest) >= torch.tensor(gaps)[:, None]  # [N, L]
+        stop = [renderer.close, renderer.emb]
+        out = self.model.lm.generate(
+            ids.to(self.device),
+            attention_mask=seen.long().to(self.device),
+            max_new_tokens=renderer.template.budget,
+            min_new_tokens=1,
+            suppress_tokens=list(renderer.no_specials(stop)),
+            eos_token_id=stop,
+            pad_token_id=blank,
+            do_sample=False,
+            repetition_penalty=1.0,  # some models come with one
+        )
+        return [renderer.thought(row) for row in out[:, longest:].tolist()]
+
+    def _check(self, folder: Path) -> None:
+        if self.reason not in get_args(Reason):
+            raise DataError(f"reason='{self.reason}': one of {', '.join(get_args(Reason))}")
+        if self.direct and self.reason != "never":
+            raise DataError(f"{folder}/{RECORD}: the model was trained without reasoning: pass reason='never'")
+
+
+def _objective(folder: Path) -> str | None:
+    """What the model was trained for; None where nothing tells."""
+    file = folder / RECORD
+    return json.loads(file.read_text(encoding="utf-8")).get("objective") if file.exists() else None
+
+
+def _parts(order: list[int], size: int) -> list[list[int]]:
+    """In parts of `size`.
+
+    >>> _parts([3, 1, 2], 2)
+    [[3, 1], [2]]
+    """
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _meta(model: ReasoningEmbedder, name: str, revision: str, experiment: dict[str, Any]) -> Any:
+    """mteb's ModelMeta. What a folder does not tell, as its licence, is None."""
+    try:
+        from mteb.models.model_meta import ModelMeta, ScoringFunction
+    except ImportError as error:
+        raise ImportError(f"MtebModel needs mteb, which cannot be imported ({error}): {INSTALL}") from error
+
+    parameters = list(model.parameters())
+    known = {
+        "name": name,
+        "revision": revision,
+        "framework": ["PyTorch", "Transformers"],
+        "embed_dim": model.dimension,
+        "max_tokens": model.template.max_item_tokens,
+        "similarity_fn_name": ScoringFunction.COSINE,
+        "n_parameters": sum(p.numel() for p in parameters),
+        "n_embedding_parameters": model.lm.get_input_embeddings().weight.numel(),
+        "memory_usage_mb": sum(p.numel() * p.element_size() for p in parameters) / 2**20,
+        "use_instructions": True,  # in mteb's sense: the two sides have forms of their own
+        "experiment_kwargs": experiment,
+    }
+    unknown = {name: None for name, field in ModelMeta.model_fields.items() if field.is_required()}
+    return ModelMeta(**unknown | known)

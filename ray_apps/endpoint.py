@@ -1,0 +1,35 @@
+"""A running service as a system of the evaluation: the same queries over HTTP, one a request as shoppers send them."""
+
+import os
+import time
+from typing import Any
+
+import httpx
+
+from lrem.config import Config
+from lrem.evaluation.assembly import Outcome
+from ray_apps.client import post_search
+from ray_apps.systems import Asked
+
+
+def search_all(config: Config, url: str, asked: Asked, mode: str) -> tuple[Outcome, dict[str, str]]:
+    """Ask every query, one after another; returns what was found and query_id → reasoning.
+
+    Raises:
+        ConnectionError: the service does not answer, answers with an error, or degraded.
+    """
+    key = os.environ.get(config.evaluate.key_variable)
+    rankings: list[list[tuple[str, float]]] = []
+    said: dict[str, str] = {}
+    with httpx.Client() as http:
+        begun = time.monotonic()
+        for query_id, text in zip(asked.ids, asked.texts, strict=True):
+            body = {"query": text, "k": asked.depth, "reason": mode, "complete": True}
+            answer = post_search(http, url, body, key)
+            if answer["degraded"]:
+                raise ConnectionError(f"{url} answered '{text}' without thinking: its reasoner is down or late")
+            result: dict[str, Any] = answer["results"][0]
+            rankings.append([(item["item_id"], item["score"]) for item in result["items"]])
+            said[query_id] = result["reasoning"] or ""
+        seconds = time.monotonic() - begun
+    return Outcome(asked.run(rankings), seconds, sum(map(bool, said.values())) / len(said)), said
