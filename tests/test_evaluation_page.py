@@ -1,13 +1,18 @@
 """The page of an evaluation, read back as HTML: right numbers in right cells, honest sentences, nothing unescaped."""
 
 import copy
+import os
 import re
+import shutil
 import warnings
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page as Tab
+from playwright.sync_api import sync_playwright
 
 from lrem.evaluation.charts import bars, curves, scatter
 from lrem.evaluation.page import frame_of, measured, outcome, write_page
@@ -165,7 +170,7 @@ def test_numbers_stand_in_their_cells(tmp_path: Path) -> None:
     assert list(groups) == ["system", "all (1,200)", "question (300)", "negative (300)", "easy (600)", "hard (600)"]
     assert groups["negative (300)"] == "61.0|58.5 – 63.5"
     assert page.row("Cost", "LREM + RL") == {
-        "system": "LREM + RL", "ms per query": "181.0", "queries thought over, %": "80.0", "tokens a query": "9.1",
+        "system": "LREM + RL", "ms per query": "181.0", "thought over, %": "80.0", "tokens a query": "9.1",
     }  # fmt: skip
     assert page.row("Cost", "BM25")["tokens a query"] == "–"
     assert page.row("Share of the top items without a judgement, percent", "LREM + RL") == {
@@ -196,26 +201,21 @@ def test_comparisons_are_put_into_words(tmp_path: Path) -> None:
 
 def test_probes(tmp_path: Path) -> None:
     report = full_report()
-    titles = {
-        "overrides": "Other reasoning in place of its own",
-        "lengths": "Length of the reasoning",
-        "fusion": "Several reasonings a query",
-    }
-    for key, title in titles.items():
+    for key, head in {"overrides": "reasoning", "lengths": "tokens", "fusion": "reasonings"}.items():
         page = read({name: report[name] for name in ("systems", "slices", "counts", key)}, tmp_path)
-        table = page.tables[f"{title}: nDCG@10, percent"]
+        table = page.tables[f"nDCG@10 by {head}, percent"]
         assert [row[0] for row in table[1:]] == list(report[key])
         assert table[2][1:] == [f"{100 * cell['nDCG@10']:.1f}" for cell in list(report[key].values())[1].values()]
     page = read({name: report[name] for name in ("systems", "counts", "routing")}, tmp_path)
-    assert page.row("When to think: nDCG@10, percent", "always") == {
-        "mode": "always", "queries thought over, %": "100.0", "ms per query": "20.2",
+    assert page.row("nDCG@10 by mode, percent", "always") == {
+        "mode": "always", "thought over, %": "100.0", "ms per query": "20.2",
         "all": "61.0", "question": "64.0", "negative": "67.0", "easy": "70.0", "hard": "73.0",
     }  # fmt: skip
 
 
 def test_a_probe_without_the_primary_measure_shows_one_that_it_has(tmp_path: Path) -> None:
     page = read(full_report() | {"overrides": {"own": {"all": {"hit_rate": 0.123}}}}, tmp_path)
-    assert page.row("Other reasoning in place of its own: HitRate@30, percent", "own") == {
+    assert page.row("HitRate@30 by reasoning, percent", "own") == {
         "reasoning": "own",
         "all (1,200)": "12.3",
     }
@@ -286,20 +286,20 @@ def test_the_sentence_where_the_evidence_is_mixed() -> None:
 def test_the_sentence_of_one_system_of_a_tie_and_of_none() -> None:
     systems = full_report()["systems"]
     assert sentence(systems={"lrem": systems["lrem"]}) == (
-        "LREM + RL reaches a nDCG@10 of 61.2 % (95 % interval 58.7 to 63.7); there is no second system to compare it "
+        "LREM + RL reaches 61.2 % (95 % interval 58.7 to 63.7) on nDCG@10; there is no second system to compare it "
         "with."
     )
     assert sentence(systems={"direct": systems["lrem"], "lrem": systems["lrem"]}) == (
-        "direct and LREM + RL are level at the top: both have a nDCG@10 of 61.2 %."
+        "direct and LREM + RL are level at the top: both reach 61.2 % on nDCG@10."
     )
     nothing = {"lrem": {"all": {"nDCG@10": float("nan")}}}
-    assert sentence(systems=nothing) == "No system has a nDCG@10 over all queries, so none is ahead."
+    assert sentence(systems=nothing) == "No system has a score on nDCG@10 over all queries, so none is ahead."
 
 
 def test_a_minimal_report(tmp_path: Path) -> None:
     report = {"systems": {"a": {"all": {"hit_rate": 0.5}}, "b": {"hard": {"hit_rate": 0.25}}}, "counts": {"queries": 3}}
     page = read(report, tmp_path)
-    assert measured(frame_of(report)) == "Measured: 2 systems with 3 queries."
+    assert measured(frame_of(report)) == "Measured: 2 systems on 3 queries."
     assert page.tables == {
         "All queries, percent": [["system", "hit_rate"], ["a", "*50.0"], ["b", "–"]],
         "hit_rate by group of queries, percent": [["system", "all", "hard"], ["a", "*50.0", "–"], ["b", "–", "*25.0"]],
@@ -425,3 +425,54 @@ def test_charts_draw_what_they_are_given() -> None:
     assert re.findall(r"<use [^>]*fill: var\(--s(\d)\)", points) == ["1", "3"]
     lines = curves([4, 8, 16], {"all": [0.1, None, 0.3]}, "tokens", "P, %", "three")
     assert re.findall(r">(4|8|16|all)<", lines) == ["4", "8", "16", "all"]
+
+
+@pytest.fixture
+def tab() -> Iterator[Tab]:
+    """A Chromium on a telephone's width, in the dark; the page in it must raise no error and load nothing."""
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not found:
+        message = "the page is tested in Chromium: install chromium (Debian, Ubuntu: apt-get install chromium)"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    with sync_playwright() as playwright:
+        # Chromium's sandbox refuses to run as root, as in most containers.
+        args = ["--no-sandbox"] if os.geteuid() == 0 else []
+        with playwright.chromium.launch(executable_path=found[0], args=args) as chromium:
+            page = chromium.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+            page.set_default_timeout(30_000)
+            wrong: list[str] = []
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("console", lambda message: wrong.append(message.text))  # a breach of the page's own policy too
+            loaded: list[str] = []
+            page.on("request", lambda request: loaded.append(request.url))
+            yield page
+            assert wrong == []
+            assert [url for url in loaded if not url.startswith(("file:", "data:"))] == []
+
+
+def test_in_a_browser_it_sorts_and_shows_the_chosen_measure(tab: Tab, tmp_path: Path) -> None:
+    report = full_report()
+    del report["systems"]["direct"]["all"]["RR@10"]
+    tab.goto(write_page(report, tmp_path / "page.html").as_uri())
+    main = tab.locator("table").first
+    button = main.get_by_role("button", name="MRR@10")
+    assert main.locator("tbody th").all_inner_texts() == ["BM25", "direct", "LREM + RL"]
+    button.click()
+    assert main.locator("tbody th").all_inner_texts() == ["LREM + RL", "BM25", "direct"]  # what is missing stays last
+    button.click()
+    assert main.locator("tbody th").all_inner_texts() == ["BM25", "LREM + RL", "direct"]
+    assert main.locator("thead th").nth(2).get_attribute("aria-sort") == "ascending"
+    assert tab.locator(".panel:visible caption").inner_text() == "nDCG@10 by group of queries, percent"
+    tab.get_by_text("Recall@100", exact=True).locator("visible=true").last.click()
+    assert tab.locator(".panel:visible caption").inner_text() == "Recall@100 by group of queries, percent"
+
+
+@pytest.mark.parametrize("text", ["", "x" * 5000, ARABIC])
+def test_in_a_browser_nothing_is_wider_than_a_telephone(text: str, tab: Tab, tmp_path: Path) -> None:
+    tab.goto(write_page(hostile_report(text or "short "), tmp_path / "page.html").as_uri())
+    for detail in tab.locator("summary").all():
+        detail.click()
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"  # dark
+    tab.emulate_media(media="print")
+    assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"  # dark ink on white paper

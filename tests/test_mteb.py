@@ -72,9 +72,28 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def thoughts(tiny_folder: Path) -> list[str]:
+def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with weights far apart: it thinks something else about each query, and about each padding."""
+    made = ReasoningEmbedder.load(tiny_folder)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    folder = tmp_path_factory.mktemp("mteb") / "lively"
+    made.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> ReasoningEmbedder:
+    """The same, loaded."""
+    return ReasoningEmbedder.load(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def thoughts(folder: Path) -> list[str]:
     """Of another implementation: the engine that takes one prompt at a time."""
-    engine = TransformersEngine(str(tiny_folder), RolloutConfig(dtype="float32"))
+    engine = TransformersEngine(str(folder), RolloutConfig(dtype="float32"))
     return engine.reason(QUERIES, must_think=True)
 
 
@@ -87,83 +106,91 @@ def ndcg(model: ReasoningEmbedder, reasonings: list[str]) -> float:
 
 
 def test_a_task_scores_as_the_models_own_embeddings(
-    tiny: ReasoningEmbedder, tiny_folder: Path, thoughts: list[str], tmp_path: Path
+    model: ReasoningEmbedder, folder: Path, thoughts: list[str], tmp_path: Path
 ) -> None:
     cache = mteb.ResultCache(tmp_path)
     found = {}
     for reason, reasonings in (("never", [""] * len(QUERIES)), ("always", thoughts)):
-        model = MtebModel(tiny_folder, reason)
-        [result] = mteb.evaluate(model, [TinyShop()], cache=cache, show_progress_bar=False).task_results
+        adapter = MtebModel(folder, reason)
+        [result] = mteb.evaluate(adapter, [TinyShop()], cache=cache, show_progress_bar=False).task_results
         [scores] = result.scores["test"]
         found[reason] = scores["ndcg_at_10"]
-        assert found[reason] == pytest.approx(ndcg(tiny, reasonings), abs=1e-4)
+        assert found[reason] == pytest.approx(ndcg(model, reasonings), abs=1e-4)
         assert 0 < found[reason] < 1
-        assert cache.load_task_result("TinyShop", model.mteb_model_meta).scores == result.scores
+        kept = cache.load_task_result("TinyShop", adapter.mteb_model_meta)
+        assert kept.scores["test"][0]["ndcg_at_10"] == found[reason]
     assert found["never"] != found["always"]  # so neither came from the other's place in the cache
     assert len(list(tmp_path.rglob("TinyShop.json"))) == 2
 
 
-def test_what_is_embedded(tiny: ReasoningEmbedder, tiny_folder: Path, thoughts: list[str]) -> None:
+def test_what_is_embedded(model: ReasoningEmbedder, folder: Path, thoughts: list[str]) -> None:
     """Batches of prompts of many lengths get the thoughts that each prompt gets alone."""
     assert all(thoughts)
     batch = [{"text": QUERIES[:4]}, {"text": QUERIES[4:]}]
-    always, never = MtebModel(tiny_folder), MtebModel(tiny_folder, "never")
+    always, never = MtebModel(folder), MtebModel(folder, "never")
     assert always.reasonings(QUERIES, 4) == always.reasonings(QUERIES, 1) == thoughts
     assert never.reasonings(QUERIES) == [""] * len(QUERIES)
     with_thoughts = always.encode(batch, prompt_type=PromptType.query, batch_size=4)
-    np.testing.assert_allclose(with_thoughts, tiny.encode_queries(QUERIES, thoughts), atol=1e-6)
+    np.testing.assert_allclose(with_thoughts, model.encode_queries(QUERIES, thoughts), atol=1e-6)
     without = never.encode(batch, prompt_type=PromptType.query)
-    np.testing.assert_allclose(without, tiny.encode_queries(QUERIES, [""] * len(QUERIES)), atol=1e-6)
+    np.testing.assert_allclose(without, model.encode_queries(QUERIES, [""] * len(QUERIES)), atol=1e-6)
     assert np.abs(with_thoughts - without).max(1).min() > 1e-3
-    items = tiny.encode_items(QUERIES)
+    items = model.encode_items(QUERIES)
     for prompt_type in (PromptType.document, None):
         np.testing.assert_allclose(always.encode(batch, prompt_type=prompt_type), items, atol=1e-6)
     np.testing.assert_allclose(always.similarity(without, items), without @ items.T, atol=1e-6)
     np.testing.assert_allclose(always.similarity_pairwise(3 * without, items), (without * items).sum(1), atol=1e-6)
 
 
-def test_auto_thinks_where_nothing_is_unlikely(tiny: ReasoningEmbedder, tiny_folder: Path, thoughts: list[str]) -> None:
-    prompts = [torch.tensor([tiny.renderer.thinking_prompt(query)]) for query in QUERIES]
+def test_auto_thinks_where_nothing_is_unlikely(model: ReasoningEmbedder, folder: Path, thoughts: list[str]) -> None:
+    prompts = [torch.tensor([model.renderer.thinking_prompt(query)]) for query in QUERIES]
     with torch.no_grad():
-        chances = [tiny.lm(ids).logits[0, -1].softmax(-1)[tiny.renderer.close].item() for ids in prompts]
+        chances = [model.lm(ids).logits[0, -1].softmax(-1)[model.renderer.close].item() for ids in prompts]
     middle = sum(sorted(chances)[2:4]) / 2
     expected = [thought if chance < middle else "" for thought, chance in zip(thoughts, chances, strict=True)]
     assert expected.count("") == 3
-    assert MtebModel(tiny_folder, "auto", think_below=middle).reasonings(QUERIES, 4) == expected
+    assert MtebModel(folder, "auto", think_below=middle).reasonings(QUERIES, 4) == expected
 
 
-def test_the_meta_tells_models_and_settings_apart(tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
-    model = MtebModel(tiny_folder, "auto", think_below=0.25, limits=ModelConfig(budget=3))
-    meta = model.mteb_model_meta
-    assert isinstance(model, mteb.EncoderProtocol)
-    assert not isinstance(model, mteb.SearchProtocol)
-    assert (meta.name, meta.revision) == ("lrem/tiny", fingerprint(tiny_folder))
-    assert (meta.embed_dim, meta.max_tokens) == (tiny.dimension, 96)
+def test_the_meta_tells_models_and_settings_apart(model: ReasoningEmbedder, folder: Path) -> None:
+    adapter = MtebModel(folder, "auto", think_below=0.25, limits=ModelConfig(budget=3))
+    meta = adapter.mteb_model_meta
+    assert isinstance(adapter, mteb.EncoderProtocol)
+    assert not isinstance(adapter, mteb.SearchProtocol)
+    assert (meta.name, meta.revision) == ("lrem/lively", fingerprint(folder))
+    assert (meta.embed_dim, meta.max_tokens) == (model.dimension, 96)
     assert (meta.similarity_fn_name.value, meta.framework) == ("cosine", ["PyTorch", "Transformers"])
-    assert meta.n_parameters == sum(p.numel() for p in tiny.parameters())
+    assert meta.n_parameters == sum(p.numel() for p in model.parameters())
     assert meta.experiment_kwargs == {"reason": "auto", "dtype": "float32", "think_below": 0.25, "budget": 3}
-    model.think_below = 1.0
-    lengths = [len(tiny.renderer.text_ids(thought)) for thought in model.reasonings(QUERIES) if thought]
-    assert lengths
-    assert max(lengths) < 16
+
+
+def test_limits_override_the_folders_own(model: ReasoningEmbedder, folder: Path) -> None:
+    """A budget of one token: the likeliest of those that are not special, </think> included."""
+    renderer, first = model.renderer, []
+    for query in QUERIES:
+        with torch.no_grad():
+            logits = model.lm(torch.tensor([renderer.thinking_prompt(query)])).logits[0, -1]
+        logits[sorted(renderer.special)] = -torch.inf
+        first.append(renderer.thought([int(logits.argmax())]))
+    assert MtebModel(folder, limits=ModelConfig(budget=1)).reasonings(QUERIES) == first
 
 
 def test_a_model_trained_without_reasoning_is_embedded_as_it_was_trained(
-    tiny: ReasoningEmbedder, tmp_path: Path
+    model: ReasoningEmbedder, tmp_path: Path
 ) -> None:
-    tiny.save(tmp_path / "direct", record={"objective": "direct"})
+    model.save(tmp_path / "direct", record={"objective": "direct"})
     with pytest.raises(DataError, match="trained without reasoning: pass reason='never'"):
         MtebModel(tmp_path / "direct")
     found = MtebModel(tmp_path / "direct", "never").encode([{"text": QUERIES}], prompt_type=PromptType.query)
-    np.testing.assert_allclose(found, tiny.encode_queries(QUERIES, [None] * len(QUERIES)), atol=1e-6)
+    np.testing.assert_allclose(found, model.encode_queries(QUERIES, [None] * len(QUERIES)), atol=1e-6)
 
 
-def test_what_is_missing_is_named(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no \*.safetensors"):
         MtebModel(tmp_path / "none")
     with pytest.raises(DataError, match="reason='often': one of never, always, auto"):
-        MtebModel(tiny_folder, "often")  # type: ignore[arg-type]
+        MtebModel(folder, "often")  # type: ignore[arg-type]
     for name in [name for name in sys.modules if name.split(".")[0] == "mteb"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match="pip install mteb==2.26.24 -c constraints.txt"):
-        MtebModel(tiny_folder)
+        MtebModel(folder)

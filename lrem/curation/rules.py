@@ -42,13 +42,13 @@ def clean(reasoning: str, query: str, rules: Rules = Rules()) -> str:
     >>> clean("wh-1000xm5, headphones", "sony wh-1000xm4", Rules())
     'headphones'
     """
-    said = set(query.lower().split())
+    said = set(words(query))
     own = literals(query)
     target = _target(query, rules.brands) if rules.brands else set()
     kept: list[str] = []
     for phrase in reasoning.lower().split(SEPARATOR):
         phrase = " ".join(phrase.split())
-        if not phrase or phrase in kept or phrase in rules.banned or set(phrase.split()) <= said:
+        if not phrase or phrase in kept or phrase in rules.banned or set(words(phrase)) <= said:
             continue
         if (own and literals(phrase) - own) or (target and names(phrase, rules.brands) - target):
             continue

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.ticker import LogLocator
 
 INK, SOFT, LINE, CARD = "#1b1f24", "#59636e", "#d5dae0", "#fefefe"
 SERIES = ("#0b5cad", "#c65d00", "#0f7b4c", "#7b4fb5", "#b3303b", "#0b8091", "#8a6d00", "#b8478f")
@@ -62,7 +62,7 @@ def bars(
                 if value is not None and span is not None:
                     axes.plot([place, place], span, color=INK, linewidth=1)
         axes.set_xticks(range(len(groups)), [short(group) for group in groups])
-        axes.set(ylabel=label, xlim=(-0.5, len(groups) - 0.5))
+        axes.set(ylabel=short(label, 40), xlim=(-0.5, len(groups) - 0.5))
         axes.set_ylim(0, min(1.0, axes.get_ylim()[1]))
         axes.grid(axis="x", visible=False)
         return _inline(figure, name, f"Bar chart: {label}, by group of queries")
@@ -73,7 +73,7 @@ def scatter(points: Mapping[int, tuple[float, float]], x_label: str, y_label: st
 
     points: place in the legend, from 0 → (x > 0, y as a share).
     """
-    with _axes(8.0, 3.6) as (figure, axes):
+    with _axes(5.5, 3.4) as (figure, axes):
         for i, (x, y) in points.items():
             axes.plot(x, y, "o", markersize=17, color=colour(i), markeredgecolor=CARD)
             axes.annotate(str(i + 1), (x, y), ha="center", va="center_baseline", color=CARD, weight="bold", size=9)
@@ -86,7 +86,7 @@ def scatter(points: Mapping[int, tuple[float, float]], x_label: str, y_label: st
         else:
             axes.set_xlim(0, 1.12 * max(across))
         axes.margins(0.12, 0.18)
-        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set(xlabel=x_label, ylabel=short(y_label, 40))
         return _inline(figure, name, f"Scatter chart: {y_label}, against {x_label}")
 
 
@@ -101,7 +101,7 @@ def curves(x: Sequence[float], series: Mapping[str, Values], x_label: str, y_lab
                 axes.annotate(short(title), known[-1], (7, 0), textcoords="offset points", va="center", color=colour(i))
         axes.set_xticks(x, [f"{value:g}" for value in x])
         axes.margins(0.05, 0.2)
-        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set(xlabel=x_label, ylabel=short(y_label, 40))
         return _inline(figure, name, f"Line chart: {y_label}, by {x_label}")
 
 
@@ -128,7 +128,7 @@ def _axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g}")
         yield figure, axes
 
 
@@ -145,7 +145,12 @@ def _inline(figure: Figure, name: str, title: str) -> str:
         node.attrib = {key.rpartition("}")[2]: _themed(key, text, name) for key, text in node.attrib.items()}
     width = float(root.attrib.pop("width").removesuffix("pt"))
     root.attrib.pop("height")
-    root.attrib |= {"class": "chart", "role": "img", "aria-label": title, "style": f"width: {width / 12:.1f}rem"}
+    root.attrib |= {
+        "class": "chart",
+        "role": "img",
+        "aria-label": title,
+        "style": f"--full: {width / 12:.1f}rem; width: var(--full)",
+    }
     return ElementTree.tostring(root, encoding="unicode")
 
 

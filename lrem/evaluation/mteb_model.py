@@ -7,7 +7,8 @@ of development: it is imported when a model is made.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from lrem.model import RECORD, ReasoningEmbedder, fingerprint
 from lrem.schema import DataError
 from lrem.sequences import pad
 from lrem.settings import ModelConfig
+
+if TYPE_CHECKING:
+    from mteb.models.model_meta import ModelMeta
 
 Reason = Literal["never", "always", "auto"]
 INSTALL = "pip install mteb==2.26.24 -c constraints.txt"
@@ -51,6 +55,7 @@ class MtebModel:
         dtype: torch.dtype = torch.float32,
         device: str | None = None,
     ) -> None:
+        metas = _model_metas()
         folder = Path(folder).resolve()
         revision = fingerprint(folder)  # first: a folder that is not there would be looked for on the hub
         self.reason, self.think_below = reason, think_below
@@ -62,7 +67,7 @@ class MtebModel:
         experiment: dict[str, Any] = {"reason": reason, "dtype": str(dtype).removeprefix("torch.")}
         experiment |= {"think_below": think_below} if reason == "auto" else {}
         experiment |= limits.model_dump(include=LIMITS, exclude_none=True) if limits else {}
-        self.mteb_model_meta = _meta(self.model, f"lrem/{folder.name}", revision, experiment)
+        self.mteb_model_meta = _meta(metas, self.model, f"lrem/{folder.name}", revision, experiment)
 
     def encode(
         self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: str | None = None, batch_size: int = 32, **_: Any
@@ -164,13 +169,19 @@ def _parts(order: list[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _meta(model: ReasoningEmbedder, name: str, revision: str, experiment: dict[str, Any]) -> Any:
-    """mteb's ModelMeta. What a folder does not tell, as its licence, is None."""
+def _model_metas() -> ModuleType:
+    """mteb's module of that name."""
     try:
-        from mteb.models.model_meta import ModelMeta, ScoringFunction
+        from mteb.models import model_meta
     except ImportError as error:
         raise ImportError(f"MtebModel needs mteb, which cannot be imported ({error}): {INSTALL}") from error
+    return model_meta
 
+
+def _meta(
+    metas: ModuleType, model: ReasoningEmbedder, name: str, revision: str, experiment: dict[str, Any]
+) -> "ModelMeta":
+    """What a folder does not tell, as its licence, is None."""
     parameters = list(model.parameters())
     known = {
         "name": name,
@@ -178,12 +189,13 @@ def _meta(model: ReasoningEmbedder, name: str, revision: str, experiment: dict[s
         "framework": ["PyTorch", "Transformers"],
         "embed_dim": model.dimension,
         "max_tokens": model.template.max_item_tokens,
-        "similarity_fn_name": ScoringFunction.COSINE,
+        "similarity_fn_name": metas.ScoringFunction.COSINE,
         "n_parameters": sum(p.numel() for p in parameters),
         "n_embedding_parameters": model.lm.get_input_embeddings().weight.numel(),
         "memory_usage_mb": sum(p.numel() * p.element_size() for p in parameters) / 2**20,
         "use_instructions": True,  # in mteb's sense: the two sides have forms of their own
         "experiment_kwargs": experiment,
     }
-    unknown = {name: None for name, field in ModelMeta.model_fields.items() if field.is_required()}
-    return ModelMeta(**unknown | known)
+    required = [field for field, info in metas.ModelMeta.model_fields.items() if info.is_required()]
+    meta: ModelMeta = metas.ModelMeta(**dict.fromkeys(required) | known)
+    return meta

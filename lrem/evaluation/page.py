@@ -193,22 +193,22 @@ def measured(frame: Frame) -> str:
     """What was measured, in one sentence."""
     counts, number = frame.part("counts"), len(frame.report["systems"])
     many = [f"{counts[what]:,} {what}" for what in ("queries", "items", "judgements") if counts.get(what) is not None]
-    return f"Measured: {number} system{'s' * (number > 1)}{' with ' * bool(many)}{', '.join(many)}."
+    return f"Measured: {number} system{'s' * (number > 1)}{' on ' * bool(many)}{', '.join(many)}."
 
 
 def outcome(frame: Frame) -> str:
     """The best system on the primary measure against the second, in one sentence that claims no more than is known."""
     scores = {name: known(frame.score(name, "all", frame.primary)) for name in frame.report["systems"]}
     ranked = sorted(((name, score) for name, score in scores.items() if score is not None), key=lambda pair: -pair[1])
-    measure = frame.measures.get(frame.primary, "score")
+    measure = frame.measures.get(frame.primary, "any measure")
     if not ranked:
-        return f"No system has a {measure} over all queries, so none is ahead."
+        return f"No system has a score on {measure} over all queries, so none is ahead."
     said = [f"{percent(score)} %{_between(frame.interval(name, 'all', frame.primary))}" for name, score in ranked[:2]]
     best, second = frame.name(ranked[0][0]), frame.name(ranked[-1 if len(ranked) < 2 else 1][0])
     if len(ranked) == 1:
-        return f"{best} reaches a {measure} of {said[0]}; there is no second system to compare it with."
+        return f"{best} reaches {said[0]} on {measure}; there is no second system to compare it with."
     if ranked[0][1] == ranked[1][1]:
-        return f"{best} and {second} are level at the top: both have a {measure} of {percent(ranked[0][1])} %."
+        return f"{best} and {second} are level at the top: both reach {percent(ranked[0][1])} % on {measure}."
     lead = _lead(frame, ranked[0][0], ranked[1][0], ranked[0][1] - ranked[1][1])
     return f"{best} has the highest {measure}, {said[0]}, before {second} with {said[1]}: {lead}."
 
@@ -289,7 +289,7 @@ def _probes(frame: Frame) -> Iterator[dict[str, Any]]:
     """What each probe measured: a table by slice, and a curve where its rows are numbers."""
     if routing := frame.part("routing"):
         more = {
-            "queries thought over, %": [_share(row.get("thinks")) for row in routing.values()],
+            "thought over, %": [_share(row.get("thinks")) for row in routing.values()],
             "ms per query": [
                 Cell(plain(row.get("ms_per_query")), known(row.get("ms_per_query"))) for row in routing.values()
             ],
@@ -314,7 +314,7 @@ def _probe(
         for name, *cells in zip(scores, *more.values(), strict=True)
     ]
     label = frame.measures.get(measure, measure)
-    grid = Grid(f"{title}: {label}, percent", [head, *more, *map(frame.head, slices)], rows)
+    grid = Grid(f"{label} by {head}, percent", [head, *more, *map(frame.head, slices)], rows)
     chart = None
     if key in ("lengths", "fusion") and len(scores) > 1:
         steps = sorted(scores, key=float)

@@ -25,6 +25,8 @@ Scores = dict[str, dict[str, dict[str, float]]]  # system → category → metri
 def table(title: str, scores: Scores, k: dict[str, int]) -> Table:
     """Rows are systems, columns categories; a cell is HitRate / Precision in percent."""
     columns = [c for c in CATEGORIES if any(c in row for row in scores.values())]
+    columns = list(dict.fromkeys([*columns[:-1], *(c for row in scores.values() for c in row if "=" not in c), "all"]))
+    columns.append(columns.pop(columns.index("all")))
     grid = Table(title=f"{title}: HitRate@{k['hit_rate']} / Precision@{k['precision']}, %")
     grid.add_column("", no_wrap=True)
     for column in columns:
@@ -33,6 +35,36 @@ def table(title: str, scores: Scores, k: dict[str, int]) -> Table:
         cells = (f"{100 * row[c]['hit_rate']:.1f}/{100 * row[c]['precision']:.1f}" for c in columns)
         grid.add_row(NAMES.get(name, name), *cells)
     return grid
+
+
+def overview(report: dict[str, Any]) -> Table:
+    """Rows are systems; columns the main measures over all queries, the primary one with its interval, and the cost."""
+    primary, names = report["primary"], report["measures"]
+    shown = list(dict.fromkeys([primary, "nDCG@10", "RR@10", "R@100", "Success@1"]))
+    grid = Table(title="all queries, % (95 % interval over queries)")
+    for column in ("", *(names[name] for name in shown), "ms a query", "thinks"):
+        grid.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, row in report["systems"].items():
+        low, high = report["intervals"].get(name, {}).get("all", {}).get(primary, (None, None))
+        ends = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+        cells = [f"{100 * row['all'][measure]:.1f}{ends if measure == primary else ''}" for measure in shown]
+        spent = report["cost"][name]
+        thinks = f"{100 * spent['thinks']:.0f} %" if "thinks" in spent else ""
+        grid.add_row(report["names"].get(name, name), *cells, f"{spent['ms_per_query']:.1f}", thinks)
+    return grid
+
+
+def in_words(row: dict[str, Any], names: dict[str, str]) -> str:
+    """One paired test in words.
+
+    >>> row = {"a": "lrem", "b": "bm25", "slice": "all", "measure": "AP", "difference": 0.02, "p_holm": 0.3}
+    >>> in_words(row | {"low": -0.01, "high": 0.05}, {"lrem": "LREM"})
+    'LREM less bm25, all: +2.0 (-1.0 to +5.0), p 0.300, not significant'
+    """
+    ours, theirs = (names.get(row[side], row[side]) for side in ("a", "b"))
+    ends = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+    verdict = "" if row["p_holm"] < 0.05 else ", not significant"
+    return f"{ours} less {theirs}, {row['slice']}: {ends}, p {row['p_holm']:.3f}{verdict}"
 
 
 def saturation(scores: Scores, k: int) -> str | None:
@@ -51,6 +83,11 @@ def saturation(scores: Scores, k: int) -> str | None:
 def print_tables(console: Console, report: dict[str, Any]) -> None:
     """The systems, the overrides, and the note on k."""
     console.print(table("systems", report["systems"], report["k"]))
+    if "intervals" in report:
+        console.print(overview(report))
+        for row in report["comparisons"]:
+            if row["slice"] == "all":
+                console.print(in_words(row, report["names"]), highlight=False)
     if report["overrides"]:
         console.print(table("override of the reasoning", report["overrides"], report["k"]))
     if routing := report["routing"]:

@@ -1,0 +1,79 @@
+"""A catalogue alone against real queries: bootstrap, cold start, RL and evaluation on Amazon's ESCI, within minutes.
+
+    python benchmarks/esci.py --data FOLDER
+
+FOLDER holds items.parquet (item_id, title, …), queries.parquet (query_id, query, esci_source) and qrels.parquet
+(query_id, item_id, esci_label) of the Shopping Queries data set (Apache-2.0). Neither the queries nor the judgements are
+trained on. Grades are the data set's gains times 100; an item counts as relevant from --relevant-from.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from lrem.config import load_config
+from lrem.evaluation.report import print_tables
+from lrem.files import write_json
+from ray_apps.cluster import cluster
+from ray_apps.stages import run_stage
+
+CONFIG = Path(__file__).parent.parent / "configs" / "catalogue.yaml"
+STAGES = ("import", "bootstrap", "cold-start", "direct", "reinforce", "embed", "index", "evaluate")
+GRADES = "{E: 100, S: 10, C: 1, I: 0}"
+PROBES = ("overrides", "routing", "lengths", "fusion")
+KEPT = ("measures", "primary", "systems", "intervals", "comparisons", *PROBES, "cost")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the data set")
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--folder", type=Path, default=Path("runs/esci"), help="where the run is kept")
+    parser.add_argument("--sentence-transformers", nargs="*", default=[], help="model folders to compare with")
+    parser.add_argument("--relevant-from", type=int, default=1)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/esci.json"))
+    parser.add_argument("overrides", nargs="*", help="settings to change")
+    given = parser.parse_args()
+    missing = [name for name in ("items", "queries", "qrels") if not (given.data / f"{name}.parquet").exists()]
+    if missing:
+        sys.exit(f"skipped: {given.data} has no {missing[0]}.parquet: pass the folder of the ESCI sample as --data")
+    settings = [
+        f"run_dir={given.folder}",
+        f"sources.catalogue={given.data / 'items.parquet'}",
+        f"sources.queries={given.data / 'queries.parquet'}",
+        f"sources.judgements={given.data / 'qrels.parquet'}",
+        "sources.columns={grade: esci_label, queries/category: esci_source}",
+        f"sources.grades={GRADES}",
+        f"evaluate.relevant_from={given.relevant_from}",
+        f"evaluate.sentence_transformers={json.dumps(given.sentence_transformers)}",
+        *given.overrides,
+    ]
+    config = load_config(given.config, settings)
+    begun = time.monotonic()
+    with cluster(config):
+        results = {name: run_stage(name, config) for name in given.stages}
+    minutes = round((time.monotonic() - begun) / 60, 1)
+    if "evaluate" not in results:
+        return
+    report = results["evaluate"]
+    print_tables(Console(width=160), report)
+    made = {
+        "minutes": minutes,
+        "cores": os.cpu_count(),
+        "seconds": {name: result["seconds"] for name, result in results.items()},
+        "curation": results.get("bootstrap", {}),
+        "settings": report["settings"],
+        "versions": report["versions"],
+    }
+    write_json({name: report[name] for name in KEPT} | made, given.out)
+    print(f"{minutes} minutes; {given.out}, {config.run_dir / 'evaluation.html'}")
+
+
+if __name__ == "__main__":
+    main()

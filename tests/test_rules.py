@@ -1,0 +1,151 @@
+"""The keyword rules one by one, and what holds for every list that they clean."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lrem.curation.rules import ELSEWHERE, Rules, brand_name, clean, names
+
+BRANDS = frozenset({"nike", "adidas", "new balance", "t fal", "the north face"})
+# Words that meet in queries and lists, so that every rule has work to do.
+WORD = st.sampled_from(
+    [
+        "nike",
+        "New",
+        "balance",
+        "adidas",
+        "shoe",
+        "shoes",
+        "red",
+        "RED",
+        "wh-1000xm4",
+        "xm5",
+        "42",
+        "Coat",
+        "ß",
+        "İ",
+        "é",
+    ]
+)
+PHRASE = st.lists(WORD, max_size=4).map(" ".join)
+LISTS = st.lists(st.one_of(PHRASE, st.text(max_size=12)), max_size=10).map(",".join)
+RULES = st.builds(
+    Rules,
+    st.frozensets(PHRASE.map(str.lower), max_size=3),
+    st.sampled_from([frozenset[str](), BRANDS]),
+    st.one_of(st.none(), st.integers(1, 12)),
+    st.just(Rules().count),
+)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "query", "kept"),
+    [
+        # a brand is asked for: no other brand; its own, and what names none, stay
+        ("nike pegasus, Adidas, adidas ultraboost, running shoe", "adidas trainers", "adidas ultraboost, running shoe"),
+        ("new balance 574 alternative, new balance", "nike shoes", ""),
+        ("new, balance board", "nike shoes", "new, balance board"),  # a part of a brand's name is no brand
+        ("T-fal pan, tefal pan, lid", "T-fal cookware", "t-fal pan, tefal pan, lid"),
+        ("nike, adidas", "nike or adidas trainers", ""),  # said already, both of them
+        ("nike sock, adidas sock, puma sock", "nike or adidas trainers", "nike sock, adidas sock, puma sock"),
+        # a brand is named only to get another one: every brand may come
+        ("adidas ultraboost, running shoe", "nike pegasus alternative", "adidas ultraboost, running shoe"),
+        ("adidas, new balance", "cheaper than nike", "adidas, new balance"),
+        ("adidas ultraboost", "trainers not nike", "adidas ultraboost"),
+        ("adidas ultraboost", "non-nike trainers", "adidas ultraboost"),
+        # no brand is named: every brand may come
+        ("nike pegasus, adidas ultraboost", "shoes to run in", "nike pegasus, adidas ultraboost"),
+    ],
+)
+def test_the_brand_guard(reasoning: str, query: str, kept: str) -> None:
+    assert clean(reasoning, query, Rules(brands=BRANDS)) == kept
+
+
+def test_without_brands_there_is_no_guard() -> None:
+    assert clean("nike pegasus", "adidas trainers") == "nike pegasus"
+
+
+@pytest.mark.parametrize("word", ["like", "instead", "without", "alternatives", "dupe", "for", "vs"])
+def test_a_word_that_sends_elsewhere_stands_alone(word: str) -> None:
+    assert ELSEWHERE.search(f"shoes {word} nike")
+    assert not ELSEWHERE.search(f"shoes x{word}x nike")
+
+
+def test_names_are_whole_words_of_up_to_four() -> None:
+    assert names("The North-Face jacket by Adidas", BRANDS) == {"the north face", "adidas"}
+    assert names("north face nikes", BRANDS) == set()
+    assert names("a b c d e", {"a b c d", "a b c d e"}) == {"a b c d"}
+    assert brand_name(" The  NORTH-Face®") == "the north face"
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "query", "kept"),
+    [
+        ("wh-1000xm5, xm4 case, headphones", "sony wh-1000xm4", "headphones"),  # xm4 is another word than wh-1000xm4
+        ("wh-1000xm4 case, headphones", "sony wh-1000xm4", "wh-1000xm4 case, headphones"),
+        ("iphone 15, iphone 14 case", "iphone 14", "iphone 14 case"),
+        (
+            "2 person tent, 3 season bag",
+            "camping weekend",
+            "2 person tent, 3 season bag",
+        ),  # none asked for: any may come
+    ],
+)
+def test_a_literal_is_the_querys_own_or_none(reasoning: str, query: str, kept: str) -> None:
+    assert clean(reasoning, query) == kept
+
+
+def test_what_is_banned_goes_as_a_whole_phrase() -> None:
+    rules = Rules(banned=frozenset({"free shipping", "best"}))
+    assert clean("Free  Shipping, best, best helmet, free", "ride", rules) == "best helmet, free"
+
+
+def test_a_phrase_of_the_querys_words_says_nothing() -> None:
+    assert clean("bike, ride bike, bike lamp, Ride", "Ride a bike") == "bike lamp"
+    assert clean("bike, rain coat, Rain", "what do i need for rain, with a bike?") == "rain coat"
+
+
+def test_the_budget_cuts_whole_phrases_and_all_that_follows() -> None:
+    said = "rubber boots, umbrella, warm rain coat, hat"  # 2 words, comma, 1, comma, 3, comma, 1: 10 with the commas
+    kept = {
+        1: "",
+        2: "rubber boots",
+        3: "rubber boots",
+        4: "rubber boots, umbrella",
+        7: "rubber boots, umbrella",  # the coat needs 8; the hat would fit, but comes after it
+        8: "rubber boots, umbrella, warm rain coat",
+        10: "rubber boots, umbrella, warm rain coat, hat",
+    }
+    assert {budget: clean(said, "storm", Rules(budget=budget)) for budget in kept} == kept
+    assert clean(said, "storm", Rules(budget=15, count=len)) == "rubber boots"  # 12 letters; with the umbrella 22
+    assert (
+        clean("umbrella, umbrella, hat", "storm", Rules(budget=3)) == "umbrella, hat"
+    )  # what is dropped costs nothing
+
+
+def phrases(text: str) -> list[str]:
+    return [" ".join(part.split()) for part in text.lower().split(",")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(LISTS, PHRASE, RULES)
+def test_what_holds_for_every_list(reasoning: str, query: str, rules: Rules) -> None:
+    kept = clean(reasoning, query, rules)
+    assert clean(kept, query, rules) == kept
+    given_phrases, kept_phrases = phrases(reasoning), kept.split(", ") if kept else []
+    rest = iter(given_phrases)
+    assert all(phrase in rest for phrase in kept_phrases)  # each from the list, in its order
+    assert len(kept_phrases) == len(set(kept_phrases))
+    assert len("".join(kept_phrases)) <= len("".join(given_phrases))
+    assert not set(kept_phrases) & rules.banned
+    assert rules.budget is None or len(re.findall(r"\w+|,", kept)) <= rules.budget
+
+
+@settings(max_examples=100, deadline=None)
+@given(LISTS, PHRASE, RULES, st.integers(1, 12))
+def test_a_smaller_budget_keeps_a_beginning(reasoning: str, query: str, rules: Rules, budget: int) -> None:
+    whole = clean(reasoning, query, rules._replace(budget=None))
+    kept = clean(reasoning, query, rules._replace(budget=budget))
+    assert whole.split(", ")[: len(kept.split(", "))] == kept.split(", ") or kept == ""
