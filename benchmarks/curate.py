@@ -7,7 +7,7 @@ turned round from pair to pair. Ray's own start and end are not counted; the sta
 Steps, told apart by when their parts appeared: cut (reads all, finds near-duplicates), find, teach, judge, write.
 Memory is that of the driver and all processes of its Ray, once a second: resident pages less shared ones, so without
 the object store and mapped libraries. Of a step it is flat where the median over its last quarter of rows is at most
-10 % above that of its second quarter; the first is left out, since actors start in it.
+10 % above that of its second quarter, for the driver, the actors and the rest alike; in the first actors start.
 """
 
 import argparse
@@ -44,10 +44,12 @@ PACKAGES = ("ray", "pyarrow", "bm25s", "numpy", "scipy")
 INPUTS = {"queries": QUERIES, "qrels": QRELS, "teacher": REASONINGS}
 OUTPUTS = ("triplets.parquet", "rl_pairs.parquet", "test.parquet")
 WORKED = {"find": "found", "teach": "taught", "judge": "decided"}  # step → folder of its parts
+TOGETHER = "find, teach and judge"
 STEPS = ("cut", *WORKED, "write")
+SPEEDS = ("rows/s", "rows/s once started")
 FLAT = 0.10  # growth that still counts as flat
 SAMPLE_S = 1.0
-LEAST_SAMPLES = 5  # of a quarter, to say anything about it
+LEAST_SAMPLES = 3  # of a quarter, to say anything about it
 CHUNK = 50_000  # queries made at a time
 
 # The shop: families of items share some words; a query asks for one family, by its words or, as most, by others.
@@ -70,6 +72,9 @@ class Sample(NamedTuple):
     driver: float
     actors: float  # those that do parts
     ray: float  # everything else of Ray
+
+
+KINDS = (*Sample._fields[1:], "all")
 
 
 class Run(NamedTuple):
@@ -248,8 +253,16 @@ def one_run(inputs: Path, run_dir: Path, actors: int) -> Run:
 def speeds(run: Run, rows: int) -> dict[str, float]:
     """Rows/s of each step and overall."""
     taken = {step: end - begin for step, (begin, end) in run.steps.items()}
-    taken |= {"find, teach and judge": sum(taken[step] for step in WORKED), "overall": sum(taken.values())}
+    taken |= {TOGETHER: sum(taken[step] for step in WORKED), "overall": sum(taken.values())}
     return {step: round(rows / seconds, 1) for step, seconds in taken.items()}
+
+
+def running(run: Run, rows: int, actors: int) -> dict[str, float]:
+    """Rows/s of the steps of parts from when every actor has done one: without their start."""
+    counts = {step: (len(at) - actors) / len(at) * rows for step, at in run.parts.items()}
+    taken = {step: float(at[-1] - at[actors - 1]) for step, at in run.parts.items()}
+    speed = {step: round(counts[step] / taken[step], 1) for step in taken}
+    return speed | {TOGETHER: round(sum(counts.values()) / sum(taken.values()) / len(counts), 1)}
 
 
 def memory(run: Run, step: str, rows: int) -> dict[str, Any]:
@@ -261,24 +274,25 @@ def memory(run: Run, step: str, rows: int) -> dict[str, Any]:
     at = np.array([sample.at for sample in taken])
     parts = run.parts.get(step)
     done = (at - begin) / (end - begin) if parts is None else np.searchsorted(parts, at, side="right") / len(parts)
-    sides = np.array([sample[1:] for sample in taken])  # [S, driver actors ray]
-    whole = sides.sum(axis=1)
+    sides = np.array([[*sample[1:], sum(sample[1:])] for sample in taken])  # [S, KINDS]
+    whole = sides[:, -1]
     marks = (0.25, 0.5, 0.75, 1.0)
     found = {
         "samples": len(taken),
         "peak MB": round(float(whole.max()), 1),
         "MB at": {f"{mark:.0%}": round(float(whole[np.abs(done - mark).argmin()]), 1) for mark in marks},
     }
-    second, last = whole[(done > 0.25) & (done <= 0.5)], whole[done > 0.75]
-    if step in WORKED and min(len(second), len(last)) >= LEAST_SAMPLES:
-        middle, late = float(np.median(second)), float(np.median(last))
+    second, last = sides[(done > 0.25) & (done <= 0.5)], sides[done > 0.75]
+    if step != "cut" and min(len(second), len(last)) >= LEAST_SAMPLES:
         settled = done > 0.25
-        slopes = [np.polyfit(done[settled] * rows / 1e5, side[settled], 1)[0] for side in (whole, *sides.T)]
-        kinds = ("all", *Sample._fields[1:])
+        slopes = np.polyfit(done[settled] * rows / 1e5, sides[settled], 1)[0]
+        before, after = np.median(second, axis=0), np.median(last, axis=0)
+        ratios = {kind: after[i] / before[i] for i, kind in enumerate(KINDS) if before[i] > 0}
         found |= {
-            "MB per 100,000 rows": {kind: round(float(slope), 2) for kind, slope in zip(kinds, slopes, strict=True)},
-            "quarter 4 to quarter 2": round(late / middle, 3),
-            "flat": late <= (1 + FLAT) * middle,
+            "median MB of quarter 4": {kind: round(float(after[i]), 1) for i, kind in enumerate(KINDS)},
+            "MB per 100,000 rows": {kind: round(float(slopes[i]), 2) for i, kind in enumerate(KINDS)},
+            "quarter 4 to quarter 2": {kind: round(float(ratio), 3) for kind, ratio in ratios.items()},
+            "flat": all(ratio <= 1 + FLAT for ratio in ratios.values()),
         }
     return found
 
@@ -289,10 +303,16 @@ def told(run: Run, rows: int, actors: int) -> dict[str, Any]:
         "actors": actors,
         "seconds": {step: round(end - begin, 1) for step, (begin, end) in run.steps.items()},
         "rows/s": speeds(run, rows),
+        "rows/s once started": running(run, rows, actors),
         "memory": {step: memory(run, step, rows) for step in STEPS},
         "counters": run.counters,
         "outputs": run.outputs[:16],
     }
+
+
+def middle(runs: list[dict[str, Any]], kind: str) -> dict[str, float]:
+    """The median of each speed over runs."""
+    return {step: statistics.median(run[kind][step] for run in runs) for step in runs[0][kind]}
 
 
 def compare(rows: int, items: int, pairs: int, folder: Path) -> dict[str, Any]:
@@ -308,20 +328,21 @@ def compare(rows: int, items: int, pairs: int, folder: Path) -> dict[str, Any]:
             load = round(os.getloadavg()[0], 1)
             runs[actors].append(told(one_run(inputs, folder / "run", actors), rows, actors) | {"load before": load})
             print(json.dumps(runs[actors][-1]["rows/s"]), flush=True)
-    ratios = {
-        part: [two["rows/s"][part] / one["rows/s"][part] for one, two in zip(runs[1], runs[2], strict=True)]
-        for part in ("find, teach and judge", "overall")
-    }
     every = [run for side in runs.values() for run in side]
+    ratios = {
+        f"{part}{started}": [
+            two[f"rows/s{started}"][part] / one[f"rows/s{started}"][part]
+            for one, two in zip(*runs.values(), strict=True)
+        ]
+        for part, started in (("overall", ""), (TOGETHER, ""), (TOGETHER, " once started"))
+    }
+    flat = [found["flat"] for run in every for found in run["memory"].values() if "flat" in found]
     return {
         "inputs": {"made in s": round(made, 1), "MB": round(size / 2**20, 1)},
-        "rows/s": {
-            str(actors): {step: statistics.median(run["rows/s"][step] for run in side) for step in side[0]["rows/s"]}
-            for actors, side in runs.items()
-        },
+        **{kind: {str(actors): middle(side, kind) for actors, side in runs.items()} for kind in SPEEDS},
         "2 actors to 1": {part: round(statistics.median(found), 3) for part, found in ratios.items()},
         "range": {part: [round(min(found), 3), round(max(found), 3)] for part, found in ratios.items()},
-        "flat": all(run["memory"][step].get("flat", True) for run in every for step in WORKED),
+        "flat": all(flat) if flat else None,  # None: too few samples
         "same outputs": len({run["outputs"] for run in every}) == 1,
         "runs": every,
     }
@@ -341,10 +362,11 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> None:
     """Print speeds, and the memory of the last run of each side."""
-    speed = Table("rows/s", *report["rows/s"], "2 to 1")
-    for step, one in report["rows/s"]["1"].items():
-        two = report["rows/s"]["2"][step]
-        speed.add_row(step, f"{one:.0f}", f"{two:.0f}", f"{two / one:.2f}")
+    speed = Table("rows/s", "1 actor", "2 actors", "2 to 1")
+    for kind in SPEEDS:
+        for step, one in report[kind]["1"].items():
+            two = report[kind]["2"][step]
+            speed.add_row(step + kind.removeprefix("rows/s"), f"{one:.0f}", f"{two:.0f}", f"{two / one:.2f}")
     held = Table("MB", "actors", "25%", "50%", "75%", "100%", "peak", "per 100,000 rows", "flat")
     for run in {run["actors"]: run for run in report["runs"]}.values():
         for step, found in run["memory"].items():
@@ -373,6 +395,8 @@ def main() -> None:
         work(given.folder / "inputs", given.work, given.actors)
         return
     given.rows = 20_000 if given.small else given.rows
+    if given.rows < 5000:
+        parser.error("--rows must be 5000 at least: every actor needs several parts of 1000")
     given.pairs = given.pairs or (3 if given.small else 1)
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="curate-") as folder:
         report = setting(given) | compare(given.rows, given.items, given.pairs, Path(folder))

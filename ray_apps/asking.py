@@ -26,8 +26,8 @@ import pyarrow as pa
 
 from lrem.config import Config
 from lrem.curation.answers import Answers, Books, Question
-from lrem.settings import LlmConfig
 from lrem.schema import DataError
+from lrem.settings import LlmConfig
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -232,7 +232,10 @@ def _ask_vllm(config: Config, llm: LlmConfig, books: Books, questions: Iterable[
     import ray.data  # here: asking a URL needs neither
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(llm.model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(llm.model)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the tokenizer of {llm.model} cannot be loaded: {error}") from error
     engines, rest = _engines(config, llm), chain([first], source)
     while batches := [ray.put(table) for table in _batches(islice(rest, EXECUTION), tokenizer, llm.batch_size)]:
         rows = engines(ray.data.from_arrow_refs(batches))
@@ -243,8 +246,7 @@ def _ask_vllm(config: Config, llm: LlmConfig, books: Books, questions: Iterable[
 def _batches(questions: Iterator[Question], tokenizer: "PreTrainedTokenizerBase", size: int) -> Iterator[pa.Table]:
     """key, tokenized_prompt; a block of its own for each batch, as answers leave an engine by blocks."""
     while part := list(islice(questions, size)):
-        prompts = [prompt(question.messages, tokenizer) for question in part]
-        ids = pa.array(prompts, pa.list_(pa.int32()))
+        ids = pa.array([prompt(question.messages, tokenizer) for question in part], pa.list_(pa.int32()))
         yield pa.table({"key": [question.key for question in part], "tokenized_prompt": ids})
 
 
@@ -271,17 +273,12 @@ def _engines(config: Config, llm: LlmConfig) -> "Callable[[Dataset], Dataset]":
         "placement_group_config": {"bundles": [{"CPU": 1}] * llm.tensor_parallel},
         "runtime_env": {"env_vars": cpu_env},
     }
+    engine: dict[str, Any] = {"dtype": llm.dtype, "max_model_len": llm.max_model_len, "seed": config.seed}
+    engine |= {"tensor_parallel_size": llm.tensor_parallel, "enforce_eager": gpus == 0, "disable_log_stats": True}
     sampling = {"temperature": llm.temperature, "max_tokens": llm.max_tokens}
     settings = vLLMEngineProcessorConfig(
         model_source=llm.model,
-        engine_kwargs={
-            "dtype": llm.dtype,
-            "max_model_len": llm.max_model_len,
-            "tensor_parallel_size": llm.tensor_parallel,
-            "enforce_eager": gpus == 0,
-            "disable_log_stats": True,
-            "seed": config.seed,
-        },
+        engine_kwargs=engine,
         concurrency=llm.actors,
         batch_size=llm.batch_size,
         max_concurrent_batches=BATCHES,

@@ -21,9 +21,9 @@ import torch
 
 from lrem.config import load_config
 from lrem.curation.answers import Answers, Question, question_key
-from lrem.curation.settings import LlmConfig
 from lrem.model import ReasoningEmbedder
 from lrem.schema import DataError
+from lrem.settings import LlmConfig
 from lrem.tokenizer import train_tokenizer
 from ray_apps import asking
 from ray_apps.cluster import cluster
@@ -36,7 +36,7 @@ import sys
 from pathlib import Path
 from lrem.config import load_config
 from lrem.curation.answers import Answers, Question, question_key
-from lrem.curation.settings import LlmConfig
+from lrem.settings import LlmConfig
 from ray_apps.asking import ask
 
 llm = LlmConfig(engine="url", model="m", url=sys.argv[1], concurrency=4)
@@ -307,11 +307,14 @@ def test_a_pause_of_a_day_ends_the_run(url: str, answers: Answers) -> None:
         asking.ask(CONFIG, llm, questions(llm, ["plain 1", "tomorrow 1"]), answers)
 
 
-def test_settings_that_are_missing_are_named(answers: Answers) -> None:
+def test_settings_that_are_missing_are_named(answers: Answers, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="set its `model`"):
         asking.ask(CONFIG, LlmConfig(), [], answers)
     with pytest.raises(DataError, match="'localhost:8000/v1' is no address"):
         asking.ask(CONFIG, at("localhost:8000/v1"), [], answers)
+    gone = LlmConfig(model=str(tmp_path / "gone"))
+    with pytest.raises(DataError, match="the tokenizer of .*gone cannot be loaded"):
+        asking.ask(CONFIG, gone, questions(gone, ["plain 1"]), answers)
 
 
 def test_an_error_of_the_questions_comes_through(url: str, answers: Answers) -> None:
@@ -378,3 +381,13 @@ def test_vllm_answers_as_transformers_does(talkative: Path, answers: Answers) ->
     assert len(told) > 3  # batch after batch, not all at the end
     gone = llm.model_copy(update={"model": "/nowhere"})
     assert asking.ask(CONFIG, gone, short, answers) == {}  # asks nothing, so needs neither the model nor Ray
+
+
+def test_vllm_that_gives_no_answer_is_not_waited_for(talkative: Path, answers: Answers) -> None:
+    llm = LlmConfig(model=str(talkative), dtype="float32", max_model_len=64, max_tokens=8, timeout_s=0.01)
+    config = load_config(None, ["ray.num_cpus=4", "ray.start_timeout_s=1"])
+    started = time.monotonic()
+    said = r"no answer within 1.08 s .the first answers: ray.start_timeout_s \+ 8 × timeout_s"
+    with pytest.raises(TimeoutError, match=said), cluster(config):
+        asking.ask(config, llm, questions(llm, ["red coat"]), answers)
+    assert time.monotonic() - started < 120

@@ -136,7 +136,7 @@ def test_planted_near_duplicates_of_a_large_log_stay_together() -> None:
         sets.append([one for one in ids if one in log])
     told = parts(log)
     assert all(len({told[one] for one in ids}) == 1 for ids in sets)
-    assert {part for part in told.values()} == {"cold_start", "rl", "dev", "test"}
+    assert set(told.values()) == {"cold_start", "rl", "dev", "test"}
 
 
 @settings(max_examples=30, deadline=None)
@@ -165,7 +165,7 @@ def test_another_seed_is_another_split() -> None:
 
 
 @pytest.mark.xfail(
-    reason="crc32 is linear: two seeds' draws differ by one constant, so a quarter meets a quarter at 1 %"
+    reason="crc32 is linear: the draws of two seeds differ by a constant; a quarter meets a quarter at 1 %"
 )
 def test_two_seeds_know_nothing_of_each_other() -> None:
     log = {f"q{i}": f"word{i}" for i in range(2000)}

@@ -189,7 +189,7 @@ def alternative(shop: Shop, rng: Random) -> Iterator[Made]:
     """A kind of product, of another brand than the one that is named."""
     for kind, places in shop.members.items():
         for brand in sorted({shop.brands[place] for place in places} - {""}):
-            others = [place for place in places if shop.brands[place] != brand]
+            others = [place for place in places if shop.brands[place] not in ("", brand)]  # "": may be this brand's
             if len(others) >= LEAST:
                 yield rng.choice(INSTEAD).format(kind=shop.names[kind], brand=brand), others
 
@@ -204,7 +204,8 @@ def _thing(found: str, nouns: frozenset[str]) -> str:
     said = found.split()
     while said and (said[-1] in STOP | VAGUE | NEGATIONS or stem(said[-1]) not in nouns):
         said.pop()
-    return "" if not said or said[0] in VAGUE | STOP | NEGATIONS or said[0].endswith("ing") else " ".join(said)
+    doing = len(said) > 1 and said[0].endswith("ing")  # to keep food warm; camping alone is a use
+    return "" if not said or doing or said[0] in VAGUE | STOP | NEGATIONS else " ".join(said)
 
 
 def _called(kind: str, titles: list[str], catalogue: contrast.Background) -> str:
