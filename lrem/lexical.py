@@ -3,29 +3,48 @@
 import bm25s
 import numpy as np
 
+from lrem.words import content
+
 
 class Bm25:
-    """An in-memory BM25 index (Lucene variant, k1 1.5, b 0.75) over item titles."""
+    """An in-memory BM25 index (Lucene variant, k1 1.5, b 0.75) over item titles.
 
-    def __init__(self, item_ids: list[str], titles: list[str]) -> None:
+    Args:
+        stems: compare words without their plural endings, and leave stop words out (`lrem.words`).
+    """
+
+    def __init__(self, item_ids: list[str], titles: list[str], stems: bool = False) -> None:
         self.item_ids = np.array(item_ids, dtype=object)
+        self._tokens = _stems if stems else _tokens
         self._index = bm25s.BM25()
-        self._index.index(_tokens(titles), show_progress=False)
+        self._index.index(self._tokens(titles), show_progress=False)
 
     def search(self, queries: list[str], k: int) -> list[list[tuple[str, float]]]:
         """The k best (item_id, score) of each query, best first; items that share no word are left out.
 
+        Of equal scores the item that comes first in the catalogue is the better.
+
         >>> Bm25(["a", "b"], ["red coat", "blue hat"]).search(["hat"], 2)[0][0][0]
         'b'
         """
-        rows, scores = self._index.retrieve(
-            _tokens(queries), k=min(k, len(self.item_ids)), show_progress=False, sorted=True
-        )
-        return [
-            [(self.item_ids[i], float(s)) for i, s in zip(row, score, strict=True) if s > 0]
-            for row, score in zip(rows, scores, strict=True)
-        ]
+        return [self._best(tokens, k) for tokens in self._tokens(queries)]
+
+    def _best(self, tokens: list[str], k: int) -> list[tuple[str, float]]:
+        """Of one query. Only items that share a word are sorted: NumPy's partition is slow among many zeros."""
+        if not tokens:
+            return []
+        scores = self._index.get_scores(tokens)  # [N] float32
+        places = np.flatnonzero(scores > 0)
+        if len(places) > k:
+            least = np.partition(scores[places], -k)[-k]
+            places = places[scores[places] >= least]
+        places = places[np.argsort(-scores[places], kind="stable")[:k]]
+        return list(zip(self.item_ids[places].tolist(), scores[places].tolist(), strict=True))
 
 
 def _tokens(texts: list[str]) -> list[list[str]]:
     return bm25s.tokenize(texts, stopwords=None, return_ids=False, show_progress=False)
+
+
+def _stems(texts: list[str]) -> list[list[str]]:
+    return [content(text) for text in texts]

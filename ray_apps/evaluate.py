@@ -66,7 +66,7 @@ class Made:
 
     def __init__(self, config: Config, asked: Asked, items: pa.Table) -> None:
         self.config, self.asked, self.items = config, asked, items
-        self.bm25 = systems.open_bm25(items)
+        self.bm25 = systems.open_bm25(items, stems=True)
         self.outcomes: dict[str, Outcome] = {}  # the systems that are compared
         self.overrides: dict[str, Outcome] = {}
         self.routing: dict[str, Outcome] = {}
@@ -76,7 +76,8 @@ class Made:
 
     def baselines(self) -> None:
         """What needs no model of ours."""
-        self.outcomes["bm25"] = systems.lexical(self.bm25, self.asked)
+        self.outcomes["bm25"] = systems.lexical(systems.open_bm25(self.items), self.asked)
+        self.outcomes["bm25_stems"] = systems.lexical(self.bm25, self.asked)
         if self.config.evaluate.llm.model:
             self.outcomes["prompt"] = systems.prompted(self.config, self.bm25, self.asked)
         for folder in self.config.evaluate.sentence_transformers:
@@ -132,10 +133,10 @@ class Made:
         self.outcomes["lrem"] = self.routing["auto"]
 
     def fuse(self) -> None:
-        """Reciprocal rank fusion of BM25 and LREM."""
+        """Reciprocal rank fusion of the better BM25 and LREM."""
         if "lrem" not in self.outcomes:
             return
-        both = [self.outcomes[name] for name in ("bm25", "lrem")]
+        both = [self.outcomes[name] for name in ("bm25_stems", "lrem")]
         fused = rrf([outcome.run for outcome in both], self.asked.depth)
         self.outcomes["rrf"] = Outcome(fused, sum(outcome.seconds for outcome in both), both[1].thinks)
 
@@ -169,7 +170,7 @@ def report(
     }
     found["intervals"] = {name: table.intervals(name) for name in runs}
     pairs = [("lrem", name) for name in runs if name != "lrem"] if "lrem" in runs else []
-    pairs += [("rrf", "bm25")] if "rrf" in runs else []
+    pairs += [("rrf", "bm25"), ("rrf", "bm25_stems")] if "rrf" in runs else []
     pairs += [("always", "never"), ("auto", "never")] if modes else []
     found["comparisons"] = table.compare(pairs)
     found["gallery"] = table.gallery("never", "auto", modes, made.thoughts, titles) if modes else []

@@ -73,9 +73,9 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.monotonic() - begun
 
 
-def open_bm25(items: pa.Table) -> Bm25:
-    """BM25 over the titles."""
-    return Bm25(items["item_id"].to_pylist(), items["title"].to_pylist())
+def open_bm25(items: pa.Table, stems: bool = False) -> Bm25:
+    """BM25 over the titles, of words as they stand or of their stems."""
+    return Bm25(items["item_id"].to_pylist(), items["title"].to_pylist(), stems)
 
 
 def lexical(bm25: Bm25, asked: Asked, reasonings: list[str] | None = None, before_s: float = 0.0) -> Outcome:

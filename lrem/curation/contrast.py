@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lrem.words import NEGATIONS, STOP, stem, words
 
 LINKS = frozenset(("in", "off", "on", "up"))  # stop words that may end a pair, as in slip on
-LEAST_G2 = 3.84  # of one degree of freedom: a difference that chance gives once in twenty
+LEAST_G2 = 10.83  # of one degree of freedom, once in a thousand by chance: hundreds of phrases are tried
 
 
 class Background(NamedTuple):
@@ -66,7 +66,7 @@ def g2(inside: int, inside_size: int, outside: int, outside_size: int) -> float:
 
 
 def keywords(
-    query: str, wanted: Sequence[str], retrieved: Sequence[str], catalogue: Background, count: int = 6
+    query: str, wanted: Sequence[str], retrieved: Sequence[str], catalogue: Background, count: int = 5
 ) -> list[str]:
     """Up to `count` phrases of the wanted titles that neither the query nor the retrieved titles have, best first.
 

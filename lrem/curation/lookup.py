@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lrem.files import atomic_file
 
@@ -30,7 +31,7 @@ class Lookup:
     """Reads what `write_lookup` wrote."""
 
     def __init__(self, path: Path) -> None:
-        self._store = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+        self._store = sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, check_same_thread=False)
 
     def of(self, query_ids: Sequence[str]) -> dict[str, list[tuple[Any, Any]]]:
         """Query id → its (value, value) rows; ids of which nothing is known are left out."""

@@ -11,6 +11,7 @@ from lrem.files import atomic_file
 CATEGORIES = ("question", "alternative", "negative", "knowledge", "easy", "hard", "all")
 NAMES = {
     "bm25": "BM25",
+    "bm25_stems": "BM25, stems",
     "prompt": "prompt → BM25",
     "direct": "direct",
     "cold_start": "LREM cold start",

@@ -1,0 +1,110 @@
+"""Work part by part: parts are cut equally, what is done is not done again, and counters add up."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lrem.config import load_config
+from lrem.files import write_parquet
+from ray_apps import durable
+from ray_apps.cluster import cluster
+
+
+class Doubler:
+    """n → 2 n; counts its rows and a histogram of odd and even ones, and refuses what it is told to."""
+
+    def __init__(self, refused: int) -> None:
+        self.refused = refused
+
+    def __call__(self, part: pa.Table) -> tuple[pa.Table, durable.Counts]:
+        numbers = part["n"].to_pylist()
+        if self.refused in numbers:
+            raise ValueError(f"{self.refused} is refused")
+        odd = sum(n % 2 for n in numbers)
+        return pa.table({"n": [2 * n for n in numbers]}), {"rows": len(numbers), "kinds": [odd, len(numbers) - odd]}
+
+
+def numbers(folder: Path) -> list[list[int]]:
+    return [table["n"].to_pylist() for table in durable.read_parts(folder)]
+
+
+def table(values: range) -> pa.Table:
+    return pa.table({"n": pa.array(values, pa.int64())})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.integers(1, 12))
+def test_parts_are_cut_equally_whatever_the_blocks(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], rows: int
+) -> None:
+    folder, total = tmp_path_factory.mktemp("cut"), sum(sizes)
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    count = durable.cut((table(range(a, b)) for a, b in pairwise([0, *ends])), folder, rows)
+    assert numbers(folder) == [list(range(a, min(a + rows, total))) for a in range(0, total, rows)]
+    assert count == len(durable.parts_of(folder)) == -(-total // rows)
+    assert json.loads((folder / "cut.json").read_text()) == {"parts": count}
+
+
+def test_a_cut_that_broke_off_is_not_one(tmp_path: Path) -> None:
+    def breaking() -> object:
+        yield table(range(10))
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        durable.cut(breaking(), tmp_path / "input", 3)  # type: ignore[arg-type]
+    assert len(durable.parts_of(tmp_path / "input")) == 3
+    assert not durable.is_cut(tmp_path / "input")
+    durable.cut([table(range(4))], tmp_path / "input", 3)
+    assert durable.is_cut(tmp_path / "input")
+
+
+COUNTS = st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 9), max_size=2) | st.fixed_dictionaries(
+    {"list": st.lists(st.integers(0, 9), min_size=3, max_size=3)}
+)
+
+
+@given(COUNTS, COUNTS, COUNTS)
+def test_counters_add_up_in_any_order(one: durable.Counts, two: durable.Counts, three: durable.Counts) -> None:
+    assert durable.add(durable.add(one, two), three) == durable.add(three, durable.add(two, one))
+    assert durable.add(one, {}) == durable.add({}, one) == one
+
+
+def test_a_missing_place_is_an_error() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        durable.add({"list": [1, 2]}, {"list": [1]})
+
+
+def test_a_run_does_what_is_missing_and_leaves_the_rest(tmp_path: Path) -> None:
+    source, target = tmp_path / "input", tmp_path / "done"
+    durable.cut([table(range(47))], source, 10)
+    with cluster(load_config(None, ["ray.num_cpus=4"])):
+        with pytest.raises(ray.exceptions.RayTaskError, match="25 is refused"):
+            durable.run_parts("double", Doubler, (25,), source, target, 1)
+        part = durable.part_file(target, 2)
+        assert not part.exists()
+        durable.run_parts("double", Doubler, (-1,), source, target, 2)
+        assert numbers(target) == [[2 * n for n in found] for found in numbers(source)]
+        assert durable.total(target) == {"rows": 47, "kinds": [23, 24]}
+        before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in target.iterdir()}
+        assert set(before) == {f"{i:06d}.{kind}" for i in range(5) for kind in ("parquet", "json")}  # nothing half done
+        part.unlink()  # its counters stay, as after a kill between the two
+        durable.run_parts("double", Doubler, (-1,), source, target, 2)
+        assert numbers(target) == [[2 * n for n in found] for found in numbers(source)]
+        assert durable.total(target) == {"rows": 47, "kinds": [23, 24]}
+    after = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in target.iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {part.name, part.with_suffix(".json").name}
+
+
+def test_nothing_to_do_needs_no_ray(tmp_path: Path) -> None:
+    durable.cut([table(range(3))], tmp_path / "input", 2)
+    for part in durable.parts_of(tmp_path / "input"):
+        write_parquet(pq.read_table(part), tmp_path / "done" / part.name)
+    durable.run_parts("double", Doubler, (0,), tmp_path / "input", tmp_path / "done", 1)
+    assert not ray.is_initialized()
