@@ -2,7 +2,7 @@ SEED ?= 0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl bench-search bench-serve chaos-serve reproduce check format clean
+.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl bench-search bench-serve chaos-serve bench-curate esci reproduce check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -37,6 +37,12 @@ bench-serve: setup ## search, HTTP and embedding beside raw Faiss, hnswlib, a Fa
 
 chaos-serve: setup ## the service under load while its parts are killed and a new model takes over
 	$(BIN)/python benchmarks/chaos_serve.py --out benchmarks/results/chaos_serve.json
+
+bench-curate: setup ## curation of a million made-up queries: rows a second, memory, one actor beside two
+	$(BIN)/python benchmarks/curate.py --out benchmarks/results/curate.json
+
+esci: setup ## a catalogue alone against real queries; DATA=FOLDER of the ESCI sample
+	$(BIN)/python benchmarks/esci.py --data $(DATA) --out benchmarks/results/esci.json
 
 reproduce: setup ## the paper's comparison on three made-up shops, with intervals; writes docs/results.md
 	$(BIN)/python benchmarks/reproduce.py

@@ -46,15 +46,21 @@ class Assembly:
         }
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-        """Paired tests of the primary measure for each pair of systems and slice, with Holm's correction over all."""
+        """Paired tests of the primary measure for each pair of systems and slice.
+
+        Holm's correction is over the pairs of a slice: each slice is a question of its own.
+        """
         primary, rows = self.config.primary, []
         for a, b in pairs:
             for place, ids in self._tested().items():
                 ours, theirs = ({q: self.scored[name][q][primary] for q in ids} for name in (a, b))
                 found = compare(ours, theirs, self.seed)
                 rows.append({"a": a, "b": b, "slice": place, "measure": primary, **found._asdict()})
-        adjusted = holm({str(i): row["p"] for i, row in enumerate(rows)})
-        return [row | {"p_holm": adjusted[str(i)]} for i, row in enumerate(rows)]
+        for place in {row["slice"] for row in rows}:
+            family = [row for row in rows if row["slice"] == place]
+            for i, p in holm({str(i): row["p"] for i, row in enumerate(family)}).items():
+                family[int(i)]["p_holm"] = p
+        return rows
 
     def unjudged(self, run: Run) -> dict[str, float]:
         """The share of the top 10 that nobody has judged."""
