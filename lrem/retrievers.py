@@ -36,6 +36,8 @@ class Dense:
 
     def search(self, queries: list[str], k: int) -> list[Ranking]:
         """The k best items of each query, by cosine."""
+        if not queries:
+            return []
         vectors = np.ascontiguousarray(self.model.queries(queries), dtype=np.float32)  # [Q, H]
         return [[(hit.item_id, hit.score) for hit in hits] for hits in self.index.search(vectors, k)]
 

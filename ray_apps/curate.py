@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 
 from lrem.config import Config
 from lrem.curation.answers import Answers, Question
+from lrem.curation.prompts import parse_grade, parse_keywords
 from lrem.files import atomic_file, sha256
+from lrem.index.snapshot import read_manifest
 from lrem.retrievers import kind_of, name_of
 from lrem.schema import DataError, read_items
 from lrem.settings import LlmConfig
@@ -26,7 +28,7 @@ from ray_apps.asking import ask
 from ray_apps.cluster import cluster, gpu_count
 from ray_apps.curation_input import cut
 from ray_apps.curation_output import finish
-from ray_apps.curators import EASY, FAILED, KEPT, Desk, Finder, Judge, Teacher
+from ray_apps.curators import EASY, KEPT, Desk, Finder, Judge, Teacher
 from ray_apps.embed_items import build_index, embed
 from ray_apps.progress import progress
 from ray_apps.questions import extraction, judgement, reasoning
@@ -40,6 +42,10 @@ def run(config: Config) -> dict[str, Any]:
     """
     check(config)
     folder = work_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.glob("*"):  # parts of other settings or inputs
+        if other.is_dir() and other != folder:
+            shutil.rmtree(other)
     with cluster(config):
         desk = Desk(config, folder, _index(config, folder))
         cut(desk)
@@ -61,8 +67,14 @@ def run(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Whether the settings fit together, before anything is begun."""
     settings = config.curate
-    if settings.retriever != "bm25":
-        kind_of(settings.retriever)
+    if settings.rl_share + settings.dev_share + settings.test_share >= 1:
+        raise DataError("curate.rl_share, dev_share and test_share leave nothing for the cold start: lower one")
+    if kind_of(settings.retriever) == "snapshot":
+        made_of = _snapshot(config).get("source")
+        if made_of != sha256(config.path("items")):
+            raise DataError(
+                f"{settings.retriever} is not of {config.path('items')}: run `lrem embed` and `lrem index build` again"
+            )
     if settings.teacher == "file" and not config.path("teacher").exists():
         raise DataError(
             f"{config.path('teacher')} does not exist: set paths.teacher to a file of reasonings, or curate.teacher to "
@@ -77,35 +89,49 @@ def check(config: Config) -> None:
 
 
 def work_folder(config: Config) -> Path:
-    """Where this run's parts lie: a folder named by everything that they depend on; others' parts are deleted."""
+    """Where this run's parts lie: a folder named by everything that they depend on."""
     inputs = ["items", "queries", "qrels", *(["teacher"] if config.curate.teacher == "file" else [])]
     settings = config.curate.model_dump(mode="json", exclude={"actors": True, "llm": _HOW, "judge_llm": _HOW})
-    spec = config.curate.retriever
     depends = {
         "settings": settings,
         "seed": config.seed,
         "source": config.model.source,
-        "retriever": spec if spec == "bm25" else name_of(spec),
-        "inputs": [sha256(config.path(name)) for name in inputs if config.path(name).is_file()],
+        "retriever": _named(config),
+        "inputs": {name: [sha256(file) for file in _files(config.path(name))] for name in inputs},
     }
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-    root = config.path("triplets").parent / "work"
-    for other in root.glob("*"):
-        if other.is_dir() and other.name != name:
-            shutil.rmtree(other)
-    (root / name).mkdir(parents=True, exist_ok=True)
-    return root / name
+    return config.path("triplets").parent / "work" / name
 
 
-# Settings that say how a model is reached, not what it is asked.
-_HOW = {"url", "key_variable", "concurrency", "timeout_s", "retries", "actors", "batch_size", "tokens_a_second"}
+# Settings that say how a model is reached and what that costs, not what it is asked.
+_HOW = {"url", "key_variable", "concurrency", "timeout_s", "retries", "actors", "batch_size", "tensor_parallel"} | {
+    *("kv_cache_gib", "tokens_a_second", "price_in", "price_out")
+}
+
+
+def _files(path: Path) -> list[Path]:
+    """An input's files, where it is a folder: its parts."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
+
+
+def _named(config: Config) -> str:
+    """What the retriever's answers depend on."""
+    kind = kind_of(spec := config.curate.retriever)
+    if kind == "snapshot":
+        return json.dumps(_snapshot(config), sort_keys=True)
+    return spec if kind == "bm25" else name_of(spec)
+
+
+def _snapshot(config: Config) -> dict[str, Any]:
+    """The manifest of the index snapshot that curate.retriever names; it has to be of paths.model."""
+    return read_manifest(config.curate.retriever, name_of(str(config.path("model"))))
 
 
 def _index(config: Config, folder: Path) -> str:
     """The snapshot of the retriever's vectors; made once, where the retriever is a model folder."""
-    spec = config.curate.retriever
-    if spec == "bm25":
-        return ""
+    kind = kind_of(spec := config.curate.retriever)
+    if kind in ("bm25", "snapshot"):
+        return "" if kind == "bm25" else spec
     index = folder / "retriever" / "index"
     if not (index / "manifest.json").exists():
         embed(config, Path(spec), folder / "retriever" / "vectors")
@@ -115,10 +141,13 @@ def _index(config: Config, folder: Path) -> str:
 
 def _forget_failed(folder: Path) -> None:
     """Parts with queries that a model did not answer are done again; the answers that came are kept."""
-    for part in durable.parts_of(folder / "decided"):
-        if durable.counts_of(part).get(f"outcome {FAILED}", 0) or durable.counts_of(part)["unjudged"]:
+    for part in durable.parts_of(folder / "taught"):
+        if durable.counts_of(part)["failed"]:
+            (folder / "decided" / part.name).unlink(missing_ok=True)
             part.unlink()
-            (folder / "taught" / part.name).unlink(missing_ok=True)
+    for part in durable.parts_of(folder / "decided"):
+        if durable.counts_of(part)["unjudged"]:
+            part.unlink()
 
 
 Asked = tuple[Question, dict[str, Any]]  # a question, and the row that it is about
@@ -144,7 +173,7 @@ def _ask_teacher(desk: Desk) -> list[dict[str, Any]]:
 
         return [
             *_ask(desk, "teacher, thinking", settings.llm, first, answers),
-            *_ask(desk, "teacher, keywords", settings.llm, second, answers),
+            *_ask(desk, "teacher, keywords", settings.llm, second, answers, parse_keywords),
         ]
 
 
@@ -163,13 +192,18 @@ def _ask_judge(desk: Desk) -> list[dict[str, Any]]:
                 yield judgement(settings, row["query"], titles[item]), row | {"item_id": item}
 
     with Answers(desk.answers) as answers:
-        return _ask(desk, "judge", settings.judge_llm, questions, answers)
+        return _ask(desk, "judge", settings.judge_llm, questions, answers, parse_grade)
 
 
 def _ask(
-    desk: Desk, title: str, llm: LlmConfig, questions: Callable[[], Iterator[Asked]], answers: Answers
+    desk: Desk,
+    title: str,
+    llm: LlmConfig,
+    questions: Callable[[], Iterator[Asked]],
+    answers: Answers,
+    read: Callable[[str], object] = str,
 ) -> list[dict[str, Any]]:
-    """Ask what is not answered; returns what failed, with the row and the reason."""
+    """Ask what is not answered; returns the rows without an answer, or with one that `read` refuses, and the reason."""
     total = sum(1 for _ in questions())
     with progress(title) as board:
         failed = ask(
@@ -179,14 +213,20 @@ def _ask(
             answers,
             lambda n: board.update.remote(n, total),
         )
-    if not failed:
-        return []
-    about = {question.key: row for question, row in questions() if question.key in failed}
-    names = ("query_id", "query", "item_id")
-    return [
-        {"step": title, "reason": reason} | {name: about[key][name] for name in names if name in about[key]}
-        for key, reason in failed.items()
-    ]
+    letters = []
+    for question, row in questions():
+        if reason := failed.get(question.key) or _refused(read, answers.get([question.key])[question.key]):
+            told = {name: row[name] for name in ("query_id", "query", "item_id") if name in row}
+            letters.append({"step": title, "reason": reason} | told)
+    return letters
+
+
+def _refused(read: Callable[[str], object], answer: str) -> str | None:
+    try:
+        read(answer)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _rows(parts: list[Path]) -> Iterator[dict[str, Any]]:

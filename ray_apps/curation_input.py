@@ -30,7 +30,7 @@ def cut(desk: Desk) -> None:
     config, folder = desk.config, desk.folder / "input"
     if durable.is_cut(folder):
         return
-    write_lookup(_known(config), desk.known)
+    write_lookup([] if _without_judgements(config) else _known(config), desk.known)
     if config.curate.teacher == "file":
         write_lookup(_told(config), desk.told)
     keys: list[np.ndarray] = []
@@ -73,6 +73,13 @@ def _with_draws(config: Config, draws: np.ndarray, alone: np.ndarray) -> Iterato
         columns.setdefault("category", pa.nulls(table.num_rows, pa.string()))
         yield pa.table(columns | {"draw": draws[start:end], "alone": alone[start:end]}).select(INPUT.names).cast(INPUT)
         start = end
+
+
+def _without_judgements(config: Config) -> bool:
+    """Whether there are none, nor need be: a log without clicks, and a judge who says what is relevant."""
+    needed = config.curate.judge == "known" or config.curate.teacher == "catalogue"
+    file = config.path("qrels")
+    return not needed and file == config.default_path("qrels") and not file.exists()
 
 
 def _known(config: Config) -> Iterator[tuple[str, str, int]]:

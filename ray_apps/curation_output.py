@@ -16,14 +16,13 @@ from lrem.files import atomic_file, write_json
 from lrem.schema import RL_PAIRS, TRIPLETS, DataError, read_items
 from ray_apps import durable
 from ray_apps.curation_input import GROUPS
-from ray_apps.curators import KEPT, UNTAUGHT, Desk
+from ray_apps.curators import EASY, KEPT, UNTAUGHT, Desk
 
 TEXT = pa.string()
 # Every query that the split keeps for the test, kept or not: a test set of what curation likes would flatter.
 TEST = pa.schema([(name, TEXT) for name in ("query_id", "query", "category", "split", "difficulty", "reasoning")])
 SCHEMAS = {"cold_start": TRIPLETS, "rl": RL_PAIRS, "dev": TRIPLETS, "test": TEST}
 EXAMPLES = 12  # of kept queries, shown in the datasheet
-ROW_GROUP = 20_000  # rows written at a time
 Rows = dict[str, list[dict[str, Any]]]  # by part of the split
 
 
@@ -42,9 +41,7 @@ def finish(desk: Desk) -> dict[str, Any]:
         "dev": config.path("dev"),
         "test": config.path("triplets").with_name("test.parquet"),
     }
-    written, queries, examples = _write(desk, files)
-    if not written["cold_start"] or not written["rl"]:
-        raise DataError(f"nothing left to train on ({outcomes}): check the teacher's reasonings and curate.top_k")
+    written, queries, examples = _write(desk, files, outcomes)
     summary = {
         "queries": sum(outcomes.values()),
         **outcomes,
@@ -65,17 +62,20 @@ def finish(desk: Desk) -> dict[str, Any]:
     return summary
 
 
-def _write(desk: Desk, files: dict[str, Path]) -> tuple[Counter[str], Counter[str], list[dict[str, Any]]]:
-    """Write the files of the split, those that would be empty excepted; returns rows, queries and some examples."""
+def _write(
+    desk: Desk, files: dict[str, Path], outcomes: dict[str, int]
+) -> tuple[Counter[str], Counter[str], list[dict[str, Any]]]:
+    """Write the files of the split, those that would be empty excepted; returns rows, queries and some examples.
+
+    Raises:
+        DataError: nothing is left to train on; then no file is replaced.
+    """
     config = desk.config
     items = read_items(config.path("items"))
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     rows, queries, examples = Counter[str](), Counter[str](), list[dict[str, Any]]()
     with ExitStack() as open_files:
-        writers = {
-            name: pq.ParquetWriter(open_files.enter_context(atomic_file(file)), SCHEMAS[name])
-            for name, file in files.items()
-        }
+        writers: dict[str, pq.ParquetWriter] = {}
         for table in durable.read_parts(desk.folder / "decided"):
             shared: Rows = {name: [] for name in SCHEMAS}
             for row in table.to_pylist():
@@ -95,8 +95,12 @@ def _write(desk: Desk, files: dict[str, Path]) -> tuple[Counter[str], Counter[st
                     )
             for name, made in shared.items():
                 rows[name] += len(made)
+                if made and name not in writers:  # here: an empty file must not take the place of anything
+                    writers[name] = pq.ParquetWriter(open_files.enter_context(atomic_file(files[name])), SCHEMAS[name])
                 if made:
                     writers[name].write_table(pa.Table.from_pylist(made, SCHEMAS[name]))
+        if not rows["cold_start"] or not rows["rl"]:
+            raise DataError(f"nothing left to train on ({outcomes}): check the teacher's reasonings and curate.top_k")
         for writer in writers.values():
             writer.close()
     for name in ("dev", "test"):  # an older one of ours may hold what is trained on now
@@ -109,6 +113,8 @@ def _place(config: Config, row: dict[str, Any]) -> str | None:
     """The part of the split that a query belongs to; None where it must be left out."""
     settings = config.curate
     name = part_of(row["draw"], settings.rl_share, settings.dev_share, settings.test_share)
+    if row["outcome"] == EASY and name == "rl" and not settings.rl_easy:
+        return "cold_start" if row["alone"] else None
     if row["outcome"] != UNTAUGHT or name in ("rl", "test"):
         return name
     # without a reasoning it can only go to reinforcement, but not away from its near-duplicates

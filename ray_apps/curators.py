@@ -18,7 +18,7 @@ from lrem.curation.difficulty import histogram, is_hard, measure
 from lrem.curation.lookup import Lookup
 from lrem.curation.prompts import parse_grade, parse_keywords
 from lrem.curation.rules import Rules, brand_name, clean, difference, expand
-from lrem.retrievers import open_retriever
+from lrem.retrievers import kind_of, open_retriever
 from lrem.schema import read_items
 from ray_apps.durable import Counts
 from ray_apps.questions import extraction, judgement, reasoning
@@ -78,7 +78,9 @@ class Finder(_Worker):
 
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk)
-        self.retriever = open_retriever(self.settings.retriever, desk.config.path("items"), desk.snapshot)
+        spec, items = self.settings.retriever, desk.config.path("items")
+        model = str(desk.config.path("model")) if kind_of(spec) == "snapshot" else spec
+        self.retriever = open_retriever(model, items, desk.snapshot)
 
     def __call__(self, part: pa.Table) -> tuple[pa.Table, Counts]:
         """INPUT → FINDINGS, and the histograms of what makes a query hard."""
@@ -117,6 +119,7 @@ class Teacher(Finder):
         """FINDINGS → THOUGHTS, and how many phrases the rules dropped."""
         rows, counts = part.to_pylist(), {"phrases": 0, "phrases dropped": 0}
         self._think(rows)
+        counts["failed"] = sum(row["failed"] for row in rows)
         for row in rows:
             said = row["reasoning"] or ""
             row["reasoning"] = clean(said, row["query"], self.rules)

@@ -59,6 +59,7 @@ class CurateConfig(Section):
     test_share: float = Field(0.0, ge=0, lt=0.5)  # of the queries, kept out of training and written to test.parquet
     keep_untaught: bool = True  # judged queries without a teacher's reasoning: pairs for reinforcement and the baseline
     keep_easy: bool = True  # queries served without thinking teach an empty reasoning
+    rl_easy: bool = True  # such queries are reinforced too; else they go to the cold start
     banned: list[str] = Field(default_factory=list)  # phrases that no reasoning may hold
     brand_column: str | None = "brand"  # of the catalogue, for the brand guard; no such column: no guard
     budget: int = Field(16, ge=1)  # tokens of a reasoning, by the tokenizer of model.source, else words and commas
