@@ -4,6 +4,7 @@ Knows where settings and artefacts come from; what each setting means stands in 
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ class PathsConfig(Section):
     queries: Path | None = None
     qrels: Path | None = None
     teacher: Path | None = None
+    test: Path | None = (
+        None  # what curation kept for the test; evaluation asks these, else the queries of the split test
+    )
     gold: Path | None = None  # reasonings of test queries by someone who knows, for a probe of evaluation
     triplets: Path | str | None = None  # a file, a folder of files, or a URI as s3://bucket/triplets
     dev: Path | None = None  # triplets of queries kept out of training, to choose checkpoints by
@@ -59,6 +63,7 @@ DEFAULT_PATHS = {
     "queries": "world/queries.parquet",
     "qrels": "world/qrels.parquet",
     "teacher": "world/teacher.parquet",
+    "test": "curated/test.parquet",
     "gold": "world/gold.parquet",
     "triplets": "curated/triplets.parquet",
     "dev": "curated/dev.parquet",
@@ -142,6 +147,19 @@ def load_config(file: Path | None, overrides: list[str]) -> Config:
 def to_yaml(config: Config) -> str:
     """The resolved tree, as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def public(value: Any) -> Any:
+    """Settings to be shown: addresses without user, password and parameters.
+
+    >>> public({"url": "https://me:secret@shop.example/v1?key=1", "k": 3})
+    {'url': 'https://shop.example/v1', 'k': 3}
+    """
+    if isinstance(value, dict):
+        return {key: public(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [public(one) for one in value]
+    return re.sub(r"(://)[^/@\s]*@|\?.*$", r"\1", value) if isinstance(value, str) and "://" in value else value
 
 
 def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:

@@ -17,7 +17,10 @@ class Bm25:
         self.item_ids = np.array(item_ids, dtype=object)
         self._tokens = _stems if stems else _tokens
         self._index = bm25s.BM25()
-        self._index.index(self._tokens(titles), show_progress=False)
+        found = self._tokens(titles)
+        self._empty = not any(found)  # bm25s cannot index a catalogue without a word
+        if not self._empty:
+            self._index.index(found, show_progress=False)
 
     def search(self, queries: list[str], k: int) -> list[list[tuple[str, float]]]:
         """The k best (item_id, score) of each query, best first; items that share no word are left out.
@@ -31,7 +34,7 @@ class Bm25:
 
     def _best(self, tokens: list[str], k: int) -> list[tuple[str, float]]:
         """Of one query. Only items that share a word are sorted: NumPy's partition is slow among many zeros."""
-        if not tokens:
+        if not tokens or self._empty:
             return []
         scores = self._index.get_scores(tokens)  # [N] float32
         places = np.flatnonzero(scores > 0)

@@ -131,6 +131,18 @@ class ReasoningEmbedder(nn.Module):
         """One pass over `batch`, see `encode`."""
         return encode(self.lm, batch, temperature, self.state_gradients)
 
+    @torch.inference_mode()
+    def chances(self, queries: Sequence[str], at_once: int = 64) -> list[float]:
+        """The chance of an empty thought for each query, 0 to 1: that `</think>` follows `<think>` at once."""
+        device, found = next(self.parameters()).device, []
+        prompts = [self.renderer.thinking_prompt(query) for query in queries]
+        for start in range(0, len(prompts), at_once):
+            some = prompts[start : start + at_once]
+            rows = [[*prompt, self.renderer.close] for prompt in some]
+            batch = pad(rows, [(len(prompt), len(prompt) + 1) for prompt in some]).to(device)
+            found += self(batch).log_probs.sum(1).exp().tolist()  # one token of each row is scored
+        return found
+
     def encode_items(self, titles: Sequence[str], max_tokens: int | None = None) -> np.ndarray:
         """Unit embeddings [N, H] float32 of item titles; a forward takes `max_tokens`, padding included."""
         return self._encode_rows([self.renderer.item(title) for title in titles], max_tokens)

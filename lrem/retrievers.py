@@ -96,10 +96,12 @@ def text_model(spec: str) -> TextModel:
         raise DataError(f"{spec} needs sentence-transformers: pip install sentence-transformers") from error
     sentences = SentenceTransformer(spec)
 
-    def encode(texts: list[str]) -> np.ndarray:
-        return np.asarray(sentences.encode(texts, normalize_embeddings=True, show_progress_bar=False))
-
-    return TextModel(encode, encode, name_of(spec))
+    how = {"normalize_embeddings": True, "show_progress_bar": False}  # each side with the prompt that its model names
+    return TextModel(
+        lambda texts: np.asarray(sentences.encode_query(texts, **how)),
+        lambda texts: np.asarray(sentences.encode_document(texts, **how)),
+        name_of(spec),
+    )
 
 
 def name_of(spec: str) -> str:

@@ -4,7 +4,7 @@ Does not know where they come from, nor what the stages do with them.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -272,9 +272,11 @@ class EvaluateConfig(Section):
     relevant_from: int = Field(1, ge=1)  # the grade from which an item counts as relevant
     sentence_transformers: list[str] = Field(default_factory=list)  # model folders to compare with
     llm: LlmConfig = LlmConfig()  # with a model: its prompt-only expansion of the query, into BM25
-    judge_llm: JudgeLlmConfig = JudgeLlmConfig()  # with a model: Precision@precision_k by its judgement
-    lengths: list[int] = Field(default_factory=lambda: [4, 8, 16])  # tokens that the reasoning is cut to
-    fusion: list[int] = Field(default_factory=lambda: [4])  # sampled reasonings whose embeddings are averaged
+    judge_llm: JudgeLlmConfig = JudgeLlmConfig()  # with a model: Precision@judge_k by its judgement
+    judge_k: int = Field(100, ge=1)  # of its Precision@k (paper)
+    runs: dict[str, Path] = Field(default_factory=dict)  # other systems' runs in TREC's format, name → file
+    lengths: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [4, 8, 16])  # tokens kept of a reasoning
+    fusion: list[Annotated[int, Field(ge=1, le=64)]] = Field(default_factory=lambda: [1, 4])  # reasonings averaged
     gallery: int = Field(12, ge=0)  # queries shown in the report
     url: str | None = None  # a running `lrem serve` to ask in place of the files' models
     key_variable: str = "LREM_KEY"  # the environment variable with a key for it

@@ -8,16 +8,23 @@ import httpx
 
 from lrem.config import Config
 from lrem.evaluation.assembly import Outcome
+from lrem.schema import DataError
+from ray_apps.api import MAX_K
 from ray_apps.client import post_search
-from ray_apps.systems import Asked
+from ray_apps.systems import Asked, share_of_thoughts
 
 
 def search_all(config: Config, url: str, asked: Asked, mode: str) -> tuple[Outcome, dict[str, str]]:
     """Ask every query, one after another; returns what was found and query_id → reasoning.
 
+    The service keeps thoughts and vectors for a while (`serve.cache_ttl_s`): asked a second time it is faster.
+
     Raises:
+        DataError: runs are deeper than the service answers.
         ConnectionError: the service does not answer, answers with an error, or degraded.
     """
+    if asked.depth > MAX_K:
+        raise DataError(f"a service answers {MAX_K} items at most, {asked.depth} are needed: lower evaluate.k")
     key = os.environ.get(config.evaluate.key_variable)
     rankings: list[list[tuple[str, float]]] = []
     said: dict[str, str] = {}
@@ -32,4 +39,4 @@ def search_all(config: Config, url: str, asked: Asked, mode: str) -> tuple[Outco
             rankings.append([(item["item_id"], item["score"]) for item in result["items"]])
             said[query_id] = result["reasoning"] or ""
         seconds = time.monotonic() - begun
-    return Outcome(asked.run(rankings), seconds, sum(map(bool, said.values())) / len(said)), said
+    return Outcome(asked.run(rankings), seconds, share_of_thoughts(list(said.values()))), said

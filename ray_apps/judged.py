@@ -5,21 +5,23 @@ from typing import Any
 import pyarrow as pa
 
 from lrem.config import Config
-from lrem.curation.answers import Answers, Question, question_key
+from lrem.curation.answers import Answers, question
 from lrem.curation.judging import accepts, agreement, mean_share
 from lrem.curation.prompts import judge_messages
 from lrem.evaluation.assembly import Outcome
 from lrem.evaluation.metrics import Qrels
-from lrem.settings import JudgeLlmConfig
 from ray_apps.asking import ask
-from ray_apps.systems import Asked
+from ray_apps.systems import Asked, answers_file
 
 
 def judge_precision(
     config: Config, asked: Asked, qrels: Qrels, outcomes: dict[str, Outcome], items: pa.Table
 ) -> dict[str, Any]:
-    """Ask evaluate.judge_llm about the top precision_k of every system; nothing where no model is named."""
-    llm, k = config.evaluate.judge_llm, config.evaluate.precision_k
+    """Ask evaluate.judge_llm about the top judge_k of every system; nothing where no model is named.
+
+    Items that the catalogue lacks, as a service may have some, and answers that cannot be read count as not accepted.
+    """
+    llm, k = config.evaluate.judge_llm, config.evaluate.judge_k
     if llm.model is None:
         return {}
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
@@ -28,12 +30,12 @@ def judge_precision(
         name: {q: [item for item, _ in list(outcome.run.get(q, ()))[:k]] for q in asked.ids}
         for name, outcome in outcomes.items()
     }
-    pairs = sorted({(q, item) for top in tops.values() for q, found in top.items() for item in found})
-    questions = {(q, item): _question(llm, text[q], titles[item]) for q, item in pairs}
-    with Answers(config.run_dir / "evaluation" / "answers.sqlite") as answers:
+    pairs = sorted({(q, item) for top in tops.values() for q, found in top.items() for item in found if item in titles})
+    questions = {(q, item): question(llm, judge_messages(text[q], titles[item])) for q, item in pairs}
+    with Answers(answers_file(config)) as answers:
         failed = ask(config, llm, questions.values(), answers)
-        said = answers.get([question.key for question in questions.values()])
-    verdicts = {pair: accepts(said.get(question.key)) for pair, question in questions.items()}
+        said = answers.get([one.key for one in questions.values()])
+    verdicts = {pair: accepts(said.get(one.key)) for pair, one in questions.items()}
     known = [
         (verdict, qrels[q][item] >= config.evaluate.relevant_from)
         for (q, item), verdict in verdicts.items()
@@ -41,16 +43,15 @@ def judge_precision(
     ]
     return {
         "name": llm.model,
-        "pairs": len(pairs),
-        "failed": len(failed),
-        "agreement": agreement([judged for judged, _ in known], [truth for _, truth in known]),
+        "k": k,
+        "agreement": agreement([judged for judged, _ in known], [truth for _, truth in known])
+        | {
+            "pairs asked": len(pairs),
+            "without an answer": len(failed),
+            "without a readable answer": sum(v is None for v in verdicts.values()) - len(failed),
+        },
         "precision": {
-            name: mean_share([[verdicts[q, item] for item in found] for q, found in top.items()], k)
+            name: mean_share([[verdicts.get((q, item)) for item in found] for q, found in top.items()], k)
             for name, top in tops.items()
         },
     }
-
-
-def _question(llm: JudgeLlmConfig, query: str, title: str) -> Question:
-    messages = judge_messages(query, title)
-    return Question(question_key(llm.model or "", messages, llm.temperature, llm.max_tokens), messages)

@@ -4,16 +4,17 @@ Each embedding system goes the way of production: vectors, index snapshot, vLLM 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 
 from lrem.config import Config
-from lrem.curation.answers import Answers, Question, question_key
+from lrem.curation.answers import Answers, question
 from lrem.curation.prompts import parse_keywords, rewrite_messages
 from lrem.curation.rules import expand
 from lrem.evaluation.assembly import Outcome
@@ -21,12 +22,17 @@ from lrem.evaluation.metrics import Run
 from lrem.index.snapshot import load
 from lrem.lexical import Bm25
 from lrem.model import ReasoningEmbedder, fingerprint
-from lrem.retrievers import open_retriever
+from lrem.retrievers import kind_of, open_retriever
+from lrem.schema import DataError
 from lrem.vectors import means
 from ray_apps.asking import ask as ask_model
+from ray_apps.cluster import gpu_count
 from ray_apps.embed_items import build_index, embed
+from ray_apps.progress import console
 from ray_apps.rollout import ask as ask_pool
 from ray_apps.rollout import start_pool, wait
+
+BATCH = 256  # queries of one call to an actor
 
 
 class Asked(NamedTuple):
@@ -46,7 +52,13 @@ class Searcher:
 
     def __init__(self, model: str, index: str, depth: int) -> None:
         self.model = ReasoningEmbedder.load(model).eval()
+        if torch.cuda.is_available():
+            self.model.cuda()
         self.index, self.depth = load(index, fingerprint(Path(model))), depth
+
+    def chances(self, queries: list[str]) -> list[float]:
+        """How sure the model is that each query needs no thought, 0 to 1."""
+        return self.model.chances(queries)
 
     def search(self, queries: list[str], reasonings: list[str | None]) -> list[list[tuple[str, float]]]:
         """The top `depth` items of each query."""
@@ -78,22 +90,44 @@ def open_bm25(items: pa.Table, stems: bool = False) -> Bm25:
     return Bm25(items["item_id"].to_pylist(), items["title"].to_pylist(), stems)
 
 
-def lexical(bm25: Bm25, asked: Asked, reasonings: list[str] | None = None, before_s: float = 0.0) -> Outcome:
-    """BM25, of the queries alone or with keywords behind them, which took `before_s` to write."""
+def lexical(bm25: Bm25, asked: Asked, reasonings: list[str] | None = None, before_s: float | None = 0.0) -> Outcome:
+    """BM25, of the queries alone or with keywords behind them, which took `before_s` to write, if known."""
     texts = asked.texts if reasonings is None else list(map(expand, asked.texts, reasonings))
     found, seconds = timed(lambda: bm25.search(texts, asked.depth))
-    return Outcome(asked.run(found), seconds + before_s, None if reasonings is None else share_of_thoughts(reasonings))
+    thinks = None if reasonings is None else share_of_thoughts(reasonings)
+    return Outcome(asked.run(found), None if before_s is None else seconds + before_s, thinks)
 
 
-def sentence_transformer(config: Config, folder: str, asked: Asked) -> Outcome:
+def check_folders(folders: list[str], taken: Collection[str]) -> dict[str, str]:
+    """Name → folder of sentence-transformers models; each is named by its last part.
+
+    Raises:
+        DataError: a folder is no such model, or its name is another system's.
+    """
+    named: dict[str, str] = {}
+    for folder in folders:
+        name = Path(folder).name
+        if kind_of(folder) != "sentence-transformers":
+            raise DataError(
+                f"evaluate.sentence_transformers: {folder} is no folder of sentence-transformers (modules.json)"
+            )
+        if not name.strip(".") or name in taken or name in named:
+            raise DataError(
+                f"evaluate.sentence_transformers: the name of {folder} is another system's: copy or link it"
+            )
+        named[name] = folder
+    return named
+
+
+def sentence_transformer(config: Config, name: str, folder: str, asked: Asked) -> Outcome:
     """A folder of sentence-transformers."""
-    place = config.run_dir / "systems" / Path(folder).name
+    place = config.run_dir / "systems" / name
     embed(config, Path(folder), place / "vectors")
     build_index(config, place / "vectors", place / "index")
-    retriever = ray.remote(num_cpus=1)(_Retrieving).remote(folder, config.path("items"), str(place / "index"))
+    retriever = _actor(_Retrieving).remote(folder, config.path("items"), str(place / "index"))
     try:
         _call(retriever.search.remote(asked.texts[:1], 1), config)  # the model is loaded: a server has it so
-        found, seconds = timed(lambda: _call(retriever.search.remote(asked.texts, asked.depth), config))
+        found, seconds = timed(lambda: _in_batches(retriever.search, config, asked.texts, asked.depth))
     finally:
         ray.kill(retriever)
     return Outcome(asked.run(found), seconds)
@@ -108,16 +142,30 @@ class _Retrieving:
 
 
 def prompted(config: Config, bm25: Bm25, asked: Asked) -> Outcome:
-    """Prompt-only expansion: a language model's keywords behind the query, into BM25."""
+    """Prompt-only expansion: a language model's keywords behind the query, into BM25.
+
+    What it costs is not told: the engine's start is part of it, and answers are kept from run to run.
+
+    Raises:
+        DataError: no answer could be used.
+    """
     llm = config.evaluate.llm
-    questions = []
-    for text in asked.texts:
-        messages = rewrite_messages(text)
-        questions.append(Question(question_key(llm.model or "", messages, llm.temperature, llm.max_tokens), messages))
-    with Answers(config.run_dir / "evaluation" / "answers.sqlite") as answers:
-        _, seconds = timed(lambda: ask_model(config, llm, questions, answers))
-        said = answers.get([question.key for question in questions])
-    return lexical(bm25, asked, [_keywords(said.get(question.key, "")) for question in questions], seconds)
+    questions = [question(llm, rewrite_messages(text)) for text in asked.texts]
+    with Answers(answers_file(config)) as answers:
+        failed = ask_model(config, llm, questions, answers)
+        said = answers.get([one.key for one in questions])
+    keywords = [_keywords(said.get(one.key, "")) for one in questions]
+    if not any(keywords):
+        reason = next(iter(failed.values()), "no answer holds keywords")
+        raise DataError(f"prompt-only expansion by {llm.model}: all {len(questions)} queries failed: {reason}")
+    if missed := sum(not words for words in keywords):
+        console.print(f"prompt-only expansion: {missed} of {len(keywords)} queries without keywords", highlight=False)
+    return lexical(bm25, asked, keywords)._replace(seconds=None)
+
+
+def answers_file(config: Config) -> Path:
+    """Where the answers of evaluation's language models are kept."""
+    return config.run_dir / "answers" / "evaluation.sqlite"
 
 
 def _keywords(answer: str) -> str:
@@ -135,7 +183,7 @@ def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
         vectors, index = (config.run_dir / "systems" / name / part for part in ("vectors", "index"))
         embed(config, folder, vectors)
         build_index(config, vectors, index)
-    searcher = ray.remote(num_cpus=1)(Searcher).remote(str(folder), str(index), depth)
+    searcher = _actor(Searcher, gpu_count(config)).remote(str(folder), str(index), depth)
     _call(searcher.search.remote(["warm up"], [None]), config)
     return searcher
 
@@ -143,7 +191,7 @@ def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
 def search(config: Config, searcher: Any, asked: Asked, reasonings: list[Any], before_s: float = 0.0) -> Outcome:
     """One of our models, with a reasoning for each query, None for none, or several; they took `before_s` to write."""
     method = searcher.search_mean if isinstance(reasonings[0], list) else searcher.search
-    found, seconds = timed(lambda: _call(method.remote(asked.texts, reasonings), config))
+    found, seconds = timed(lambda: _in_batches(method, config, asked.texts, reasonings))
     return Outcome(asked.run(found), seconds + before_s, share_of_thoughts(reasonings))
 
 
@@ -153,37 +201,42 @@ def cut(config: Config, searcher: Any, reasonings: list[str], tokens: int) -> li
 
 
 class Thoughts(NamedTuple):
-    """A model's reasonings of the queries, and the seconds that each kind took.
+    """A model's reasonings of the queries, greedy, and the seconds that they took.
 
-    own: greedy, as the model would; always: greedy, where it must not think nothing; sampled: several of each query.
+    always: where it must not think nothing. auto: the same where the service would think (`serve.think_below`), else
+    "". sampled: several of each query.
     """
 
-    own: list[str]
     always: list[str]
+    auto: list[str]
     sampled: list[list[str]]
-    own_s: float
     always_s: float
-    sampled_s: float
+    auto_s: float
 
 
-def think(config: Config, folder: Path, queries: list[str], samples: int) -> Thoughts:
+def think(config: Config, folder: Path, searcher: Any, queries: list[str], samples: int) -> Thoughts:
     """Reasonings by the engines of a rollout pool; `samples` of each query at the rollouts' temperature."""
+    chances, decided_s = timed(lambda: _in_batches(searcher.chances, config, queries))
+    hard = [chance < config.serve.think_below for chance in chances]
     pool = start_pool(folder, config)
 
-    def reason(texts: list[str], temperature: float, seeds: list[int] | None, must_think: bool) -> list[str]:
-        return list(ask_pool(pool, pool.reason.remote(texts, temperature, seeds, must_think), config, "the reasonings"))
+    def reason(texts: list[str], temperature: float = 0.0, seeds: list[int] | None = None) -> list[str]:
+        asked = pool.reason.remote(texts, temperature, seeds, True)
+        return list(ask_pool(pool, asked, config, "the reasonings")) if texts else []
 
     try:
-        reason(queries[:1], 0.0, None, False)  # the engine is warm
-        own, own_s = timed(lambda: reason(queries, 0.0, None, False))
-        always, always_s = timed(lambda: reason(queries, 0.0, None, True))
+        reason(queries[:1])  # the engine is warm
+        needed, needed_s = timed(lambda: reason([q for q, is_hard in zip(queries, hard, strict=True) if is_hard]))
+        rest, rest_s = timed(lambda: reason([q for q, is_hard in zip(queries, hard, strict=True) if not is_hard]))
         texts = [query for query in queries for _ in range(samples)]
-        seeds = [config.seed + i for i in range(len(texts))]
-        flat, sampled_s = timed(lambda: reason(texts, config.rollout.temperature, seeds, True) if texts else [])
+        flat = reason(texts, config.rollout.temperature, [config.seed + i for i in range(len(texts))])
     finally:
         ray.kill(pool)
+    thoughts, others = iter(needed), iter(rest)
+    always = [next(thoughts if is_hard else others) for is_hard in hard]
+    auto = [text if is_hard else "" for text, is_hard in zip(always, hard, strict=True)]
     groups = [flat[i * samples : (i + 1) * samples] for i in range(len(queries))]
-    return Thoughts(own, always, groups, own_s, always_s, sampled_s)
+    return Thoughts(always, auto, groups, needed_s + rest_s, decided_s + needed_s)
 
 
 def share_of_thoughts(reasonings: list[Any]) -> float:
@@ -192,6 +245,21 @@ def share_of_thoughts(reasonings: list[Any]) -> float:
     return round(sum(said) / max(1, len(said)), 4)
 
 
+def _actor(kind: type, gpus: int = 0) -> Any:
+    return ray.remote(num_cpus=1, num_gpus=min(1, gpus))(kind)
+
+
+def _in_batches(method: Any, config: Config, texts: list[str], more: Any = None) -> list[Any]:
+    """What an actor's method returns for all texts; a list in `more` is cut alike, anything else goes along."""
+    found: list[Any] = []
+    for start in range(0, len(texts), BATCH):
+        part = slice(start, start + BATCH)
+        rest = () if more is None else (more[part] if isinstance(more, list) else more,)
+        found += _call(method.remote(texts[part], *rest), config)
+    return found
+
+
 def _call(reference: Any, config: Config) -> Any:
-    [found] = wait([reference], config.rollout.timeout_s, "an index search")
+    what = f"a model to load, or to embed and search {BATCH} queries (rollout.timeout_s)"
+    [found] = wait([reference], config.rollout.timeout_s, what)
     return found

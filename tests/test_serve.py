@@ -365,15 +365,17 @@ def test_evaluation_of_the_service_equals_that_of_its_files(served: Served, worl
     items = {"item_id": [f"p{i}" for i in range(len(TITLES))], "title": TITLES}
     write_parquet(pa.table(items), tmp_path / "world" / "items.parquet")
     settings = [f"run_dir={tmp_path}", *(f"paths.{name}={world.path(name)}" for name in ("model", "index"))]
-    whole = evaluate.run(load_config(None, [*settings, "evaluate.fusion=[2]"]))
+    whole = evaluate.run(load_config(None, [*settings, "evaluate.fusion=[1, 2]"]))
     asked = evaluate.run(load_config(None, [*settings, f"evaluate.url={served.url}"]))
-    for mode in ("never", "always"):
+    for mode in ("never", "auto", "always"):
         assert asked["routing"][mode]["scores"] == whole["routing"][mode]["scores"]
-        assert asked["routing"][mode]["thinks"] == whole["routing"][mode]["thinks"] == (mode == "always")
-    assert asked["systems"]["bm25"] == whole["systems"]["bm25"]
+        assert asked["routing"][mode]["thinks"] == whole["routing"][mode]["thinks"]
+    assert [whole["routing"][mode]["thinks"] for mode in ("never", "always")] == [0, 1]
+    for name in ("bm25", "bm25_stems", "lrem", "rewrite", "rrf"):
+        assert asked["systems"][name] == whole["systems"][name], name
     assert set(whole["systems"]) == {"bm25", "bm25_stems", "lrem", "rewrite", "rrf"}
     assert set(whole["overrides"]) == {"own", "empty", "random", "query"}
-    assert (set(whole["lengths"]), set(whole["fusion"])) == ({"4", "8", "16"}, {"2"})
+    assert (set(whole["lengths"]), set(whole["fusion"])) == ({"4", "8", "16"}, {"1", "2"})
     assert whole["slices"] == {"all": 7, "hard": 3, "negative": 3, "easy": 4}
     found = read_run(tmp_path / "evaluation" / "lrem-always.run")  # the second evaluation wrote it, from the service
     again = per_query(found, read_qrels(tmp_path / "evaluation" / "qrels.txt"), world.evaluate.k, 10)

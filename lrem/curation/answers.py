@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lrem.schema import DataError
+from lrem.settings import LlmConfig
 
 TIMEOUT_S = 60.0  # to wait for another process that writes
 VARIABLES = 10_000  # keys of one statement; SQLite takes 32,766
@@ -38,6 +39,11 @@ def question_key(model: str, messages: list[dict[str, str]], temperature: float,
     """
     told = json.dumps([model, messages, float(temperature), int(max_tokens)], sort_keys=True)
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def question(llm: LlmConfig, messages: list[dict[str, str]]) -> Question:
+    """What a language model with these settings is asked."""
+    return Question(question_key(llm.model or "", messages, llm.temperature, llm.max_tokens), messages)
 
 
 class Answers:

@@ -16,11 +16,19 @@ LEAST = 5  # queries that a slice needs for an interval or a test
 
 
 class Outcome(NamedTuple):
-    """What a system found, the seconds that all queries took together, and the share of queries it thought over."""
+    """What a system found, the seconds that all queries took together, and the share of queries it thought over.
+
+    Seconds are None where they would not tell what a query costs.
+    """
 
     run: Run
-    seconds: float
+    seconds: float | None = None
     thinks: float | None = None
+
+    def cost(self) -> dict[str, float]:
+        """Milliseconds of one query, all of them asked at once, and the share that was thought over; what is known."""
+        spent = {} if self.seconds is None else {"ms_per_query": round(1000 * self.seconds / max(1, len(self.run)), 2)}
+        return spent if self.thinks is None else spent | {"thinks": self.thinks}
 
 
 class Assembly:
@@ -74,7 +82,7 @@ class Assembly:
         thoughts: Mapping[str, str],
         titles: Mapping[str, str],
     ) -> list[dict[str, Any]]:
-        """Queries with a thought: where it gains most, where it loses most, and the first of each category.
+        """Queries with a thought: a third where it gains most, a third where it loses most, then firsts of categories.
 
         Args:
             without, with_it: names of the two runs. thoughts: query_id → reasoning.
@@ -84,7 +92,7 @@ class Assembly:
         gain = {q: ours[q][primary] - theirs[q][primary] for q in self.queries if thoughts.get(q)}
         order = sorted(gain, key=lambda q: (-gain[q], q))
         first = {self.queries[q].get("category") or "": q for q in reversed([q for q in self.queries if q in gain])}
-        chosen = dict.fromkeys([*order[: size // 3], *sorted(first.values()), *order[::-1][: size // 3]])
+        chosen = dict.fromkeys([*order[: size // 3], *order[::-1][: size // 3], *sorted(first.values())])
         return [
             {
                 "query_id": q,

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lrem.model import RECORD, ReasoningEmbedder, fingerprint
 from lrem.schema import DataError
-from lrem.sequences import pad
 from lrem.settings import ModelConfig
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class MtebModel:
         order = sorted(range(len(queries)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
         for chosen in _parts(order, batch_size):
             if self.reason == "auto":
-                chances = self._chances([prompts[i] for i in chosen])
+                chances = self.model.chances([queries[i] for i in chosen])
                 chosen = [i for i, chance in zip(chosen, chances, strict=True) if chance < self.think_below]
             for i, thought in zip(chosen, self._think([prompts[i] for i in chosen]), strict=True):
                 found[i] = thought
@@ -114,14 +113,6 @@ class MtebModel:
         from mteb.similarity_functions import pairwise_cos_sim
 
         return torch.as_tensor(pairwise_cos_sim(embeddings1, embeddings2))
-
-    @torch.inference_mode()
-    def _chances(self, prompts: list[list[int]]) -> list[float]:
-        """The chance that `</think>` follows `<think>` at once, for each prompt."""
-        rows = [[*prompt, self.model.renderer.close] for prompt in prompts]
-        batch = pad(rows, [(len(prompt), len(prompt) + 1) for prompt in prompts]).to(self.device)
-        log_probs = self.model(batch).log_probs.sum(1)  # [N]: one token of each row is scored
-        return [float(chance) for chance in log_probs.exp()]
 
     @torch.inference_mode()
     def _think(self, prompts: list[list[int]]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lrem.evaluation.page import probability, verdict
 from lrem.files import atomic_file
 
 CATEGORIES = ("question", "alternative", "negative", "knowledge", "easy", "hard", "all")
@@ -51,7 +52,8 @@ def overview(report: dict[str, Any]) -> Table:
         cells = [f"{100 * row['all'][measure]:.1f}{ends if measure == primary else ''}" for measure in shown]
         spent = report["cost"][name]
         thinks = f"{100 * spent['thinks']:.0f} %" if "thinks" in spent else ""
-        grid.add_row(report["names"].get(name, name), *cells, f"{spent['ms_per_query']:.1f}", thinks)
+        cost = f"{spent['ms_per_query']:.1f}" if "ms_per_query" in spent else ""
+        grid.add_row(report["names"].get(name, name), *cells, cost, thinks)
     return grid
 
 
@@ -64,8 +66,7 @@ def in_words(row: dict[str, Any], names: dict[str, str]) -> str:
     """
     ours, theirs = (names.get(row[side], row[side]) for side in ("a", "b"))
     ends = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
-    verdict = "" if row["p_holm"] < 0.05 else ", not significant"
-    return f"{ours} less {theirs}, {row['slice']}: {ends}, p {row['p_holm']:.3f}{verdict}"
+    return f"{ours} less {theirs}, {row['slice']}: {ends}, p {probability(row['p_holm'])}, {verdict(row)}"
 
 
 def saturation(scores: Scores, k: int) -> str | None:
