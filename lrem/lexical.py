@@ -3,7 +3,7 @@
 import bm25s
 import numpy as np
 
-from lrem.words import content
+from lrem.words import content, spaced
 
 
 class Bm25:
@@ -46,6 +46,7 @@ class Bm25:
 
 
 def _tokens(texts: list[str]) -> list[list[str]]:
+    texts = [spaced(text) for text in texts]
     return bm25s.tokenize(texts, stopwords=None, return_ids=False, show_progress=False)
 
 

@@ -1,7 +1,9 @@
 """Words of queries and titles: what counts as a word, a literal, a content word. Knows English endings; no model."""
 
 import re
+from itertools import pairwise
 
+UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 # Words that say nothing about a product; negations and units are not among them.
 SILENT = """a an and are as at be by for from has have i in into is it its me my of on or our s so some something t that
 the their them this to up we what when where which who with you your"""
@@ -10,12 +12,23 @@ NEGATIONS = frozenset(("without", "no", "not", "non", "free", "except", "excludi
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words in order.
+    """Lower-case words in order; of text without spaces between words, see `spaced`.
 
     >>> words("Men's T-shirt, 1/2 inch")
     ['men', 's', 't', 'shirt', '1', '2', 'inch']
     """
-    return re.findall(r"\w+", text.lower())
+    return re.findall(r"\w+", spaced(text).lower())
+
+
+def spaced(text: str) -> str:
+    """Chinese, Japanese and Thai runs as overlapping pairs of characters, the usual stand-in for words; others as they are.
+
+    >>> spaced("红色大衣 coat")
+    ' 红色 色大 大衣  coat'
+    """
+    return UNSPACED.sub(
+        lambda run: f" {' '.join(map(''.join, pairwise(run[0])))} " if len(run[0]) > 1 else run[0], text
+    )
 
 
 def literals(text: str) -> set[str]:

@@ -8,8 +8,11 @@ that the teacher did not reason about, but that has judgements, is left to reinf
 
 import hashlib
 import json
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ import pyarrow.parquet as pq
 
 from lrem.config import Config
 from lrem.curation.answers import Answers, Question
+from lrem.curation.cross_encoder import CrossEncoderJudge
 from lrem.curation.prompts import parse_grade, parse_keywords
-from lrem.files import atomic_file, sha256
+from lrem.files import atomic_file, only_one, sha256
 from lrem.index.snapshot import read_manifest
 from lrem.retrievers import kind_of, name_of
 from lrem.schema import DataError, read_items
@@ -28,10 +32,12 @@ from ray_apps.asking import ask
 from ray_apps.cluster import cluster, gpu_count
 from ray_apps.curation_input import cut
 from ray_apps.curation_output import finish
-from ray_apps.curators import EASY, KEPT, Desk, Finder, Judge, Teacher
+from ray_apps.curators import EASY, KEPT, Desk, Finder, Judge, Teacher, token_counter
 from ray_apps.embed_items import build_index, embed
 from ray_apps.progress import progress
 from ray_apps.questions import extraction, judgement, reasoning
+
+LOCK_TIMEOUT_S = 10.0  # for another curation of the same folder, which takes much longer
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -40,13 +46,14 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         DataError: an input cannot be used, a setting lacks its model, or nothing is left to train on.
     """
+    config = _with_whole_paths(config)
     check(config)
     folder = work_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    for other in folder.parent.glob("*"):  # parts of other settings or inputs
-        if other.is_dir() and other != folder:
-            shutil.rmtree(other)
-    with cluster(config):
+    with only_one(folder.parent / "lock", LOCK_TIMEOUT_S), cluster(config):
+        for other in folder.parent.glob("*"):  # parts of other settings or inputs
+            if re.fullmatch("[0-9a-f]{16}", other.name) and other != folder and (other / "input").exists():
+                shutil.rmtree(other)
         desk = Desk(config, folder, _index(config, folder))
         cut(desk)
         gpus = 1.0 if gpu_count(config) else 0.0
@@ -55,18 +62,34 @@ def run(config: Config) -> dict[str, Any]:
         actors = config.curate.actors
         durable.run_parts("find", Finder, (desk,), folder / "input", folder / "found", actors, model)
         failures = _ask_teacher(desk) if config.curate.teacher == "llm" else []
-        durable.run_parts("teach", Teacher, (desk,), folder / "found", folder / "taught", actors, model)
+        here = config.curate.teacher == "llm"  # whoever reads the answers has to be on their disk
+        durable.run_parts("teach", Teacher, (desk,), folder / "found", folder / "taught", actors, model, here)
         if config.curate.judge == "llm":
             failures += _ask_judge(desk)
         crossing = gpus if config.curate.judge == "cross_encoder" else 0.0
-        durable.run_parts("judge", Judge, (desk,), folder / "taught", folder / "decided", actors, crossing)
+        here = config.curate.judge == "llm"
+        durable.run_parts("judge", Judge, (desk,), folder / "taught", folder / "decided", actors, crossing, here)
     _write_failures(failures, config.path("triplets").with_name("dead_letters.jsonl"))
     return finish(desk)
 
 
+def _with_whole_paths(config: Config) -> Config:
+    """Folders that settings name, from the root: a Ray worker's working directory is not the caller's."""
+    named = {"retriever": config.curate.retriever, "cross_encoder": config.curate.cross_encoder}
+    whole = {key: str(Path(spec).absolute()) for key, spec in named.items() if spec and Path(spec).is_dir()}
+    return config.model_copy(update={"curate": config.curate.model_copy(update=whole)})
+
+
 def check(config: Config) -> None:
-    """Whether the settings fit together, before anything is begun."""
+    """Whether the settings fit together and what they name can be loaded, before anything is begun.
+
+    Raises:
+        DataError: they do not, or it cannot.
+    """
     settings = config.curate
+    for name in ("triplets", "rl_pairs"):
+        if "://" in config.uri(name):
+            raise DataError(f"paths.{name} is {config.uri(name)}: curation writes to a disk; copy its files there")
     if settings.rl_share + settings.dev_share + settings.test_share >= 1:
         raise DataError("curate.rl_share, dev_share and test_share leave nothing for the cold start: lower one")
     if kind_of(settings.retriever) == "snapshot":
@@ -86,14 +109,20 @@ def check(config: Config) -> None:
             raise DataError(f"curate.{part} is llm, and no model is named: set curate.{name}.model")
     if settings.judge == "cross_encoder" and settings.cross_encoder is None:
         raise DataError("curate.judge is cross_encoder, and none is named: set curate.cross_encoder")
+    if settings.judge == "cross_encoder":
+        CrossEncoderJudge(str(settings.cross_encoder))
+    token_counter(config.model.source)
 
 
 def work_folder(config: Config) -> Path:
     """Where this run's parts lie: a folder named by everything that they depend on."""
     inputs = ["items", "queries", "qrels", *(["teacher"] if config.curate.teacher == "file" else [])]
-    settings = config.curate.model_dump(mode="json", exclude={"actors": True, "llm": _HOW, "judge_llm": _HOW})
+    unread = {"actors": True, "llm": _HOW, "judge_llm": _HOW, **dict.fromkeys(_SPLIT, True)}
+    settings = config.curate.model_dump(mode="json", exclude=unread)
     depends = {
+        "version": version("lrem"),
         "settings": settings,
+        "budget": config.model.budget,
         "seed": config.seed,
         "source": config.model.source,
         "retriever": _named(config),
@@ -103,6 +132,7 @@ def work_folder(config: Config) -> Path:
     return config.path("triplets").parent / "work" / name
 
 
+_SPLIT = ("rl_share", "dev_share", "test_share", "rl_easy")  # read at the end, when the parts are there
 # Settings that say how a model is reached and what that costs, not what it is asked.
 _HOW = {"url", "key_variable", "concurrency", "timeout_s", "retries", "actors", "batch_size", "tensor_parallel"} | {
     *("kv_cache_gib", "tokens_a_second", "price_in", "price_out")
@@ -204,20 +234,19 @@ def _ask(
     read: Callable[[str], object] = str,
 ) -> list[dict[str, Any]]:
     """Ask what is not answered; returns the rows without an answer, or with one that `read` refuses, and the reason."""
-    total = sum(1 for _ in questions())
+    total, begun = sum(1 for _ in questions()), time.monotonic()
     with progress(title) as board:
-        failed = ask(
-            desk.config,
-            llm,
-            (question for question, _ in questions()),
-            answers,
-            lambda n: board.update.remote(n, total),
-        )
+
+        def told(done: int) -> None:
+            board.update.remote(done, total, f"{done / (time.monotonic() - begun):.1f} answers/s")
+
+        failed = ask(desk.config, llm, (question for question, _ in questions()), answers, told)
     letters = []
     for question, row in questions():
         if reason := failed.get(question.key) or _refused(read, answers.get([question.key])[question.key]):
-            told = {name: row[name] for name in ("query_id", "query", "item_id") if name in row}
-            letters.append({"step": title, "reason": reason} | told)
+            answers.drop([question.key])  # one that cannot be read is asked again by the next run
+            about = {name: row[name] for name in ("query_id", "query", "item_id") if name in row}
+            letters.append({"step": title, "reason": reason} | about)
     return letters
 
 

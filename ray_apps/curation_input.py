@@ -54,15 +54,32 @@ def cut(desk: Desk) -> None:
 
 
 def queries(config: Config) -> Iterator[pa.Table]:
-    """The queries that curation may use, some at a time: those of the split train, if there are splits."""
+    """The queries that curation may use, some at a time.
+
+    If there are splits these are the queries of train, but for those with the very content words of another split's.
+    """
     found = 0
+    tested = _tested(config)
     for table in read_batches(config.path("queries"), QUERIES, ("category", "split")):
         if "split" in table.column_names:
-            table = table.filter(pa.compute.fill_null(pa.compute.equal(table["split"], "train"), True))
+            table = table.filter(pa.compute.equal(table["split"], "train"))
+        if tested:
+            table = table.filter(pa.array([signatures(query)[0] not in tested for query in table["query"].to_pylist()]))
         found += table.num_rows
         yield table
     if not found:
         raise DataError(f"{config.path('queries')} has no query of the split train: at least one is needed")
+
+
+def _tested(config: Config) -> set[int]:
+    """The content words of queries of other splits, as hashes."""
+    found: set[int] = set()
+    for table in read_batches(config.path("queries"), QUERIES, ("split",)):
+        if "split" not in table.column_names:
+            return found
+        others = table.filter(pa.compute.not_equal(table["split"], "train"))
+        found.update(signatures(query)[0] for query in others["query"].to_pylist())
+    return found
 
 
 def _with_draws(config: Config, draws: np.ndarray, alone: np.ndarray) -> Iterator[pa.Table]:

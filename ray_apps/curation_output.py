@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrem.config import Config
+from lrem.config import Config, public
 from lrem.curation import datasheet
 from lrem.curation.dividing import part_of
 from lrem.files import atomic_file, write_json
@@ -23,6 +23,7 @@ TEXT = pa.string()
 TEST = pa.schema([(name, TEXT) for name in ("query_id", "query", "category", "split", "difficulty", "reasoning")])
 SCHEMAS = {"cold_start": TRIPLETS, "rl": RL_PAIRS, "dev": TRIPLETS, "test": TEST}
 EXAMPLES = 12  # of kept queries, shown in the datasheet
+LEFT_OUT = "left out by the split"  # of what was kept: it would part near-duplicates
 Rows = dict[str, list[dict[str, Any]]]  # by part of the split
 
 
@@ -39,7 +40,7 @@ def finish(desk: Desk) -> dict[str, Any]:
         "cold_start": config.path("triplets"),
         "rl": config.path("rl_pairs"),
         "dev": config.path("dev"),
-        "test": config.path("triplets").with_name("test.parquet"),
+        "test": config.path("test"),
     }
     written, queries, examples = _write(desk, files, outcomes)
     summary = {
@@ -49,12 +50,11 @@ def finish(desk: Desk) -> dict[str, Any]:
         "rl_pairs": written["rl"],
         "dev": written["dev"],
     }
-    if written["test"]:
-        summary["test"] = written["test"]
+    summary |= {name: n for name, n in ((LEFT_OUT, queries[LEFT_OUT]), ("test", written["test"])) if n}
     steps = {name: durable.total(desk.folder / name) for name in ("found", "taught")} | {"decided": counts}
     groups = json.loads((desk.folder / GROUPS).read_text())
     sheet = datasheet.make(
-        config.model_dump(mode="json"), steps, groups, outcomes, dict(queries), dict(written), examples
+        public(config.model_dump(mode="json")), steps, groups, outcomes, dict(queries), dict(written), examples
     )
     write_json(sheet, config.path("triplets").with_name("datasheet.json"))
     with atomic_file(config.path("triplets").with_name("datasheet.md")) as part:
@@ -85,6 +85,8 @@ def _write(
                     if name == "test"
                     else [row | {"item_id": i, "title": titles[i]} for i in row["items"]]
                 )
+                if name is None:
+                    queries[LEFT_OUT] += bool(made)
                 if name is None or not made:
                     continue
                 shared[name] += made
@@ -100,11 +102,14 @@ def _write(
                 if made:
                     writers[name].write_table(pa.Table.from_pylist(made, SCHEMAS[name]))
         if not rows["cold_start"] or not rows["rl"]:
-            raise DataError(f"nothing left to train on ({outcomes}): check the teacher's reasonings and curate.top_k")
+            raise DataError(
+                f"nothing left to train on ({outcomes}): look at what most queries came to; where a teacher or a judge "
+                f"failed, at dead_letters.jsonl in {config.path('triplets').parent}"
+            )
         for writer in writers.values():
             writer.close()
     for name in ("dev", "test"):  # an older one of ours may hold what is trained on now
-        if not rows[name] and (name == "test" or files[name] == config.default_path("dev")):
+        if not rows[name] and files[name] == config.default_path(name):
             files[name].unlink(missing_ok=True)
     return rows, queries, examples
 

@@ -5,7 +5,10 @@ Teacher   + a thought, if there is one → keywords by the rules, and the differ
 Judge     + verdicts                   → the items that are kept, and what became of the query
 """
 
+import math
 import zlib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +17,14 @@ import pyarrow as pa
 from lrem.config import Config
 from lrem.curation import contrast
 from lrem.curation.answers import Answers
+from lrem.curation.cross_encoder import CrossEncoderJudge
 from lrem.curation.difficulty import histogram, is_hard, measure
+from lrem.curation.judging import accepts
 from lrem.curation.lookup import Lookup
-from lrem.curation.prompts import parse_grade, parse_keywords
-from lrem.curation.rules import Rules, brand_name, clean, difference, expand
+from lrem.curation.prompts import parse_keywords
+from lrem.curation.rules import Rules, brand_name, difference, expand, sift
 from lrem.retrievers import kind_of, open_retriever
-from lrem.schema import read_items
+from lrem.schema import DataError, read_items
 from ray_apps.durable import Counts
 from ray_apps.questions import extraction, judgement, reasoning
 
@@ -34,7 +39,9 @@ THOUGHTS = pa.schema(QUERY + TAUGHT)
 DECIDED = pa.schema([*QUERY, ("hard", pa.bool_()), ("reasoning", TEXT), ("outcome", TEXT), ("items", TEXTS)])
 
 KEPT, EASY, UNTAUGHT = "kept", "kept without reasoning", "kept without a teacher"
-FAILED, IRRELEVANT, EMPTY = "the teacher failed", "nothing relevant", "empty difference set"
+FAILED, UNDECIDED = "the teacher failed", "the judge failed"
+IRRELEVANT, EMPTY = "nothing relevant", "empty difference set"
+DEFAULT_BUDGET = 16  # tokens of a reasoning (paper), where model.budget does not say
 
 
 class Desk(NamedTuple):
@@ -93,7 +100,7 @@ class Finder(_Worker):
             wanted = relevant.get(row["query_id"], set())
             row["first"] = [item for item, _ in ranking]
             titles = [self.titles[item] for item in sorted(wanted) or row["first"][:10]]
-            found = measure(row["query"], ranking, wanted, titles)
+            found = measure(row["query"], ranking, wanted, titles, self.settings.top_k)
             row["recall"] = found.recall
             row["hard"] = is_hard(found, limits.recall_below, limits.margin_below, limits.overlap_below)
             measured.append(found)
@@ -113,18 +120,20 @@ class Teacher(Finder):
         items, column = read_items(desk.config.path("items")), self.settings.brand_column
         named = items[column].to_pylist() if column in items.column_names else []
         brands = frozenset(name for brand in named if brand and (name := brand_name(str(brand))))
-        self.rules = Rules(frozenset(p.lower() for p in self.settings.banned), brands, self._budget(), self._counter())
+        banned = frozenset(brand_name(phrase) for phrase in self.settings.banned)
+        budget = desk.config.model.budget or DEFAULT_BUDGET
+        self.rules = Rules(banned, brands, budget, token_counter(desk.config.model.source))
 
     def __call__(self, part: pa.Table) -> tuple[pa.Table, Counts]:
-        """FINDINGS → THOUGHTS, and how many phrases the rules dropped."""
-        rows, counts = part.to_pylist(), {"phrases": 0, "phrases dropped": 0}
+        """FINDINGS → THOUGHTS, and how many phrases each rule dropped."""
+        rows, counts = part.to_pylist(), Counter[str]({"phrases": 0})
         self._think(rows)
         counts["failed"] = sum(row["failed"] for row in rows)
         for row in rows:
-            said = row["reasoning"] or ""
-            row["reasoning"] = clean(said, row["query"], self.rules)
-            counts["phrases"] += (before := sum(bool(phrase.strip()) for phrase in said.split(",")))
-            counts["phrases dropped"] += before - sum(bool(p) for p in row["reasoning"].split(", "))
+            row["said"] = row["reasoning"] or ""
+            row["reasoning"], dropped = sift(row["said"], row["query"], self.rules)
+            counts["phrases"] += sum(bool(phrase.strip()) for phrase in row["said"].split(","))
+            counts.update({f"dropped: {rule}": n for rule, n in dropped.items()})
         relevant = self.relevant([row["query_id"] for row in rows])
         asked = [row for row in rows if row["taught"] and row["reasoning"]]
         second = self.retriever.search([expand(row["query"], row["reasoning"]) for row in asked], self.settings.top_k)
@@ -181,23 +190,30 @@ class Teacher(Finder):
         asked_in_vain = row["hard"] and self.settings.teacher != "file" and not row["reasoning"]
         if not row["taught"] or asked_in_vain:
             lacking = sorted(wanted.difference(row["first"])) if self.settings.keep_untaught else []
-            return (UNTAUGHT, lacking) if lacking else ("no teacher", [])
+            return (
+                (UNTAUGHT, lacking) if lacking else ("nothing left by the rules" if row["said"] else "no teacher", [])
+            )
         if not row["reasoning"]:
             return (EASY, row["first"]) if self.settings.keep_easy else ("no reasoning", [])
         found = difference(row["first"], second)
         return (KEPT, found) if found else (EMPTY, [])
 
-    def _budget(self) -> int:
-        return self.settings.budget
 
-    def _counter(self) -> Any:
-        source = self.desk.config.model.source
-        if source is None:
-            return Rules().count
-        from transformers import AutoTokenizer
+def token_counter(source: str | None) -> Callable[[str], int]:
+    """How many tokens a text has: by the tokenizer of a model, else words and commas.
 
+    Raises:
+        DataError: the tokenizer cannot be loaded.
+    """
+    if source is None:
+        return Rules().count
+    from transformers import AutoTokenizer
+
+    try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+    except (OSError, ValueError) as error:
+        raise DataError(f"model.source: the tokenizer of {source} cannot be loaded ({error})") from error
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
 
 
 class Judge(_Worker):
@@ -206,11 +222,9 @@ class Judge(_Worker):
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk)
         self.answers = Answers(desk.answers) if self.settings.judge == "llm" else None
-        self.cross_encoder: Any = None
+        self.cross_encoder: CrossEncoderJudge | None = None
         if self.settings.judge == "cross_encoder":
-            from sentence_transformers import CrossEncoder
-
-            self.cross_encoder = CrossEncoder(self.settings.cross_encoder)
+            self.cross_encoder = CrossEncoderJudge(str(self.settings.cross_encoder))
 
     def __call__(self, part: pa.Table) -> tuple[pa.Table, Counts]:
         """THOUGHTS → DECIDED; the counters hold outcomes, and verdicts beside known grades as [yes yes, yes no, …]."""
@@ -238,22 +252,20 @@ class Judge(_Worker):
             if item in grades:
                 counts["agreement"][2 * (not verdict) + (grades[item] <= 0)] += 1
         kept = [item for item in candidates if verdicts.get(item)]
+        if candidates and not verdicts:
+            return UNDECIDED, []
         return (row["outcome"], kept) if kept else (IRRELEVANT, [])
 
     def _verdicts(self, query: str, items: list[str]) -> dict[str, bool]:
         """Item → whether it counts; items without a readable answer are left out."""
         if self.cross_encoder is not None:
-            scores = self.cross_encoder.predict([(query, self.titles[item]) for item in items], show_progress_bar=False)
-            return {item: bool(score >= self.settings.accept) for item, score in zip(items, scores, strict=True)}
+            scores = self.cross_encoder.scores(query, [self.titles[item] for item in items])
+            return {item: score >= self.settings.accept for item, score in zip(items, scores, strict=True)}
         assert self.answers is not None
         asked = {item: judgement(self.settings, query, self.titles[item]).key for item in items}
-        said, verdicts = self.answers.get(list(asked.values())), {}
-        for item, key in asked.items():
-            try:
-                verdicts[item] = parse_grade(said[key]) >= 3 * self.settings.accept
-            except (KeyError, ValueError):
-                continue
-        return verdicts
+        said = self.answers.get(list(asked.values()))
+        found = {item: accepts(said.get(key), math.ceil(3 * self.settings.accept)) for item, key in asked.items()}
+        return {item: verdict for item, verdict in found.items() if verdict is not None}
 
     def _spread(self, query_id: str, items: list[str]) -> list[str]:
         """items_per_query of them, from the whole list: the top alone would repeat one kind of product."""

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lrem.files import write_json, write_parquet
 from ray_apps.progress import progress
@@ -91,16 +92,19 @@ def run_parts(
     target: Path,
     actors: int,
     num_gpus: float = 0,
+    here: bool = False,
 ) -> None:
     """Do every part of the folder `source` that the folder `target` lacks, with a progress bar.
 
     Args:
         make: called in each actor with `args`; returns the work, a table → (a table, counters).
+        here: on this machine alone, whose disk the work needs.
     """
     todo = [part for part in parts_of(source) if not is_done(target / part.name)]
     if not todo:
         return
     target.mkdir(parents=True, exist_ok=True)
+    node = ray.get_runtime_context().get_node_id()
     sizes = [pq.read_metadata(part).num_rows for part in todo]
     total, done, begun = sum(sizes), 0, time.monotonic()
     rows = [{"source": str(part), "target": str(target / part.name)} for part in todo]
@@ -111,6 +115,7 @@ def run_parts(
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(todo))),
         num_cpus=1,
         num_gpus=num_gpus,
+        **({"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} if here else {}),
     )
     with progress(title) as board:
         for batch in made.iter_batches(batch_size=None):

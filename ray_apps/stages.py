@@ -35,11 +35,12 @@ def _import(config: Config) -> dict[str, Any]:
     from lrem.files import write_parquet
 
     found = import_tables(config.sources)
-    write_parquet(found.items, config.path("items"))
-    if found.queries.num_rows:
-        write_parquet(found.queries, config.path("queries"))
-    if found.qrels is not None:
-        write_parquet(found.qrels, config.path("qrels"))
+    tables = {"items": found.items, "queries": found.queries if found.queries.num_rows else None, "qrels": found.qrels}
+    for name, table in tables.items():
+        if table is not None:
+            write_parquet(table, config.path(name))
+        elif config.path(name) == config.default_path(name):  # an older import's would not fit
+            config.path(name).unlink(missing_ok=True)
     return found.counts
 
 

@@ -101,6 +101,10 @@ class Answers:
                 self._db.execute("ROLLBACK")
             raise
 
+    def drop(self, keys: Sequence[str]) -> None:
+        """Forget answers, so that their questions are asked again."""
+        self._db.executemany("DELETE FROM answers WHERE key = ?", ((key,) for key in keys))
+
     def __len__(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lrem.words import NEGATIONS, STOP, stem, words
 
 LINKS = frozenset(("in", "off", "on", "up"))  # stop words that may end a pair, as in slip on
-LEAST_G2 = 10.83  # of one degree of freedom, once in a thousand by chance: hundreds of phrases are tried
+LEAST_G2 = 6.63  # of one degree of freedom, once in a hundred by chance: one wanted item can still have keywords
 
 
 class Background(NamedTuple):

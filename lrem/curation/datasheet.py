@@ -38,7 +38,7 @@ def make(
             "histograms": {name: found[name] for name in ("recall", "margin", "overlap")},
         },
         "teacher": {"kind": curate["teacher"], "model": curate["llm"]["model"] if curate["teacher"] == "llm" else None},
-        "phrases": {"written": taught["phrases"], "dropped by the rules": taught["phrases dropped"]},
+        "phrases": {"written": taught["phrases"]} | {k: n for k, n in taught.items() if k.startswith("dropped: ")},
         "judge": judge(curate, decided),
         "outcomes": outcomes,
         "split": {

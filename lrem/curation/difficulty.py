@@ -22,19 +22,20 @@ class Difficulty(NamedTuple):
 
 
 def measure(
-    query: str, ranking: Sequence[tuple[str, float]], relevant: Collection[str], titles: Sequence[str]
+    query: str, ranking: Sequence[tuple[str, float]], relevant: Collection[str], titles: Sequence[str], k: int
 ) -> Difficulty:
     """Difficulty of one query.
 
     Args:
-        ranking: (item id, score), best first, cut at k. titles: of the relevant items, else of the top results.
+        ranking: (item id, score), best first, cut at k; with fewer than k, the k-th score counts as 0.
+        titles: of the relevant items, else of the top results.
 
-    >>> measure("warm coat", [("a", 2.0), ("b", 1.0)], {"b", "c"}, ["red coat"])
+    >>> measure("warm coat", [("a", 2.0), ("b", 1.0)], {"b", "c"}, ["red coat"], 2)
     Difficulty(recall=0.5, margin=0.5, overlap=0.5)
     """
     found = {item for item, _ in ranking}
     recall = len(found.intersection(relevant)) / len(relevant) if relevant else None
-    best, last = (ranking[0][1], ranking[-1][1]) if ranking else (0.0, 0.0)
+    best, last = ranking[0][1] if ranking else 0.0, ranking[k - 1][1] if len(ranking) >= k else 0.0
     margin = max(0.0, (best - last) / abs(best)) if best else 0.0
     asked = set(content(query))
     known = {word for title in titles for word in content(title)}
@@ -44,16 +45,14 @@ def measure(
 def is_hard(
     difficulty: Difficulty, recall_below: float | None, margin_below: float | None, overlap_below: float | None
 ) -> bool:
-    """Whether any threshold that is set says so; with none set, every query is.
+    """Whether any threshold that is set says so; where none can, none being set or known, every query is.
 
     >>> is_hard(Difficulty(None, 0.5, 0.2), 0.7, None, 0.5), is_hard(Difficulty(0.9, 0.5, 0.2), 0.7, None, None)
     (True, False)
     """
     limits = (recall_below, margin_below, overlap_below)
-    if all(limit is None for limit in limits):
-        return True
-    pairs = zip(difficulty, limits, strict=True)
-    return any(value is not None and limit is not None and value < limit for value, limit in pairs)
+    pairs = [(value, limit) for value, limit in zip(difficulty, limits, strict=True) if None not in (value, limit)]
+    return not pairs or any(value < limit for value, limit in pairs)
 
 
 def histogram(values: Sequence[float | None]) -> list[int]:

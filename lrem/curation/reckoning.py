@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lrem.settings import LlmConfig
+from lrem.words import UNSPACED
 
-CHARACTERS_A_TOKEN = 4  # of English text, as tokenizers of tens of thousands of entries cut it
+CHARACTERS_A_TOKEN = 4  # of English text, as tokenizers of tens of thousands of entries cut it; of Chinese, one
 
 
 class Load(NamedTuple):
@@ -33,7 +34,13 @@ def cost(loads: Sequence[Load], llm: LlmConfig) -> Cost:
     Cost(calls=1000, tokens_in=100000, tokens_out=100000, money=0.5, seconds=100.0)
     """
     calls = sum(load.questions for load in loads)
-    characters = (load.questions * sum(len(m["content"]) for m in load.messages) for load in loads)
+    characters = (load.questions * sum(_characters(m["content"]) for m in load.messages) for load in loads)
     tokens_in, tokens_out = sum(characters) // CHARACTERS_A_TOKEN, calls * llm.max_tokens
     money = (tokens_in * llm.price_in + tokens_out * llm.price_out) / 1_000_000
     return Cost(calls, tokens_in, tokens_out, money, tokens_out / llm.tokens_a_second)
+
+
+def _characters(text: str) -> int:
+    """Characters, those of unspaced scripts as many as a token has."""
+    unspaced = sum(map(len, UNSPACED.findall(text)))
+    return len(text) + (CHARACTERS_A_TOKEN - 1) * unspaced

@@ -7,18 +7,18 @@ from typing import NamedTuple
 from lrem.words import literals, words
 
 SEPARATOR = ","
-LONGEST_BRAND = 4  # words
-# Where one of these stands, the brand that a query names is not, or not alone, what is wanted.
-ELSEWHERE = re.compile(
-    r"\b(alternatives?|dupes?|like|similar|instead|replacements?|compatible|other|cheaper|better|besides|not|no|non|"
-    r"without|except|vs|for)\b"
+LONGEST_BRAND = 4  # words, and of a banned phrase
+# A brand behind one of these, or before one of the last, is not what is wanted, or not alone.
+BEFORE = (
+    "like|instead of|than|not|no|non|without|except|besides|vs|for|with|compatible with|similar to|alternatives? to"
 )
+AFTER = "alternatives?|dupes?|replacements?|compatible|style|type|vs"
 
 
 class Rules(NamedTuple):
     """What a keyword list may not hold.
 
-    banned: phrases, in lower case. brands: those that the guard knows, as `brand_name` writes them.
+    banned: words or phrases; brands: those that the guard knows; both as `brand_name` writes them.
     budget: tokens, None: no limit. count: how many tokens a list has.
     """
 
@@ -29,33 +29,52 @@ class Rules(NamedTuple):
 
 
 def clean(reasoning: str, query: str, rules: Rules = Rules()) -> str:
-    """Drop phrases that a rule forbids; keep the order.
-
-    Dropped are: repeated phrases, phrases wholly made of the query's words, banned ones, other brands than the one that
-    the query asks for, literals (words with a digit) that the query does not have where it has some, and what lies
-    beyond the budget.
+    """Drop phrases that a rule forbids; keep the order. See `sift`.
 
     >>> clean("Helmet, gloves, e-bike,helmet, knife", "ride an e-bike", Rules(frozenset({"knife"})))
     'helmet, gloves'
-    >>> clean("nike pegasus, running shoe", "adidas trainers", Rules(brands=frozenset({"nike", "adidas"})))
+    >>> clean("nike pegasus, running shoe", "adidas trainers for women", Rules(brands=frozenset({"nike", "adidas"})))
     'running shoe'
     >>> clean("wh-1000xm5, headphones", "sony wh-1000xm4", Rules())
     'headphones'
     """
-    said = set(words(query))
-    own = literals(query)
+    return sift(reasoning, query, rules)[0]
+
+
+def sift(reasoning: str, query: str, rules: Rules) -> tuple[str, dict[str, int]]:
+    """The phrases that pass every rule, in their order, and how many each rule dropped.
+
+    Dropped are: repeated phrases, phrases wholly made of the query's words, those that hold a banned one, other brands
+    than the one that the query asks for, literals (words with a digit) that the query does not have where it has
+    some, and what lies beyond the budget.
+
+    >>> sift("helmet, helmet, ride", "ride a bike", Rules())
+    ('helmet', {'repeated': 1, 'of the query': 1})
+    """
+    said, own = set(query.lower().split()), literals(query)
     target = _target(query, rules.brands) if rules.brands else set()
     kept: list[str] = []
-    for phrase in reasoning.lower().split(SEPARATOR):
-        phrase = " ".join(phrase.split())
-        if not phrase or phrase in kept or phrase in rules.banned or set(words(phrase)) <= said:
-            continue
-        if (own and literals(phrase) - own) or (target and names(phrase, rules.brands) - target):
-            continue
-        if rules.budget is not None and rules.count(f"{SEPARATOR} ".join([*kept, phrase])) > rules.budget:
+    dropped: dict[str, int] = {}
+    phrases = [phrase for part in reasoning.lower().split(SEPARATOR) if (phrase := " ".join(part.split()))]
+    for place, phrase in enumerate(phrases):
+        if phrase in kept:
+            rule = "repeated"
+        elif set(phrase.split()) <= said:
+            rule = "of the query"
+        elif rules.banned and names(phrase, rules.banned):
+            rule = "banned"
+        elif target and names(phrase, rules.brands) - target:
+            rule = "another brand"
+        elif own and literals(phrase) - own:
+            rule = "another literal"
+        elif rules.budget is not None and rules.count(f"{SEPARATOR} ".join([*kept, phrase])) > rules.budget:
+            dropped["beyond the budget"] = len(phrases) - place
             break
-        kept.append(phrase)
-    return f"{SEPARATOR} ".join(kept)
+        else:
+            kept.append(phrase)
+            continue
+        dropped[rule] = dropped.get(rule, 0) + 1
+    return f"{SEPARATOR} ".join(kept), dropped
 
 
 def names(text: str, brands: Collection[str]) -> set[str]:
@@ -79,8 +98,19 @@ def brand_name(brand: str) -> str:
 
 
 def _target(query: str, brands: Collection[str]) -> set[str]:
-    """The brands that a query asks for; none where it names one only to get another."""
-    return set() if ELSEWHERE.search(query.lower()) else names(query, brands)
+    """The brands that a query asks for: those that it does not name only to get another, or something to go with it.
+
+    >>> brands = {"nike", "adidas"}
+    >>> _target("adidas shoes for women", brands), _target("cheaper than nike shoes", brands), _target("nike dupe", brands)
+    ({'adidas'}, set(), set())
+    """
+    text, found = " ".join(words(query)), names(query, brands)
+    elsewhere = {
+        brand
+        for brand in found
+        if re.search(rf"\b({BEFORE}) {re.escape(brand)}\b|\b{re.escape(brand)}( \w+)? ({AFTER})\b", text)
+    }
+    return set() if elsewhere else found
 
 
 def expand(query: str, reasoning: str) -> str:

@@ -60,9 +60,8 @@ class CurateConfig(Section):
     keep_untaught: bool = True  # judged queries without a teacher's reasoning: pairs for reinforcement and the baseline
     keep_easy: bool = True  # queries served without thinking teach an empty reasoning
     rl_easy: bool = True  # such queries are reinforced too; else they go to the cold start
-    banned: list[str] = Field(default_factory=list)  # phrases that no reasoning may hold
+    banned: list[str] = Field(default_factory=list)  # words and phrases that no reasoning may hold
     brand_column: str | None = "brand"  # of the catalogue, for the brand guard; no such column: no guard
-    budget: int = Field(16, ge=1)  # tokens of a reasoning, by the tokenizer of model.source, else words and commas
     part_rows: int = Field(1000, ge=1)  # queries of one part: what a killed run does again at most, for each actor
     actors: int = Field(1, ge=1)  # that work on parts at once
 
