@@ -21,14 +21,12 @@ def words(text: str) -> list[str]:
 
 
 def spaced(text: str) -> str:
-    """Chinese, Japanese and Thai runs as overlapping pairs of characters, the usual stand-in for words; others as they are.
+    """Chinese, Japanese and Thai runs as overlapping pairs of characters, the usual stand-in for words.
 
     >>> spaced("红色大衣 coat")
     ' 红色 色大 大衣  coat'
     """
-    return UNSPACED.sub(
-        lambda run: f" {' '.join(map(''.join, pairwise(run[0])))} " if len(run[0]) > 1 else run[0], text
-    )
+    return UNSPACED.sub(lambda run: f" {' '.join(map(''.join, pairwise(run[0]))) or run[0]} ", text)
 
 
 def literals(text: str) -> set[str]:

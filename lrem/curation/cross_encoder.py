@@ -24,9 +24,7 @@ class CrossEncoderJudge:
         except (OSError, ValueError) as error:
             raise DataError(f"the cross-encoder {spec} cannot be loaded ({error}): name a folder or a model") from error
         if self._model.num_labels != 1:
-            raise DataError(
-                f"the cross-encoder {spec} has {self._model.num_labels} outputs: one is needed, the relevance"
-            )
+            raise DataError(f"the cross-encoder {spec} has {self._model.num_labels} outputs: relevance alone is needed")
 
     def scores(self, query: str, titles: Sequence[str]) -> list[float]:
         """The relevance of each title, 0 to 1."""

@@ -9,9 +9,7 @@ from lrem.words import literals, words
 SEPARATOR = ","
 LONGEST_BRAND = 4  # words, and of a banned phrase
 # A brand behind one of these, or before one of the last, is not what is wanted, or not alone.
-BEFORE = (
-    "like|instead of|than|not|no|non|without|except|besides|vs|for|with|compatible with|similar to|alternatives? to"
-)
+BEFORE = "like|instead of|than|not|no|non|without|except|besides|vs|for|with|similar to|alternatives? to"
 AFTER = "alternatives?|dupes?|replacements?|compatible|style|type|vs"
 
 
@@ -101,8 +99,8 @@ def _target(query: str, brands: Collection[str]) -> set[str]:
     """The brands that a query asks for: those that it does not name only to get another, or something to go with it.
 
     >>> brands = {"nike", "adidas"}
-    >>> _target("adidas shoes for women", brands), _target("cheaper than nike shoes", brands), _target("nike dupe", brands)
-    ({'adidas'}, set(), set())
+    >>> [_target(query, brands) for query in ("adidas shoes for women", "cheaper than nike shoes", "nike dupe")]
+    [{'adidas'}, set(), set()]
     """
     text, found = " ".join(words(query)), names(query, brands)
     elsewhere = {
