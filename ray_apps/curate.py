@@ -117,7 +117,7 @@ def check(config: Config) -> None:
 def work_folder(config: Config) -> Path:
     """Where this run's parts lie: a folder named by everything that they depend on."""
     inputs = ["items", "queries", "qrels", *(["teacher"] if config.curate.teacher == "file" else [])]
-    unread = {"actors": True, "llm": _HOW, "judge_llm": _HOW, **dict.fromkeys(_SPLIT, True)}
+    unread: Any = {"actors": True, "llm": _HOW, "judge_llm": _HOW, **dict.fromkeys(_SPLIT, True)}
     settings = config.curate.model_dump(mode="json", exclude=unread)
     depends = {
         "version": version("lrem"),

@@ -190,9 +190,9 @@ class Teacher(Finder):
         asked_in_vain = row["hard"] and self.settings.teacher != "file" and not row["reasoning"]
         if not row["taught"] or asked_in_vain:
             lacking = sorted(wanted.difference(row["first"])) if self.settings.keep_untaught else []
-            return (
-                (UNTAUGHT, lacking) if lacking else ("nothing left by the rules" if row["said"] else "no teacher", [])
-            )
+            if lacking:
+                return UNTAUGHT, lacking
+            return ("nothing left by the rules" if row["said"] else "no teacher"), []
         if not row["reasoning"]:
             return (EASY, row["first"]) if self.settings.keep_easy else ("no reasoning", [])
         found = difference(row["first"], second)

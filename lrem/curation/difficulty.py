@@ -51,8 +51,8 @@ def is_hard(
     (True, False)
     """
     limits = (recall_below, margin_below, overlap_below)
-    pairs = [(value, limit) for value, limit in zip(difficulty, limits, strict=True) if None not in (value, limit)]
-    return not pairs or any(value < limit for value, limit in pairs)
+    below = [v < limit for v, limit in zip(difficulty, limits, strict=True) if v is not None and limit is not None]
+    return any(below) or not below
 
 
 def histogram(values: Sequence[float | None]) -> list[int]:
