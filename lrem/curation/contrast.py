@@ -13,6 +13,7 @@ from typing import NamedTuple
 from lrem.words import NEGATIONS, STOP, stem, words
 
 LINKS = frozenset(("in", "off", "on", "up"))  # stop words that may end a pair, as in slip on
+COVERED = 0.2  # share of the wanted titles that a keyword has to stand in: it is to lead to them all, not to a few
 LEAST_G2 = 6.63  # of one degree of freedom, once in a hundred by chance: one wanted item can still have keywords
 
 
@@ -86,7 +87,7 @@ def keywords(
     scored = []
     for phrase, n in inside.items():
         known = catalogue.counts.get(phrase, 0)
-        if not known or {stem(word) for word in phrase.split()} <= asked:
+        if not known or n < COVERED * len(wanted) or {stem(word) for word in phrase.split()} <= asked:
             continue
         rest = max(known - n, 0), max(catalogue.size - len(wanted), 1)
         apart = g2(n, len(wanted), contrast[phrase], len(retrieved)) if retrieved else math.inf
