@@ -18,19 +18,24 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from typer.testing import CliRunner
 
 from lrem.config import Config, load_config
-from lrem.curation.prompts import extraction_messages, parse_keywords, reasoning_messages
+from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
 from lrem.curation.settings import BootstrapConfig
 from lrem.files import write_parquet
 from lrem.lexical import Bm25
 from lrem.model import ReasoningEmbedder
 from lrem.schema import DataError
+from lrem.settings import ModelConfig
+from lrem.tokenizer import train_tokenizer
 from lrem.words import content, stem, words
 from lrem.world import make_world
 from ray_apps import bootstrap, curate, durable
 from ray_apps.asking import prompt
+from ray_apps.cli import app
 from ray_apps.cluster import cluster
+from ray_apps.curation_plan import plan
 from ray_apps.curators import FAILED
 from tests.chat_server import Chat, serve
 
@@ -47,6 +52,12 @@ KEYWORDS = {
     "storm outside": "1. rubber boots\n2. umbrella\n3. hat",
     "cold ears": "<think>ears…</think>hat",
     "something nice": "I'm sorry, I can't help with that.",
+}
+LEARNT = {  # what the tiny model says to the second question
+    "ride a bike": "helmet, gloves",
+    "storm outside": "rubber boots, umbrella",
+    "cold ears": "hat",
+    "something nice": "!!!",
 }
 GRADES = {
     ("ride a bike", "steel helmet"): "3",
@@ -166,7 +177,7 @@ def test_the_datasheet_tells_how_far_the_judge_agrees(untroubled: tuple[Config, 
         },
     }
     assert sheet["near-duplicates"] == {"near-duplicates": 1, "largest group": 2}
-    assert sheet["phrases"] == {"written": 10, "dropped by the rules": 1}  # "bike"
+    assert sheet["phrases"] == {"written": 10, "dropped: of the query": 1}  # "bike"
     assert sheet["outcomes"] == {"kept": 4, "kept without reasoning": 2, "the teacher failed": 1}
 
 
@@ -198,7 +209,7 @@ def test_what_failed_is_asked_again_and_only_that(
     """First the teacher fails at times and the judge is not there; then the judge fails at times; then all is well."""
     chat = Chat(KEYWORDS, GRADES)
     thinking, words_of_q2 = ("think", "ride a bike", ""), ("keywords", "storm outside", "")
-    grade = ("judge", "tin soup", "tin soup")
+    grade = ("judge", "cold ears", "wool hat")
     with serve(chat) as url:
         config = asked_at(shop(tmp_path), url)
         chat.refused = {thinking, words_of_q2, grade}
@@ -211,11 +222,11 @@ def test_what_failed_is_asked_again_and_only_that(
             ("teacher, keywords", "q2"): "400: not keywords today",
             ("teacher, keywords", "q6"): "400: not keywords today",
             ("teacher, keywords", "q7"): letters["teacher, keywords", "q7"],
-            ("judge", "q3"): "400: not judge today",
+            ("judge", "q4"): "400: not judge today",
         }
         rows = decided(config)
         assert {query for query, row in rows.items() if row["outcome"] == FAILED} == {"q2", "q6", "q7"}
-        assert rows["q3"]["items"] == []
+        assert rows["q4"]["items"] == []
         chat.refused = set()
         counts = curate.run(config)
     again = {thinking: 2, words_of_q2: 3, grade: 2}
@@ -243,53 +254,72 @@ def test_a_log_without_judgements_needs_none(tmp_path: Path) -> None:
         curate.run(changed(config, judge="known"))
 
 
-def greedy(tiny: ReasoningEmbedder, messages: list[dict[str, str]], length: int) -> str:
-    """What transformers answers."""
-    ids = torch.tensor([prompt(messages, tiny.tokenizer)])
-    made = tiny.lm.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)
-    return str(tiny.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that was made to know this shop by heart: a hundred steps on the prompts and their answers."""
+    told = [chat for query, answer in LEARNT.items() for chat in _lesson(query, answer)]
+    tokenizer = train_tokenizer([messages[0]["content"] + answer for messages, answer in told], 1200)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "heads": 2, "kv_heads": 2, "max_positions": 512}
+    model = ReasoningEmbedder.from_config(ModelConfig(**sizes), tokenizer, seed=0)
+    rows = [
+        (prompt(messages, tokenizer), tokenizer(answer + tokenizer.eos_token)["input_ids"]) for messages, answer in told
+    ]
+    length = max(len(before) + len(after) for before, after in rows)
+    ids = torch.tensor([before + after + [0] * (length - len(before + after)) for before, after in rows])
+    labels = torch.tensor(
+        [[-100] * len(before) + after + [-100] * (length - len(before + after)) for before, after in rows]
+    )
+    optimizer = torch.optim.Adam(model.lm.parameters(), lr=5e-3)
+    for _ in range(300):  # what follows a row's end is not seen by it, so it needs no mask
+        loss = model.lm(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss.item() < 0.03:
+            break
+    assert loss.item() < 0.03
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    model.save(folder)
+    return folder
 
 
-def foreseen(tiny: ReasoningEmbedder, query: str, length: int) -> str | None:
-    """The keywords that the tiny model would answer with; None: nothing that can be read."""
-    thought = greedy(tiny, reasoning_messages(query), length)
-    try:
-        return parse_keywords(greedy(tiny, extraction_messages(query, thought), length)) if thought.strip() else None
-    except ValueError:
-        return None
+def _lesson(query: str, answer: str) -> Iterator[tuple[list[dict[str, str]], str]]:
+    yield reasoning_messages(query), f" {query}"
+    yield extraction_messages(query, f" {query}"), f" {answer}"
 
 
-def test_a_teacher_by_vllm(tmp_path: Path, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
-    """Random weights: what it says is junk, but it is the junk that transformers says, and every query is told of."""
+def test_a_teacher_by_vllm(tmp_path: Path, teacher: Path) -> None:
     config = shop(tmp_path)
-    how = {"model": str(tiny_folder), "dtype": "float32", "max_model_len": 4096, "max_tokens": 3, "temperature": 0.0}
+    how = {"model": str(teacher), "dtype": "float32", "max_model_len": 512, "max_tokens": 12, "temperature": 0.0}
     config = changed(config, teacher="llm", llm=config.curate.llm.model_copy(update=how))
     counts = curate.run(config)
     rows = decided(config)
-    assert set(rows) == set(QUERIES)
-    assert counts["queries"] == len(QUERIES) == sum(Counter(row["outcome"] for row in rows.values()).values())
-    hard = {query for query, row in rows.items() if row["hard"]}
-    assert hard == {"q1", "q2", "q4", "q6", "q7"}
-    said = {query: foreseen(tiny, QUERIES[query], 3) for query in hard}
-    failed = {query for query in hard if said[query] is None}
-    assert {query for query, row in rows.items() if row["outcome"] == FAILED} == failed
-    assert {row["query_id"] for row in dead_letters(config)} == failed
-    assert all(row["reason"] for row in dead_letters(config))
-    for query in hard - failed:
-        written = [" ".join(phrase.lower().split()) for phrase in said[query].split(",")]
-        assert set(rows[query]["reasoning"].split(", ")) - {""} <= set(written)
+    assert {query: (row["outcome"], row["reasoning"], sorted(row["items"])) for query, row in rows.items()} == {
+        "q1": ("kept", "helmet, gloves", ["i1", "i2"]),
+        "q2": ("kept", "rubber boots, umbrella", ["i8", "i9"]),
+        "q3": ("kept without reasoning", "", ["i6"]),
+        "q4": ("kept", "hat", ["i7"]),
+        "q5": ("kept without reasoning", "", ["i9"]),
+        "q6": ("kept", "rubber boots, umbrella", ["i8"]),
+        "q7": ("the teacher failed", "", []),
+    }
+    assert counts["queries"] == len(QUERIES)
+    [letter] = dead_letters(config)
+    assert (letter["query_id"], letter["query"]) == ("q7", "something nice")
+    assert "no keyword phrase in the answer: '!!!'" in letter["reason"]
     file = config.path("triplets").parent / "work" / "answers.sqlite"
-    before, stamp, count = outputs(config), file.stat().st_mtime_ns, answer_count(config)
+    before, stamp = outputs(config), file.stat().st_mtime_ns
+    assert answer_count(config) == 2 * len(LEARNT)
     assert curate.run(config) == counts
     assert outputs(config) == before
-    assert (file.stat().st_mtime_ns, answer_count(config)) == (stamp, count)
+    assert (file.stat().st_mtime_ns, answer_count(config)) == (stamp, 2 * len(LEARNT))
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The demo world, a third of its queries once more in other words, curated by its own catalogue."""
     folder = tmp_path_factory.mktemp("world")
-    make_world(1, products=900, train_queries=300, test_queries=50).write(folder / "world")
+    make_world(1, products=2500, train_queries=300, test_queries=50).write(folder / "world")
     config = load_config(None, [f"run_dir={folder}", "curate.teacher=catalogue", "ray.num_cpus=4"])
     queries = pq.read_table(config.path("queries"))
     rng, rows, twins = Random(0), queries.to_pylist(), {}
@@ -364,20 +394,64 @@ def test_nothing_leaks_between_the_parts_of_the_split(taught: Config) -> None:
     assert min(draws["triplets"]) >= 0.25
 
 
-def test_an_own_dev_file_stays_and_an_old_test_file_goes(taught: Config, tmp_path: Path) -> None:
-    """With no share for either: a dev file of one's own is not ours to write, a test file of an earlier split is."""
-    mine = tmp_path / "mine.parquet"
-    write_parquet(pa.table({"mine": [1]}), mine)
-    test = taught.path("triplets").with_name("test.parquet")
-    assert test.exists()
-    config = changed(taught, dev_share=0.0, test_share=0.0, keep_easy=False)
-    config = config.model_copy(update={"paths": config.paths.model_copy(update={"dev": mine})})
+def test_what_lies_there_is_replaced_only_by_rows(tmp_path: Path) -> None:
+    """No share for dev or test: a dev file of one's own is not ours to write, a test file of an earlier split is."""
+    config = shop(tmp_path)
+    write_parquet(pa.table({"query_id": ["q1", "q4"], "reasoning": ["helmet", "hat"]}), config.path("teacher"))
+    mine, old = tmp_path / "mine.parquet", config.path("triplets").with_name("test.parquet")
+    for file in (mine, old):
+        write_parquet(pa.table({"mine": [1]}), file)
+    parts = tmp_path / "queries"  # a folder of files is an input too
+    write_parquet(pq.read_table(config.path("queries")), parts / "1.parquet")
+    config = config.model_copy(update={"paths": config.paths.model_copy(update={"dev": mine, "queries": parts})})
     counts = curate.run(config)
     assert pq.read_table(mine).to_pylist() == [{"mine": 1}]
-    assert not test.exists()
-    assert "test" not in counts
-    assert counts["dev"] == 0
-    assert counts["no reasoning"] == sum(not row["hard"] for row in decided(config).values())
+    assert not old.exists()
+    assert (counts["queries"], counts["dev"], "test" in counts) == (7, 0, False)
+    write_parquet(pa.table({"query_id": ["q9"], "query": ["steel helmet"]}), parts / "2.parquet")
+    assert curate.run(config)["queries"] == 8  # and when it grows, its parts are cut anew
+    before = outputs(config)
+    with pytest.raises(DataError, match="nothing left to train on"):
+        curate.run(changed(config, banned=["helmet", "hat"], keep_easy=False, keep_untaught=False))
+    assert outputs(config) == before
+    with pytest.raises(DataError, match="leave nothing for the cold start"):
+        curate.run(changed(config, rl_share=0.6, dev_share=0.2, test_share=0.2))
+
+
+def test_a_plan_is_reckoned_and_touches_nothing(untroubled: tuple[Config, dict[str, Any], Counter]) -> None:
+    config, _, _ = untroubled
+    runner, folder = CliRunner(), config.path("triplets").parent
+    given = [f"run_dir={config.run_dir}", "curate.top_k=4", "curate.rl_share=0.5", "curate.part_rows=3"]
+    for who, length in (("llm", 500), ("judge_llm", 8)):
+        given += [
+            f"curate.{who}.{key}={value}" for key, value in (("engine", "url"), ("model", "m"), ("url", "http://x"))
+        ]
+        given += [f"curate.{who}.max_tokens={length}", f"curate.{who}.tokens_a_second=0.5"]
+    given += ["curate.teacher=llm", "curate.judge=llm", "curate.llm.price_in=1000", "curate.llm.price_out=4000"]
+    there = sorted(folder.rglob("*"))
+    told = runner.invoke(app, ["curate", "--dry-run", *given]).output.splitlines()
+    # 85 characters in 7 queries, so 12 of a typical one; 105 in 9 titles, so 11; 20 pairs a query
+    query, thought = "q" * 12, "t" * 2000
+    asked = sum(len(said[0]["content"]) for said in (reasoning_messages(query), extraction_messages(query, thought)))
+    read = 7 * asked // 4
+    judged = 140 * len(judge_messages(query, "t" * 11)[0]["content"]) // 4
+    assert told[-5:] == [
+        "7 queries, 9 items; retriever bm25",
+        "hard: not known yet, so reckoned as all of them",
+        f"teacher m: at most 14 questions, {read:,} tokens in, 7,000 out, {read / 1000 + 28:.2f} at the prices set; "
+        "3.9 h at 0.5 tokens/s",
+        f"judge m: at most 140 questions, {judged:,} tokens in, 1,120 out; 0.6 h at 0.5 tokens/s",
+        "3 parts of 3 queries, 0 of them done",
+    ]
+    assert sorted(folder.rglob("*")) == there  # other settings than those of the run before; its parts stay
+    lines = plan(config).splitlines()
+    assert lines[1] == "hard: 5 of them"
+    assert "at most 10 questions" in lines[2]
+    assert lines[-1] == "3 parts of 3 queries, 3 of them done"
+    dearer = config.curate.llm.model_copy(update={"price_in": 9.0, "concurrency": 50})
+    assert curate.work_folder(changed(config, llm=dearer)) == curate.work_folder(config)  # asks the same
+    hotter = config.curate.llm.model_copy(update={"temperature": 0.1})
+    assert curate.work_folder(changed(config, llm=hotter)) != curate.work_folder(config)
 
 
 def cross_encoder(folder: Path) -> Path:
@@ -394,7 +468,14 @@ def cross_encoder(folder: Path) -> Path:
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     torch.manual_seed(5)
     settings = BertConfig(
-        len(vocabulary), 32, 1, 2, 32, max_position_embeddings=64, num_labels=1, initializer_range=0.8
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=1,
+        initializer_range=0.8,
     )
     BertForSequenceClassification(settings).save_pretrained(folder)
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)

@@ -21,7 +21,7 @@ from lrem.words import NEGATIONS, STOP, content, literals, stem, words
 
 
 def test_words_of_other_scripts_and_signs() -> None:
-    assert words("Größe 42½, l'été—C++ 跑步鞋") == ["größe", "42½", "l", "été", "c", "跑步鞋"]
+    assert words("Größe 42½, l'été—C++ 跑步鞋") == ["größe", "42½", "l", "été", "c", "跑步", "步鞋"]
     assert words(" \n!?") == []
 
 
@@ -58,11 +58,12 @@ def test_negations_are_no_silent_words() -> None:
 
 def test_difficulty_by_hand() -> None:
     ranking = [("a", 4.0), ("b", 3.0), ("c", 1.0)]
-    found = measure("a warm coat for men", ranking, {"b", "x", "y"}, ["Coats of wool", "men's hat"])
+    found = measure("a warm coat for men", ranking, {"b", "x", "y"}, ["Coats of wool", "men's hat"], 3)
     assert found == Difficulty(recall=1 / 3, margin=0.75, overlap=2 / 3)  # coat and men of warm, coat, men
-    assert measure("the", [], set(), []) == Difficulty(None, 0.0, 0.0)
-    assert measure("coat", [("a", -0.5), ("b", -1.0)], set(), ["coat"]) == Difficulty(None, 1.0, 1.0)
-    assert measure("coat", [("a", 2.0)], {"a"}, []) == Difficulty(1.0, 0.0, 0.0)
+    assert measure("the", [], set(), [], 3) == Difficulty(None, 0.0, 0.0)
+    assert measure("coat", [("a", -0.5), ("b", -1.0)], set(), ["coat"], 2) == Difficulty(None, 1.0, 1.0)
+    assert measure("coat", [("a", 2.0)], {"a"}, [], 1) == Difficulty(1.0, 0.0, 0.0)
+    assert measure("coat", [("a", 2.0)], {"a"}, [], 30).margin == 1.0  # no other item has anything of it
 
 
 def test_a_query_is_hard_below_any_threshold() -> None:
@@ -73,7 +74,8 @@ def test_a_query_is_hard_below_any_threshold() -> None:
     assert is_hard(found, None, None, 0.51)
     assert is_hard(found, 0.1, 0.1, 0.51)
     assert is_hard(found, None, None, None)  # nothing is set: all are
-    assert not is_hard(found._replace(recall=None), 1.0, None, None)  # nothing known says nothing
+    assert is_hard(found._replace(recall=None), 0.1, None, None)  # nothing can be told: it may be
+    assert not is_hard(found._replace(recall=None), 1.0, 0.1, None)  # the margin can
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=50))
@@ -168,7 +170,7 @@ def a_sheet(judge: str = "llm") -> dict:
     bins = [0, 1, 0, 0, 0, 0, 0, 0, 4, 8, 2]
     steps = {
         "found": {"queries": 15, "hard": 5, "recall": bins, "margin": bins, "overlap": bins},
-        "taught": {"phrases": 20, "phrases dropped": 6},
+        "taught": {"phrases": 20, "dropped: repeated": 4, "dropped: banned": 2, "failed": 0},
         "decided": {"agreement": [4, 1, 2, 3], "judged": 12, "unjudged": 1},
     }
     example = {"query": "tea | pot", "reasoning": "kettle", "item": "Red kettle"}
@@ -214,7 +216,7 @@ def test_a_datasheet_as_a_page() -> None:
         "5 of 15 queries are hard.",
         "Hard is: recall below 0.7.",
         "| recall | ` ▁      ▄█` | 0 1 0 0 0 0 0 0 4 8 | 2 |",
-        "- dropped by the rules: 6",
+        "- dropped: repeated: 4",
         "- model: wise",
         "| kept | 9 |",
         "| cold start | 5 | 11 |",

@@ -5,7 +5,6 @@ taken from one or from both makes equal (a Jaccard similarity of two thirds at l
 one group. Knows texts; does not know what is done with the parts.
 """
 
-import zlib
 from array import array
 from collections.abc import Iterable
 
@@ -48,7 +47,7 @@ def signatures(query: str) -> list[int]:
 
 def draw(query_id: str, seed: int) -> float:
     """A number in [0, 1) that only the id and the seed decide."""
-    return zlib.crc32(f"{seed} {query_id}".encode()) / 2**32
+    return identity(str(seed), query_id) / 2**63
 
 
 def group_draws(keys: np.ndarray, drawn: np.ndarray, labels: np.ndarray) -> np.ndarray:

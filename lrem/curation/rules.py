@@ -49,7 +49,7 @@ def sift(reasoning: str, query: str, rules: Rules) -> tuple[str, dict[str, int]]
     >>> sift("helmet, helmet, ride", "ride a bike", Rules())
     ('helmet', {'repeated': 1, 'of the query': 1})
     """
-    said, own = set(query.lower().split()), literals(query)
+    said, own = set(words(query)), literals(query)
     target = _target(query, rules.brands) if rules.brands else set()
     kept: list[str] = []
     dropped: dict[str, int] = {}
@@ -57,7 +57,7 @@ def sift(reasoning: str, query: str, rules: Rules) -> tuple[str, dict[str, int]]
     for place, phrase in enumerate(phrases):
         if phrase in kept:
             rule = "repeated"
-        elif set(phrase.split()) <= said:
+        elif set(words(phrase)) <= said:
             rule = "of the query"
         elif rules.banned and names(phrase, rules.banned):
             rule = "banned"
