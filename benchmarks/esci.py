@@ -27,6 +27,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "catalogue.yaml"
 STAGES = ("import", "bootstrap", "cold-start", "direct", "reinforce", "embed", "index", "evaluate")
 GRADES = "{E: 3, S: 2, C: 1, I: 0}"  # as published baselines on this sample take them
 PROBES = ("overrides", "routing", "lengths", "fusion")
+USED = ("seed", "model", "bootstrap", "curate", "cold_start", "reinforce", "evaluate")  # no paths of a machine
 KEPT = ("measures", "primary", "systems", "intervals", "comparisons", *PROBES, "cost")
 
 
@@ -69,7 +70,8 @@ def main() -> None:
         "cores": os.cpu_count(),
         "seconds": {name: result["seconds"] for name, result in results.items()},
         "curation": results.get("bootstrap", {}),
-        "settings": report["settings"],
+        "commit": report["commit"],
+        "settings": {name: report["settings"][name] for name in USED},
         "versions": report["versions"],
     }
     write_json({name: report[name] for name in KEPT} | made, given.out)
