@@ -7,8 +7,11 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("shared machine", deadline=None)  # an example's time says how busy others are
+hypothesis.settings.load_profile("shared machine")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from lrem.model import ReasoningEmbedder
