@@ -10,8 +10,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("shared machine", deadline=None)  # an example's time says how busy others are
-hypothesis.settings.load_profile("shared machine")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from lrem.model import ReasoningEmbedder
@@ -27,7 +25,12 @@ TITLES = [
 
 
 def pytest_configure() -> None:
-    """A suite that was started in a shell's background would pass on that Ctrl-C is to be ignored."""
+    """No deadline for property tests: an example's time says how busy a shared machine is.
+
+    And a suite that was started in a shell's background would pass on that Ctrl-C is to be ignored.
+    """
+    hypothesis.settings.register_profile("shared machine", deadline=None)
+    hypothesis.settings.load_profile("shared machine")
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
