@@ -243,10 +243,13 @@ def _ask(
         failed = ask(desk.config, llm, (question for question, _ in questions()), answers, told)
     letters = []
     for question, row in questions():
-        if reason := failed.get(question.key) or _refused(read, answers.get([question.key])[question.key]):
-            answers.drop([question.key])  # one that cannot be read is asked again by the next run
+        key = question.key
+        if key not in failed and (reason := _refused(read, answers.get([key])[key])):
+            failed[key] = reason
+            answers.drop([key])  # the next run asks it again
+        if key in failed:
             about = {name: row[name] for name in ("query_id", "query", "item_id") if name in row}
-            letters.append({"step": title, "reason": reason} | about)
+            letters.append({"step": title, "reason": failed[key]} | about)
     return letters
 
 

@@ -36,7 +36,7 @@ from ray_apps.asking import prompt
 from ray_apps.cli import app
 from ray_apps.cluster import cluster
 from ray_apps.curation_plan import plan
-from ray_apps.curators import FAILED
+from ray_apps.curators import DEFAULT_BUDGET, FAILED
 from tests.chat_server import Chat, serve
 
 TITLES = {
@@ -77,6 +77,7 @@ ASKED = {
     *((kind, query, "") for query in KEYWORDS for kind in ("think", "keywords")),
     *(("judge", query, title) for query, title in GRADES),
 }
+UNREADABLE = {("keywords", "something nice", ""), ("judge", "storm outside", "black umbrella")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -169,7 +170,7 @@ def test_the_datasheet_tells_how_far_the_judge_agrees(untroubled: tuple[Config, 
     sheet = json.loads(config.path("triplets").with_name("datasheet.json").read_text())
     assert sheet["judge"] == {
         **{"kind": "llm", "model": "m", "accept": 0.5, "pairs": 9, "without a readable answer": 2},
-        # of pairs with a known grade: yes yes q1-i1 q2-i8 q6-i8 q3-i6 q4-i7 q5-i9; yes no q2-i7; no yes q1-i2.
+        # Of pairs with a known grade: yes yes q1-i1 q2-i8 q6-i8 q3-i6 q4-i7 q5-i9; yes no q2-i7; no yes q1-i2.
         # By chance 7/8 × 7/8 + 1/8 × 1/8 = 0.78125; (0.75 − 0.78125) / (1 − 0.78125) = −0.1429
         "agreement with known grades": {
             **{"pairs": 8, "accepted": 7, "relevant": 7, "accuracy": 0.75},
@@ -191,16 +192,16 @@ def test_dead_letters_are_the_queries_without_a_usable_answer(
     assert "no grade from 0 to 3" in told["judge", "q2", "i9"]
 
 
-def test_running_again_asks_and_changes_nothing(untroubled: tuple[Config, dict[str, Any], Counter]) -> None:
-    config, counts, calls = untroubled
-    before, answers = outputs(config), answer_count(config)
-    chat = Chat({}, {})
+def test_running_again_asks_what_could_not_be_read(untroubled: tuple[Config, dict[str, Any], Counter]) -> None:
+    config, counts, _ = untroubled
+    before = outputs(config)
+    assert answer_count(config) == len(ASKED - UNREADABLE)
+    chat = Chat(KEYWORDS, GRADES)
     with serve(chat) as url:  # another address is no other question
         assert curate.run(asked_at(config, url)) == counts
-    assert not chat.calls
-    assert answer_count(config) == answers == len(ASKED) == sum(calls.values())
-    told = outputs(config)
-    assert told == before
+    assert chat.calls == dict.fromkeys(UNREADABLE, 1)
+    assert answer_count(config) == len(ASKED - UNREADABLE)
+    assert outputs(config) == before
 
 
 def test_what_failed_is_asked_again_and_only_that(
@@ -209,7 +210,7 @@ def test_what_failed_is_asked_again_and_only_that(
     """First the teacher fails at times and the judge is not there; then the judge fails at times; then all is well."""
     chat = Chat(KEYWORDS, GRADES)
     thinking, words_of_q2 = ("think", "ride a bike", ""), ("keywords", "storm outside", "")
-    grade = ("judge", "cold ears", "wool hat")
+    grade = ("judge", "tin soup", "tin soup")
     with serve(chat) as url:
         config = asked_at(shop(tmp_path), url)
         chat.refused = {thinking, words_of_q2, grade}
@@ -222,14 +223,14 @@ def test_what_failed_is_asked_again_and_only_that(
             ("teacher, keywords", "q2"): "400: not keywords today",
             ("teacher, keywords", "q6"): "400: not keywords today",
             ("teacher, keywords", "q7"): letters["teacher, keywords", "q7"],
-            ("judge", "q4"): "400: not judge today",
+            ("judge", "q3"): "400: not judge today",
         }
         rows = decided(config)
         assert {query for query, row in rows.items() if row["outcome"] == FAILED} == {"q2", "q6", "q7"}
-        assert rows["q4"]["items"] == []
+        assert (rows["q3"]["outcome"], rows["q3"]["items"]) == ("the judge failed", [])
         chat.refused = set()
         counts = curate.run(config)
-    again = {thinking: 2, words_of_q2: 3, grade: 2}
+    again = {thinking: 2, words_of_q2: 3, grade: 2, ("keywords", "something nice", ""): 3}
     assert chat.calls == dict.fromkeys(ASKED, 1) | again
     whole, counted, _ = untroubled
     assert counts == counted
@@ -269,7 +270,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = torch.tensor(
         [[-100] * len(before) + after + [-100] * (length - len(before + after)) for before, after in rows]
     )
-    optimizer = torch.optim.Adam(model.lm.parameters(), lr=5e-3)
+    optimizer, threads = torch.optim.Adam(model.lm.parameters(), lr=5e-3), torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model is slowed down by more
     for _ in range(300):  # what follows a row's end is not seen by it, so it needs no mask
         loss = model.lm(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
@@ -277,6 +279,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.step()
         if loss.item() < 0.03:
             break
+    torch.set_num_threads(threads)
     assert loss.item() < 0.03
     folder = tmp_path_factory.mktemp("teacher") / "model"
     model.save(folder)
@@ -292,7 +295,7 @@ def test_a_teacher_by_vllm(tmp_path: Path, teacher: Path) -> None:
     config = shop(tmp_path)
     how = {"model": str(teacher), "dtype": "float32", "max_model_len": 512, "max_tokens": 12, "temperature": 0.0}
     config = changed(config, teacher="llm", llm=config.curate.llm.model_copy(update=how))
-    counts = curate.run(config)
+    assert curate.run(config)["queries"] == len(QUERIES)
     rows = decided(config)
     assert {query: (row["outcome"], row["reasoning"], sorted(row["items"])) for query, row in rows.items()} == {
         "q1": ("kept", "helmet, gloves", ["i1", "i2"]),
@@ -303,16 +306,19 @@ def test_a_teacher_by_vllm(tmp_path: Path, teacher: Path) -> None:
         "q6": ("kept", "rubber boots, umbrella", ["i8"]),
         "q7": ("the teacher failed", "", []),
     }
-    assert counts["queries"] == len(QUERIES)
     [letter] = dead_letters(config)
     assert (letter["query_id"], letter["query"]) == ("q7", "something nice")
     assert "no keyword phrase in the answer: '!!!'" in letter["reason"]
-    file = config.path("triplets").parent / "work" / "answers.sqlite"
-    before, stamp = outputs(config), file.stat().st_mtime_ns
-    assert answer_count(config) == 2 * len(LEARNT)
-    assert curate.run(config) == counts
-    assert outputs(config) == before
-    assert (file.stat().st_mtime_ns, answer_count(config)) == (stamp, 2 * len(LEARNT))
+    assert answer_count(config) == 2 * len(LEARNT) - 1  # what cannot be read is not kept
+    queries = pq.read_table(config.path("queries")).slice(0, 6)  # without q7 there is nothing left to ask:
+    write_parquet(queries, config.path("queries"))
+    gone = config.curate.llm.model_copy(update={"batch_size": 1, "tensor_parallel": 99})  # no such engine can start
+    assert curate.run(changed(config, llm=gone))["queries"] == 6
+    assert {query: row["items"] for query, row in decided(config).items()} == {
+        query: row["items"] for query, row in rows.items() if query != "q7"
+    }
+    assert dead_letters(config) == []
+    assert answer_count(config) == 2 * len(LEARNT) - 1
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +363,7 @@ def test_the_catalogue_as_teacher_reaches_what_the_query_does_not(taught: Config
         assert {(row["query_id"], item) for item in row["items"]} <= relevant
         said = {stem(word) for word in words(row["query"])}
         assert all({stem(word) for word in phrase.split()} - said for phrase in row["reasoning"].split(", "))
-        assert len(re.findall(r"\w+|,", row["reasoning"])) <= taught.curate.budget
+        assert len(re.findall(r"\w+|,", row["reasoning"])) <= DEFAULT_BUDGET
 
 
 def test_nothing_leaks_between_the_parts_of_the_split(taught: Config) -> None:
@@ -510,7 +516,7 @@ def test_a_cross_encoder_judges(tmp_path: Path) -> None:
     rows = decided(config)
     for query, items in reached.items():
         assert sorted(rows[query]["items"]) == [item for item in items if scores[query, item] >= accept - 1e-6]
-    assert (rows["q8"]["outcome"], rows["q8"]["items"]) == ("nothing relevant", [])
+    assert (rows["q8"]["outcome"], rows["q8"]["items"]) == ("no teacher", [])
     sheet = json.loads(config.path("triplets").with_name("datasheet.json").read_text())
     told = [(score >= accept - 1e-6, KNOWN[pair] > 0) for pair, score in scores.items() if pair in KNOWN]
     assert sheet["judge"]["agreement with known grades"]["accuracy"] == round(
