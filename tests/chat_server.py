@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -78,6 +79,11 @@ def serve(chat: Chat) -> Iterator[str]:
 
     class Server(ThreadingHTTPServer):
         request_queue_size = 64
+
+        def handle_error(self, *connection: Any) -> None:
+            """Of a caller that was killed; anything else the standard library prints."""
+            if not isinstance(sys.exception(), ConnectionError):
+                super().handle_error(*connection)
 
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)

