@@ -75,8 +75,9 @@ def run(config: Config) -> dict[str, Any]:
 
 def _with_whole_paths(config: Config) -> Config:
     """Folders that settings name, from the root: a Ray worker's working directory is not the caller's."""
-    named = {"retriever": config.curate.retriever, "cross_encoder": config.curate.cross_encoder}
-    whole = {key: str(Path(spec).absolute()) for key, spec in named.items() if spec and Path(spec).is_dir()}
+    specs = {"retriever": config.curate.retriever, "cross_encoder": config.curate.cross_encoder}
+    named = {key: Path(spec) for key, spec in specs.items() if spec is not None and spec != "bm25"}
+    whole = {key: str(folder.absolute()) for key, folder in named.items() if folder.is_dir()}
     return config.model_copy(update={"curate": config.curate.model_copy(update=whole)})
 
 
