@@ -25,7 +25,7 @@ from lrem.curation.prompts import parse_grade, parse_keywords
 from lrem.files import atomic_file, only_one, sha256
 from lrem.index.snapshot import read_manifest
 from lrem.retrievers import kind_of, name_of
-from lrem.schema import DataError, read_items
+from lrem.schema import ITEMS, QUERIES, DataError, open_table, read_items
 from lrem.settings import LlmConfig
 from ray_apps import durable
 from ray_apps.asking import ask
@@ -88,6 +88,8 @@ def check(config: Config) -> None:
         DataError: they do not, or it cannot.
     """
     settings = config.curate
+    for name, schema in (("queries", QUERIES), ("items", ITEMS)):
+        open_table(config.path(name), schema)
     for name in ("triplets", "rl_pairs"):
         if "://" in config.uri(name):
             raise DataError(f"paths.{name} is {config.uri(name)}: curation writes to a disk; copy its files there")
