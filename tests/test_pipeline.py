@@ -121,7 +121,7 @@ def test_the_report_has_every_system_stage_and_override(report: dict[str, Any]) 
     assert (routing["never"]["thinks"], routing["never"]["scores"]) == (0.0, report["overrides"]["empty"])
     assert routing["auto"]["scores"] == report["systems"]["lrem"]
     assert routing["always"]["scores"] == report["overrides"]["own"]
-    assert routing["auto"]["thinks"] < routing["always"]["thinks"]
+    assert 0 < routing["auto"]["thinks"] <= routing["always"]["thinks"]
     assert all(mode["ms_per_query"] > 0 for mode in routing.values())
     stages = {"world", "curate", "cold-start", "direct", "reinforce", "embed", "index", "evaluate", "serve"}
     assert set(report["seconds"]) == stages
