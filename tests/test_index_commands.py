@@ -48,6 +48,7 @@ def test_stats_and_recall(run: Path) -> None:
     assert "20 of the index's own items" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_served_index_is_saved_and_comes_back(run: Path, tmp_path: Path) -> None:
     """While a shard is open elsewhere and written to; what was restored can be loaded again and again."""
     live = live_folder(load_config(None, [f"run_dir={run}", "serve.shards=2"]))

@@ -166,6 +166,7 @@ def test_the_three_questions_were_answered_over_http(report: dict[str, Any], dem
         assert example["lrem"][0]["title"] in demo.printed
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_same_model(run: Path, port: int, tmp_path: Path) -> None:
     again = tmp_path / "again"
     done = lrem("cold-start", *settings(run, port), f"paths.cold_start={again}")

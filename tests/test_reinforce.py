@@ -170,6 +170,7 @@ def test_the_best_checkpoint_becomes_the_model(whole: Path, taught: Path) -> Non
         reinforce.run(configured(whole, taught), resume=True)
 
 
+@pytest.mark.slow
 def test_rollouts_one_step_behind(taught: Path, tmp_path: Path) -> None:
     """Sampled while the step before trains: one version old, corrected, and every query still trained once.
 

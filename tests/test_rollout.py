@@ -214,6 +214,7 @@ def slow_pool(tiny_folder: Path) -> Iterator[ActorHandle]:
     ray.kill(made)
 
 
+@pytest.mark.slow
 def test_a_hung_engine_is_found_by_its_deadline(slow_pool: ActorHandle) -> None:
     ray.get(engines(slow_pool)[0].call.remote("hang", "sample"), timeout=30)
     started = time.monotonic()

@@ -116,6 +116,52 @@ def test_search_equals_in_process(served: Served, reason: str) -> None:
     assert answer["missing_shards"] == []
 
 
+def test_evaluation_of_the_service_equals_that_of_its_files(served: Served, world: Config, tmp_path: Path) -> None:
+    queries = {f"q{i}": query for i, query in enumerate(QUERIES)}
+    table = {
+        "query_id": list(queries),
+        "query": list(queries.values()),
+        "category": ["negative", "easy"] * 3 + ["easy"],
+    }
+    judged = [(q, f"p{i}", (i + n) % 3) for n, q in enumerate(queries) for i in range(0, len(TITLES), 2)]
+    names = ("query_id", "item_id", "grade")
+    write_parquet(pa.table(table), tmp_path / "world" / "queries.parquet")
+    write_parquet(
+        pa.table(dict(zip(names, zip(*judged, strict=True), strict=True))), tmp_path / "world" / "qrels.parquet"
+    )
+    items = {"item_id": [f"p{i}" for i in range(len(TITLES))], "title": TITLES}
+    write_parquet(pa.table(items), tmp_path / "world" / "items.parquet")
+    settings = [f"run_dir={tmp_path}", *(f"paths.{name}={world.path(name)}" for name in ("model", "index"))]
+    whole = evaluate.run(load_config(None, [*settings, "evaluate.fusion=[1, 2]"]))
+    asked = evaluate.run(load_config(None, [*settings, f"evaluate.url={served.url}"]))
+    for mode in ("never", "auto", "always"):
+        assert asked["routing"][mode]["scores"] == whole["routing"][mode]["scores"]
+        assert asked["routing"][mode]["thinks"] == whole["routing"][mode]["thinks"]
+    assert [whole["routing"][mode]["thinks"] for mode in ("never", "always")] == [0, 1]
+    for name in ("bm25", "bm25_stems", "lrem", "rewrite", "rrf"):
+        assert asked["systems"][name] == whole["systems"][name], name
+    assert set(whole["systems"]) == {"bm25", "bm25_stems", "lrem", "rewrite", "rrf"}
+    assert set(whole["overrides"]) == {"own", "empty", "random", "query"}
+    assert (set(whole["lengths"]), set(whole["fusion"])) == ({"4", "8", "16"}, {"1", "2"})
+    assert whole["slices"] == {"all": 7, "hard": 3, "negative": 3, "easy": 4}
+    found = read_run(tmp_path / "evaluation" / "lrem-always.run")  # the second evaluation wrote it, from the service
+    again = per_query(found, read_qrels(tmp_path / "evaluation" / "qrels.txt"), world.evaluate.k, 10)
+    assert summarise(again, {"all": list(queries)})["all"] == pytest.approx(whole["routing"]["always"]["scores"]["all"])
+    assert "</html>" in (tmp_path / "evaluation.html").read_text()
+
+
+def test_an_evaluation_without_its_service_is_one_clear_line(world: Config, tmp_path: Path) -> None:
+    write_parquet(pa.table({"query_id": ["q"], "query": ["tea"]}), tmp_path / "world" / "queries.parquet")
+    write_parquet(pa.table({"query_id": ["q"], "item_id": ["p0"], "grade": [1]}), tmp_path / "world" / "qrels.parquet")
+    write_parquet(pa.table({"item_id": ["p0"], "title": ["tea pot"]}), tmp_path / "world" / "items.parquet")
+    config = load_config(None, [f"run_dir={tmp_path}", "evaluate.url=http://127.0.0.1:9"])
+    with pytest.raises(ConnectionError, match="no answer from http://127.0.0.1:9"):
+        evaluate.run(config)
+    wrong = load_config(None, [f"run_dir={tmp_path}", "evaluate.primary=nDCG@7"])
+    with pytest.raises(DataError, match="evaluate.primary is 'nDCG@7': one of hit_rate"):
+        evaluate.run(wrong)
+
+
 def test_payload_is_json(served: Served) -> None:
     items = search(served, query="red wool coat", k=49, reason="never")["results"][0]["items"]
     payload = {item["item_id"]: item["payload"] for item in items}
@@ -347,49 +393,3 @@ def test_no_request_of_the_contract_ends_in_a_server_error(served: Served, tmp_p
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert re.search(r"(\d{3,}) generated, \1 passed", done.stdout), done.stdout[-3000:]
-
-
-def test_evaluation_of_the_service_equals_that_of_its_files(served: Served, world: Config, tmp_path: Path) -> None:
-    queries = {f"q{i}": query for i, query in enumerate(QUERIES)}
-    table = {
-        "query_id": list(queries),
-        "query": list(queries.values()),
-        "category": ["negative", "easy"] * 3 + ["easy"],
-    }
-    judged = [(q, f"p{i}", (i + n) % 3) for n, q in enumerate(queries) for i in range(0, len(TITLES), 2)]
-    names = ("query_id", "item_id", "grade")
-    write_parquet(pa.table(table), tmp_path / "world" / "queries.parquet")
-    write_parquet(
-        pa.table(dict(zip(names, zip(*judged, strict=True), strict=True))), tmp_path / "world" / "qrels.parquet"
-    )
-    items = {"item_id": [f"p{i}" for i in range(len(TITLES))], "title": TITLES}
-    write_parquet(pa.table(items), tmp_path / "world" / "items.parquet")
-    settings = [f"run_dir={tmp_path}", *(f"paths.{name}={world.path(name)}" for name in ("model", "index"))]
-    whole = evaluate.run(load_config(None, [*settings, "evaluate.fusion=[1, 2]"]))
-    asked = evaluate.run(load_config(None, [*settings, f"evaluate.url={served.url}"]))
-    for mode in ("never", "auto", "always"):
-        assert asked["routing"][mode]["scores"] == whole["routing"][mode]["scores"]
-        assert asked["routing"][mode]["thinks"] == whole["routing"][mode]["thinks"]
-    assert [whole["routing"][mode]["thinks"] for mode in ("never", "always")] == [0, 1]
-    for name in ("bm25", "bm25_stems", "lrem", "rewrite", "rrf"):
-        assert asked["systems"][name] == whole["systems"][name], name
-    assert set(whole["systems"]) == {"bm25", "bm25_stems", "lrem", "rewrite", "rrf"}
-    assert set(whole["overrides"]) == {"own", "empty", "random", "query"}
-    assert (set(whole["lengths"]), set(whole["fusion"])) == ({"4", "8", "16"}, {"1", "2"})
-    assert whole["slices"] == {"all": 7, "hard": 3, "negative": 3, "easy": 4}
-    found = read_run(tmp_path / "evaluation" / "lrem-always.run")  # the second evaluation wrote it, from the service
-    again = per_query(found, read_qrels(tmp_path / "evaluation" / "qrels.txt"), world.evaluate.k, 10)
-    assert summarise(again, {"all": list(queries)})["all"] == pytest.approx(whole["routing"]["always"]["scores"]["all"])
-    assert "</html>" in (tmp_path / "evaluation.html").read_text()
-
-
-def test_an_evaluation_without_its_service_is_one_clear_line(world: Config, tmp_path: Path) -> None:
-    write_parquet(pa.table({"query_id": ["q"], "query": ["tea"]}), tmp_path / "world" / "queries.parquet")
-    write_parquet(pa.table({"query_id": ["q"], "item_id": ["p0"], "grade": [1]}), tmp_path / "world" / "qrels.parquet")
-    write_parquet(pa.table({"item_id": ["p0"], "title": ["tea pot"]}), tmp_path / "world" / "items.parquet")
-    config = load_config(None, [f"run_dir={tmp_path}", "evaluate.url=http://127.0.0.1:9"])
-    with pytest.raises(ConnectionError, match="no answer from http://127.0.0.1:9"):
-        evaluate.run(config)
-    wrong = load_config(None, [f"run_dir={tmp_path}", "evaluate.primary=nDCG@7"])
-    with pytest.raises(DataError, match="evaluate.primary is 'nDCG@7': one of hit_rate"):
-        evaluate.run(wrong)
