@@ -28,7 +28,7 @@ STAGES = ("import", "bootstrap", "cold-start", "direct", "reinforce", "embed", "
 GRADES = "{E: 3, S: 2, C: 1, I: 0}"  # as published baselines on this sample take them
 PROBES = ("overrides", "routing", "lengths", "fusion")
 USED = ("seed", "model", "bootstrap", "curate", "cold_start", "reinforce", "evaluate")  # no paths of a machine
-KEPT = ("measures", "primary", "systems", "intervals", "comparisons", *PROBES, "cost")
+KEPT = ("measures", "primary", "systems", "intervals", "comparisons", "unjudged", *PROBES, "cost")
 
 
 def main() -> None:

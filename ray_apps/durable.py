@@ -60,11 +60,6 @@ def counts_of(part: Path) -> Counts:
     return dict(json.loads(part.with_suffix(".json").read_text()))
 
 
-def is_done(part: Path) -> bool:
-    """Whether a part is whole; its counters are written first."""
-    return part.exists()
-
-
 class Worker:
     """An actor that does parts: reads one, calls the work, writes what comes out."""
 
@@ -100,7 +95,7 @@ def run_parts(
         make: called in each actor with `args`; returns the work, a table → (a table, counters).
         here: on this machine alone, whose disk the work needs.
     """
-    todo = [part for part in parts_of(source) if not is_done(target / part.name)]
+    todo = [part for part in parts_of(source) if not (target / part.name).exists()]  # counters come first
     if not todo:
         return
     target.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ class TeacherLlmConfig(LlmConfig):
 
 
 class DifficultyConfig(Section):
-    """A query is hard where the retriever serves it badly by any of these; with none set, all go to the teacher."""
+    """A query is hard where the retriever serves it badly by any of these; where none can be told, it is hard."""
 
     recall_below: float | None = Field(0.7, ge=0, le=1)  # of its judged or clicked items within top_k
     margin_below: float | None = Field(None, ge=0)  # best score less the k-th, as a share of the best
