@@ -12,9 +12,7 @@ import asyncio
 import email.utils
 import json
 import os
-import queue
 import random
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -303,36 +301,32 @@ def _result(row: dict[str, Any]) -> dict[str, Any]:
 def _arriving(rows: "Dataset", start_s: float, batch_s: float) -> Iterator[pa.Table]:
     """Blocks of answers in the order in which they are ready.
 
+    A task of Ray's pulls them: it can be ended for good. A thread cannot, and goes on asking Ray after its end.
+
     Raises:
         TimeoutError: none came in time. Ray Data has no timeout of its own: with an engine that hangs, or that no
             machine has room for, it waits for ever.
     """
-    arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=BATCHES)
+    import ray
 
-    def pull() -> None:
-        try:
-            for block in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                arrived.put(block)
-            arrived.put(None)
-        except BaseException as error:
-            arrived.put(error)
+    def pull() -> "Iterator[pa.Table]":
+        yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
-    threading.Thread(target=pull, daemon=True).start()
+    backpressure = {"_generator_backpressure_num_objects": BATCHES}
+    answers = ray.remote(num_cpus=0, max_retries=0, num_returns="streaming", **backpressure)(pull).remote()
     wait_s, waited_for = start_s + BATCHES * batch_s, f"the first answers: ray.start_timeout_s + {BATCHES} × timeout_s"
-    while True:
-        try:
-            block = arrived.get(timeout=wait_s)
-        except queue.Empty:
-            raise TimeoutError(
-                f"vLLM gave no answer within {wait_s:g} s ({waited_for}); what was answered is kept: raise them, lower "
-                "batch_size, or see whether the cluster has room for the engine"
-            ) from None
-        if block is None:
-            return
-        if isinstance(block, BaseException):
-            raise block
-        yield block
-        wait_s, waited_for = BATCHES * batch_s, f"{BATCHES} × timeout_s, as so many batches share an engine"
+    try:
+        while ray.wait([answers], timeout=wait_s)[0]:
+            if (block := next(answers, None)) is None:
+                return
+            yield ray.get(block)
+            wait_s, waited_for = BATCHES * batch_s, f"{BATCHES} × timeout_s, as so many batches share an engine"
+    finally:
+        ray.cancel(answers, force=True)
+    raise TimeoutError(
+        f"vLLM gave no answer within {wait_s:g} s ({waited_for}); what was answered is kept: raise them, lower "
+        "batch_size, or see whether the cluster has room for the engine"
+    )
 
 
 def _keep(block: pa.Table, books: Books) -> None:
