@@ -21,7 +21,10 @@ import pyarrow.parquet as pq
 from lrem.config import Config
 from lrem.curation.answers import Answers, Question
 from lrem.curation.cross_encoder import CrossEncoderJudge
+from lrem.curation.curators import Desk, Finder, Judge, Teacher, token_counter
+from lrem.curation.outcomes import EASY, KEPT
 from lrem.curation.prompts import parse_grade, parse_keywords
+from lrem.curation.questions import extraction, judgement, reasoning
 from lrem.files import atomic_file, only_one, sha256
 from lrem.index.snapshot import read_manifest
 from lrem.retrievers import kind_of, name_of
@@ -32,10 +35,8 @@ from ray_apps.asking import ask
 from ray_apps.cluster import cluster, gpu_count
 from ray_apps.curation_input import cut
 from ray_apps.curation_output import finish
-from ray_apps.curators import EASY, KEPT, Desk, Finder, Judge, Teacher, token_counter
 from ray_apps.embed_items import build_index, embed
 from ray_apps.progress import progress
-from ray_apps.questions import extraction, judgement, reasoning
 
 LOCK_TIMEOUT_S = 10.0  # for another curation of the same folder, which takes much longer
 
@@ -59,16 +60,17 @@ def run(config: Config) -> dict[str, Any]:
         gpus = 1.0 if gpu_count(config) else 0.0
         model = gpus if config.curate.retriever != "bm25" else 0.0
         _forget_failed(folder)
-        actors = config.curate.actors
-        durable.run_parts("find", Finder, (desk,), folder / "input", folder / "found", actors, model)
+        actors, wait_s = config.curate.actors, config.ray.start_timeout_s
+        durable.run_parts("find", Finder, (desk,), folder / "input", folder / "found", actors, wait_s, model)
         failures = _ask_teacher(desk) if config.curate.teacher == "llm" else []
-        here = config.curate.teacher == "llm"  # whoever reads the answers has to be on their disk
-        durable.run_parts("teach", Teacher, (desk,), folder / "found", folder / "taught", actors, model, here)
+        asked = config.curate.teacher == "llm"  # whoever reads the answers has to be on their disk
+        durable.run_parts("teach", Teacher, (desk,), folder / "found", folder / "taught", actors, wait_s, model, asked)
         if config.curate.judge == "llm":
             failures += _ask_judge(desk)
         crossing = gpus if config.curate.judge == "cross_encoder" else 0.0
-        here = config.curate.judge == "llm"
-        durable.run_parts("judge", Judge, (desk,), folder / "taught", folder / "decided", actors, crossing, here)
+        durable.run_parts(
+            "judge", Judge, (desk,), folder / "taught", folder / "decided", actors, wait_s, crossing, asked
+        )
     _write_failures(failures, config.path("triplets").with_name("dead_letters.jsonl"))
     return finish(desk)
 

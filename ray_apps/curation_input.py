@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from lrem.config import Config
+from lrem.curation.curators import INPUT, Desk
 from lrem.curation.dividing import draw, group_draws, groups, signatures
 from lrem.curation.lookup import write_lookup
 from lrem.files import write_json
 from lrem.positives import identity
 from lrem.schema import QRELS, QUERIES, REASONINGS, DataError, read_batches
 from ray_apps import durable
-from ray_apps.curators import INPUT, Desk
 
 GROUPS = "groups.json"
 

@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrem.config import Config, public
+from lrem.config import public
 from lrem.curation import datasheet
-from lrem.curation.dividing import part_of
+from lrem.curation.curators import Desk
+from lrem.curation.outcomes import KEPT, place
 from lrem.files import atomic_file, write_json
 from lrem.schema import RL_PAIRS, TRIPLETS, DataError, read_items
 from ray_apps import durable
 from ray_apps.curation_input import GROUPS
-from ray_apps.curators import EASY, KEPT, UNTAUGHT, Desk
 
 TEXT = pa.string()
 # Every query that the split keeps for the test, kept or not: a test set of what curation likes would flatter.
@@ -79,7 +79,7 @@ def _write(
         for table in durable.read_parts(desk.folder / "decided"):
             shared: Rows = {name: [] for name in SCHEMAS}
             for row in table.to_pylist():
-                name = _place(config, row)
+                name = place(config.curate, row)
                 made = (
                     [_tested(row)]
                     if name == "test"
@@ -112,18 +112,6 @@ def _write(
         if not rows[name] and files[name] == config.default_path(name):
             files[name].unlink(missing_ok=True)
     return rows, queries, examples
-
-
-def _place(config: Config, row: dict[str, Any]) -> str | None:
-    """The part of the split that a query belongs to; None where it must be left out."""
-    settings = config.curate
-    name = part_of(row["draw"], settings.rl_share, settings.dev_share, settings.test_share)
-    if row["outcome"] == EASY and name == "rl" and not settings.rl_easy:
-        return "cold_start" if row["alone"] else None
-    if row["outcome"] != UNTAUGHT or name in ("rl", "test"):
-        return name
-    # without a reasoning it can only go to reinforcement, but not away from its near-duplicates
-    return "rl" if name == "cold_start" and row["alone"] else None
 
 
 def _tested(row: dict[str, Any]) -> dict[str, Any]:

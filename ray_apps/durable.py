@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lrem.counts import Counts, add
 from lrem.files import write_json, write_parquet
+from ray_apps.placement import await_room
 from ray_apps.progress import progress
-
-Counts = dict[str, Any]  # JSON: numbers, and lists of numbers
 
 
 def cut(tables: Iterable[pa.Table], folder: Path, rows: int) -> int:
@@ -86,6 +86,7 @@ def run_parts(
     source: Path,
     target: Path,
     actors: int,
+    start_s: float,
     num_gpus: float = 0,
     here: bool = False,
 ) -> None:
@@ -93,12 +94,18 @@ def run_parts(
 
     Args:
         make: called in each actor with `args`; returns the work, a table → (a table, counters).
+        start_s: how long to wait for room for the first actor.
         here: on this machine alone, whose disk the work needs.
+
+    Raises:
+        DataError: no machine of the cluster will ever have room for an actor.
+        TimeoutError: none had it in time.
     """
     todo = [part for part in parts_of(source) if not (target / part.name).exists()]  # counters come first
     if not todo:
         return
     target.mkdir(parents=True, exist_ok=True)
+    await_room([{"CPU": 1.0} | ({"GPU": num_gpus} if num_gpus else {})], f"an actor of '{title}'", start_s)
     node = ray.get_runtime_context().get_node_id()
     sizes = [pq.read_metadata(part).num_rows for part in todo]
     total, done, begun = sum(sizes), 0, time.monotonic()
@@ -125,25 +132,8 @@ def read_parts(folder: Path) -> Iterator[pa.Table]:
 
 
 def total(folder: Path) -> Counts:
-    """The counters of all parts, added up: numbers, and lists of numbers place by place.
-
-    >>> add({"a": 1, "b": [1, 2]}, {"a": 2, "b": [0, 1]})
-    {'a': 3, 'b': [1, 3]}
-    """
+    """The counters of all parts, added up."""
     found: Counts = {}
     for part in parts_of(folder):
         found = add(found, counts_of(part))
     return found
-
-
-def add(one: Counts, other: Counts) -> Counts:
-    """Two sets of counters added up."""
-    both = dict(one)
-    for name, value in other.items():
-        if name not in both:
-            both[name] = value
-        elif isinstance(value, list):
-            both[name] = [a + b for a, b in zip(both[name], value, strict=True)]
-        else:
-            both[name] += value
-    return both

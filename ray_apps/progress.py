@@ -88,4 +88,6 @@ def _lines(title: str, board: ActorHandle, finished: threading.Event) -> None:
         tenth = 10 * done // total if total else 0
         if tenth > printed:
             printed = tenth
-            console.print(f"{title} {done}/{total} {time.monotonic() - started:.0f} s {note}", highlight=False)
+            took = time.monotonic() - started
+            left = f", {took * (total - done) / done:.0f} s left" if done < total else ""
+            console.print(f"{title} {done}/{total} {took:.0f} s{left} {note}", highlight=False)

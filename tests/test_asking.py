@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from lrem.config import load_config
@@ -391,3 +392,5 @@ def test_vllm_that_gives_no_answer_is_not_waited_for(talkative: Path, answers: A
     with pytest.raises(TimeoutError, match=said), cluster(config):
         asking.ask(config, llm, questions(llm, ["red coat"]), answers)
     assert time.monotonic() - started < 120
+    time.sleep(3)
+    assert not ray.is_initialized(), "something went on asking Ray, which started a Ray of its own for it"

@@ -21,6 +21,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from typer.testing import CliRunner
 
 from lrem.config import Config, load_config
+from lrem.curation.curators import DEFAULT_BUDGET
+from lrem.curation.outcomes import FAILED
 from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
 from lrem.curation.settings import BootstrapConfig
 from lrem.files import write_parquet
@@ -36,7 +38,6 @@ from ray_apps.asking import prompt
 from ray_apps.cli import app
 from ray_apps.cluster import cluster
 from ray_apps.curation_plan import plan
-from ray_apps.curators import DEFAULT_BUDGET, FAILED
 from tests.chat_server import Chat, serve
 
 TITLES = {

@@ -10,11 +10,15 @@ import pytest
 import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from lrem.config import load_config
+from lrem.counts import Counts, add
 from lrem.files import write_parquet
+from lrem.schema import DataError
 from ray_apps import durable
 from ray_apps.cluster import cluster
+from ray_apps.placement import await_room
 
 
 class Doubler:
@@ -23,7 +27,7 @@ class Doubler:
     def __init__(self, refused: int) -> None:
         self.refused = refused
 
-    def __call__(self, part: pa.Table) -> tuple[pa.Table, durable.Counts]:
+    def __call__(self, part: pa.Table) -> tuple[pa.Table, Counts]:
         numbers = part["n"].to_pylist()
         if self.refused in numbers:
             raise ValueError(f"{self.refused} is refused")
@@ -71,14 +75,14 @@ COUNTS = st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 9), max_siz
 
 
 @given(COUNTS, COUNTS, COUNTS)
-def test_counters_add_up_in_any_order(one: durable.Counts, two: durable.Counts, three: durable.Counts) -> None:
-    assert durable.add(durable.add(one, two), three) == durable.add(three, durable.add(two, one))
-    assert durable.add(one, {}) == durable.add({}, one) == one
+def test_counters_add_up_in_any_order(one: Counts, two: Counts, three: Counts) -> None:
+    assert add(add(one, two), three) == add(three, add(two, one))
+    assert add(one, {}) == add({}, one) == one
 
 
 def test_a_missing_place_is_an_error() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        durable.add({"list": [1, 2]}, {"list": [1]})
+        add({"list": [1, 2]}, {"list": [1]})
 
 
 def test_a_run_does_what_is_missing_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -86,25 +90,42 @@ def test_a_run_does_what_is_missing_and_leaves_the_rest(tmp_path: Path) -> None:
     durable.cut([table(range(47))], source, 10)
     with cluster(load_config(None, ["ray.num_cpus=4"])):
         with pytest.raises(ray.exceptions.RayTaskError, match="25 is refused"):
-            durable.run_parts("double", Doubler, (25,), source, target, 1)
+            durable.run_parts("double", Doubler, (25,), source, target, 1, 60.0)
         part = durable.part_file(target, 2)
         assert not part.exists()
-        durable.run_parts("double", Doubler, (-1,), source, target, 2)
+        durable.run_parts("double", Doubler, (-1,), source, target, 2, 60.0)
         assert numbers(target) == [[2 * n for n in found] for found in numbers(source)]
         assert durable.total(target) == {"rows": 47, "kinds": [23, 24]}
         before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in target.iterdir()}
         assert set(before) == {f"{i:06d}.{kind}" for i in range(5) for kind in ("parquet", "json")}  # nothing half done
         part.unlink()  # its counters stay, as after a kill between the two
-        durable.run_parts("double", Doubler, (-1,), source, target, 2)
+        durable.run_parts("double", Doubler, (-1,), source, target, 2, 60.0)
         assert numbers(target) == [[2 * n for n in found] for found in numbers(source)]
         assert durable.total(target) == {"rows": 47, "kinds": [23, 24]}
     after = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in target.iterdir()}
     assert {name for name in after if after[name] != before[name]} == {part.name, part.with_suffix(".json").name}
 
 
+def test_room_is_waited_for_and_what_cannot_come_is_refused(tmp_path: Path) -> None:
+    source, target = tmp_path / "input", tmp_path / "done"
+    durable.cut([table(range(3))], source, 2)
+    with cluster(load_config(None, ["ray.num_cpus=4"])):
+        with pytest.raises(DataError, match=r"'double' needs a machine with 1 CPU, 1 GPU, .* more than 4 CPU, 0 GPU"):
+            durable.run_parts("double", Doubler, (-1,), source, target, 1, 60.0, num_gpus=1)
+        with pytest.raises(DataError, match=r"needs 5 CPU, and this cluster at its largest has 4 CPU: 1 CPU missing"):
+            await_room([{"CPU": 1.0}] * 5, "an actor of 'double'", 60.0)
+        held = placement_group([{"CPU": 2.0}] * 2)
+        assert held.wait(60)
+        with pytest.raises(TimeoutError, match=r"no room for an actor of 'double' \(1 CPU\) within 0.5 s"):
+            durable.run_parts("double", Doubler, (-1,), source, target, 1, 0.5)
+        remove_placement_group(held)
+        durable.run_parts("double", Doubler, (-1,), source, target, 1, 60.0)
+        assert numbers(target) == [[2 * n for n in found] for found in numbers(source)]
+
+
 def test_nothing_to_do_needs_no_ray(tmp_path: Path) -> None:
     durable.cut([table(range(3))], tmp_path / "input", 2)
     for part in durable.parts_of(tmp_path / "input"):
         write_parquet(pq.read_table(part), tmp_path / "done" / part.name)
-    durable.run_parts("double", Doubler, (0,), tmp_path / "input", tmp_path / "done", 1)
+    durable.run_parts("double", Doubler, (0,), tmp_path / "input", tmp_path / "done", 1, 60.0)
     assert not ray.is_initialized()

@@ -1,4 +1,4 @@
-"""The work of curation on one part of the queries: find, teach, judge. Each is an actor's, made once and called often.
+"""The work of curation on one part of the queries: find, teach, judge. Each is made once and called often.
 
 Finder    query                       → what the retriever finds alone, and how hard that makes it
 Teacher   + a thought, if there is one → keywords by the rules, and the difference set
@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from lrem.config import Config
+from lrem.counts import Counts
 from lrem.curation import contrast
 from lrem.curation.answers import Answers
 from lrem.curation.cross_encoder import CrossEncoderJudge
 from lrem.curation.difficulty import histogram, is_hard, measure
 from lrem.curation.judging import accepts
 from lrem.curation.lookup import Lookup
+from lrem.curation.outcomes import EASY, EMPTY, FAILED, IRRELEVANT, KEPT, UNDECIDED, UNTAUGHT
 from lrem.curation.prompts import parse_keywords
+from lrem.curation.questions import extraction, judgement, reasoning
 from lrem.curation.rules import Rules, brand_name, difference, expand, sift
 from lrem.retrievers import kind_of, open_retriever
 from lrem.schema import DataError, read_items
-from ray_apps.durable import Counts
-from ray_apps.questions import extraction, judgement, reasoning
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
 # draw places a query's group in the split; alone: it has no near-duplicate
@@ -38,9 +39,6 @@ FINDINGS = pa.schema(QUERY + FOUND)
 THOUGHTS = pa.schema(QUERY + TAUGHT)
 DECIDED = pa.schema([*QUERY, ("hard", pa.bool_()), ("reasoning", TEXT), ("outcome", TEXT), ("items", TEXTS)])
 
-KEPT, EASY, UNTAUGHT = "kept", "kept without reasoning", "kept without a teacher"
-FAILED, UNDECIDED = "the teacher failed", "the judge failed"
-IRRELEVANT, EMPTY = "nothing relevant", "empty difference set"
 DEFAULT_BUDGET = 16  # tokens of a reasoning (paper), where model.budget does not say
 
 
