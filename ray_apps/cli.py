@@ -11,9 +11,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lrem.config import Config, ConfigError, load_config, to_yaml
+from lrem.config import ConfigError, load_config, to_yaml
 from lrem.index import BuildError, FilterError, ItemError, SnapshotError, StoreError
 from lrem.schema import DataError
+from ray_apps import index_cli
+from ray_apps.options import Catalogue, ConfigFile, DryRun, Model, Overrides, Resume, Where, load
 from ray_apps.progress import console
 from ray_apps.stages import run_stage
 
@@ -23,39 +25,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Large Reasoning Embedding Models: retrieval that thinks first.",
 )
-
-index = typer.Typer(no_args_is_help=True, help="Build, look at, measure, save and restore an index.")
-app.add_typer(index, name="index")
+app.add_typer(index_cli.app, name="index")
 
 INDEX_ERRORS = (BuildError, FilterError, ItemError, SnapshotError, StoreError)
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 errors = Console(stderr=True, soft_wrap=True)
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value …")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of a stopped run.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
-Model = Annotated[Path | None, typer.Option("--model", help="Model folder (paths.model).")]
-Catalogue = Annotated[Path | None, typer.Option("--catalogue", help="Items parquet (paths.items).")]
-
-Source = Annotated[
-    str | None, typer.Option("--from", help="A snapshot (folder or address) or a served folder; else paths.index.")
-]
-Where = Annotated[
-    str | None, typer.Option("--filter", help='Which items may be found, as JSON: {"price": {"$lt": 20}}.')
-]
 
 
 def _stage(name: str, config: Path | None, overrides: list[str] | None, dry_run: bool) -> None:
-    run_stage(name, _load(config, overrides, dry_run))
-
-
-def _load(config: Path | None, overrides: list[str] | None, dry_run: bool, **paths: Path | None) -> Config:
-    given = [f"paths.{name}={path}" for name, path in paths.items() if path is not None]
-    settings = load_config(config, [*(overrides or []), *given])
-    if dry_run:
-        typer.echo(to_yaml(settings))
-        raise typer.Exit
-    return settings
+    run_stage(name, load(config, overrides, dry_run))
 
 
 @app.command()
@@ -75,7 +53,7 @@ def bootstrap(
     config: ConfigFile = None, overrides: Overrides = None, catalogue: Catalogue = None, dry_run: DryRun = False
 ) -> None:
     """Make a training set of the catalogue alone: queries, judgements, and reasonings without a language model."""
-    run_stage("bootstrap", _load(config, overrides, dry_run, items=catalogue))
+    run_stage("bootstrap", load(config, overrides, dry_run, items=catalogue))
 
 
 @app.command()
@@ -124,7 +102,7 @@ def mine_negatives(
     dry_run: DryRun = False,
 ) -> None:
     """Add hard negatives to the triplets, found with a model and its index."""
-    run_stage("mine-negatives", _load(config, overrides, dry_run, model=model))
+    run_stage("mine-negatives", load(config, overrides, dry_run, model=model))
 
 
 @app.command()
@@ -135,7 +113,7 @@ def reinforce(
     dry_run: DryRun = False,
 ) -> None:
     """Stage 2: GRPO on the reasoning and InfoNCE on the embedding, rollouts by vLLM."""
-    run_stage("reinforce", _load(config, overrides, dry_run), resume=resume)
+    run_stage("reinforce", load(config, overrides, dry_run), resume=resume)
 
 
 @app.command()
@@ -147,81 +125,7 @@ def embed(
     dry_run: DryRun = False,
 ) -> None:
     """Embed a catalogue into vectors."""
-    run_stage("embed", _load(config, overrides, dry_run, model=model, items=catalogue))
-
-
-@index.command("build")
-def index_build(
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    catalogue: Catalogue = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Build the index snapshot (paths.index) from vectors and catalogue."""
-    run_stage("index", _load(config, overrides, dry_run, items=catalogue))
-
-
-@index.command("stats")
-def index_stats(config: ConfigFile = None, overrides: Overrides = None, source: Source = None) -> None:
-    """What an index holds; a snapshot's files are compared with their checksums."""
-    from ray_apps.index_commands import show as print_stats
-    from ray_apps.index_commands import stats
-
-    settings = load_config(config, overrides or [])
-    print_stats(stats(source or settings.uri("index"), settings.index.factory))
-
-
-@index.command("recall")
-def index_recall(
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    source: Source = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items count.")] = 10,
-    queries: Annotated[int, typer.Option(min=1, help="How many queries to ask.")] = 200,
-    where: Where = None,
-) -> None:
-    """Compare a snapshot's search with exact search: recall@k against milliseconds, at several efforts."""
-    from ray_apps.client import parse_filter
-    from ray_apps.index_commands import recall
-
-    settings = load_config(config, overrides or [])
-    origin, table = recall(settings, source or settings.uri("index"), k, queries, parse_filter(where))
-    console.print(table)
-    console.print(f"queries: {origin}", markup=False, highlight=False)
-
-
-@index.command("snapshot")
-def index_snapshot(
-    destination: Annotated[str, typer.Argument(help="A new folder, or an address as s3://bucket/name.")],
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    source: Annotated[
-        str | None, typer.Option("--from", help="A served folder; else the one that paths.index is served from.")
-    ] = None,
-) -> None:
-    """Write one snapshot of what is served, with all that was written to it, while it is served."""
-    from ray_apps.index_commands import live_folder, take_snapshot
-
-    settings = load_config(config, overrides or [])
-    manifest = take_snapshot(source or str(live_folder(settings)), destination, settings.index.factory)
-    console.print(f"{destination}: {manifest['count']} items of model {manifest['model']}", highlight=False)
-
-
-@index.command("restore")
-def index_restore(
-    source: Annotated[str, typer.Argument(help="A snapshot: a folder, or an address as s3://bucket/name.")],
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the snapshot that is there.")] = False,
-) -> None:
-    """Copy a snapshot to paths.index, where `lrem serve` starts from; refuses one of another model than paths.model."""
-    from lrem.model import fingerprint
-    from ray_apps.index_commands import bring_back
-
-    settings = load_config(config, overrides or [])
-    model = fingerprint(settings.path("model")) if settings.path("model").exists() else None
-    manifest = bring_back(source, settings.uri("index"), model, replace)
-    console.print(f"{settings.uri('index')}: {manifest['count']} items", highlight=False)
+    run_stage("embed", load(config, overrides, dry_run, model=model, items=catalogue))
 
 
 @app.command()
@@ -255,7 +159,7 @@ def evaluate(
     from lrem.evaluation.report import print_tables
 
     given = [*(overrides or []), *([f"evaluate.url={url}"] if url else [])]
-    settings = _load(config, given, dry_run)
+    settings = load(config, given, dry_run)
     print_tables(console, run_stage("evaluate", settings))
     console.print(f"{settings.run_dir / 'evaluation.html'}", highlight=False)
 
@@ -273,7 +177,7 @@ def serve(
     from ray_apps.cluster import cluster
     from ray_apps.embed_items import is_indexed
 
-    settings = _load(config, overrides, dry_run, model=model, items=catalogue)
+    settings = load(config, overrides, dry_run, model=model, items=catalogue)
     with cluster(settings):
         if catalogue is not None and not is_indexed(settings):
             run_stage("embed", settings)
@@ -291,7 +195,7 @@ def demo(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun
     """Everything, from a generated world to a running search application, with the report."""
     from ray_apps import demo as everything
 
-    everything.run(_load(config, overrides, dry_run))
+    everything.run(load(config, overrides, dry_run))
 
 
 def main() -> None:
