@@ -2,7 +2,7 @@ SEED ?= 0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl bench-search bench-serve chaos-serve bench-curate esci reproduce check format clean
+.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl bench-search bench-serve chaos-serve bench-curate esci reproduce docs check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -13,8 +13,8 @@ setup: ## virtual environment and locked packages; nothing to do the second time
 demo: setup ## the whole way on a small made-up shop, from data to a running search; SEED=7 makes another
 	$(BIN)/lrem demo --config configs/demo.yaml seed=$(SEED)
 
-test: setup check ## ruff, mypy and every test that is not slow; as root on Debian it installs Chromium first
-	@bash scripts/browser.sh
+test: setup check ## ruff, mypy and every test that is not slow; as root on Debian it installs Chromium and Prometheus first
+	@bash scripts/packages.sh
 	$(BIN)/pytest -m "not slow"
 
 test-slow: setup ## the slow tests alone
@@ -47,6 +47,10 @@ esci: setup ## a catalogue alone against real queries; DATA=FOLDER of the ESCI s
 reproduce: setup ## the paper's comparison on three made-up shops, with intervals; writes docs/results.md
 	$(BIN)/python benchmarks/reproduce.py
 
+docs: setup ## the book, as HTML in site/; its page of settings is written anew
+	$(BIN)/python scripts/configuration.py
+	$(BIN)/mkdocs build --strict
+
 check: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,5 +61,5 @@ format: setup ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff format .
 
 clean: ## remove caches and build leftovers; .venv and runs/ stay
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

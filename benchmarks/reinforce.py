@@ -228,8 +228,8 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
     from lrem.model import ReasoningEmbedder
     from lrem.positives import KnownPositives
     from ray_apps.cluster import cluster
+    from ray_apps.pool import start_pool
     from ray_apps.reinforce import Trainer
-    from ray_apps.rollout import start_pool
     from ray_apps.training import Place, make_engine
 
     class Rows:

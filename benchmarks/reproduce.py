@@ -47,7 +47,8 @@ from ray_apps import evaluate
 from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.engines import expected
-from ray_apps.rollout import ask, compare, start_pool
+from ray_apps.pool import ask, start_pool
+from ray_apps.rollout import compare
 from ray_apps.stages import run_stage
 from ray_apps.versions import versions
 from ray_apps.weights import checksum, pack

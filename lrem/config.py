@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from lrem.cluster_settings import PlacementConfig, RayConfig
 from lrem.curation.settings import BootstrapConfig, CurateConfig, SourcesConfig
 from lrem.settings import (
     ColdStartConfig,
@@ -20,7 +21,6 @@ from lrem.settings import (
     IndexConfig,
     MineConfig,
     ModelConfig,
-    RayConfig,
     ReinforceConfig,
     RolloutConfig,
     Section,
@@ -85,6 +85,7 @@ class Config(Section):
     run_dir: Path = Path("runs/demo")
     paths: PathsConfig = PathsConfig()
     ray: RayConfig = RayConfig()
+    placement: PlacementConfig = PlacementConfig()
     world: WorldConfig = WorldConfig()
     sources: SourcesConfig = SourcesConfig()
     bootstrap: BootstrapConfig = BootstrapConfig()

@@ -15,17 +15,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class RayConfig(Section):
-    """How to reach or start Ray."""
-
-    address: str | None = None  # None: RAY_ADDRESS if set (as in a job), else a local Ray for this command
-    num_cpus: int = Field(8, ge=4)  # a local Ray's logical CPUs: only a count, fewer and actors wait for ever
-    object_store_mb: int = Field(512, ge=100)  # a local Ray's
-    gpus: int | None = Field(None, ge=0)  # None: those the cluster has now; else what it can scale to
-    start_timeout_s: float = 180.0  # for actors and replicas to come up
-    haproxy: bool = False  # a local Ray's: HTTP by HAProxy, faster; its statistics, no queries, are open to the net
-
-
 class WorldConfig(Section):
     """The demo world."""
 

@@ -99,12 +99,12 @@ async def admit(request: Request) -> AsyncIterator[None]:
     if ingress.under_way >= ingress.settings.max_requests:
         raise busy()
     ingress.under_way += 1
-    ingress.measures.under_way.set(ingress.under_way)
+    ingress.measures.under_way(ingress.under_way)
     try:
         yield
     finally:
         ingress.under_way -= 1
-        ingress.measures.under_way.set(ingress.under_way)
+        ingress.measures.under_way(ingress.under_way)
 
 
 bearer = HTTPBearer(auto_error=False, description="A key of serve.keys_file; none is needed where it is not set.")

@@ -94,7 +94,8 @@ class SearchRequest(Body):
     dimensions: int | None = Field(None, ge=1, description="Compare the first so many numbers of the vectors alone.")
     complete: bool = Field(False, description="Rather an error (503) than an answer without some shards.")
     filter: Where | None = Field(
-        None, description='Which items may be found, by their payload: `{"price": {"$lt": 20}}`, see docs/index.md.'
+        None,
+        description='Which items may be found, by their payload: `{"price": {"$lt": 20}}`, see docs/vector_index.md.',
     )
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from rich.markup import escape
 from lrem.config import ConfigError, load_config, to_yaml
 from lrem.index import BuildError, FilterError, ItemError, SnapshotError, StoreError
 from lrem.schema import DataError
-from ray_apps import index_cli
+from ray_apps import index_cli, operate_cli
 from ray_apps.options import Catalogue, ConfigFile, DryRun, Model, Overrides, Resume, Where, load
 from ray_apps.progress import console
 from ray_apps.stages import run_stage
@@ -26,6 +26,7 @@ app = typer.Typer(
     help="Large Reasoning Embedding Models: retrieval that thinks first.",
 )
 app.add_typer(index_cli.app, name="index")
+app.command("status")(operate_cli.status)
 
 INDEX_ERRORS = (BuildError, FilterError, ItemError, SnapshotError, StoreError)
 INTERRUPTED = 130  # what typer makes of Ctrl-C

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
-from lrem.config import Config
+from lrem.config import Config, ConfigError
 from lrem.schema import DataError
 from ray_apps.progress import console
 
@@ -42,16 +42,23 @@ def gpu_count(config: Config) -> int:
 def gpu_plan(config: Config, workers: int, engines: int, tensor_parallel: int = 1) -> tuple[int, float]:
     """(training workers, GPUs of each actor); without a GPU all of them run on CPUs.
 
-    With fewer GPUs than actors a worker and a vLLM actor share one. There are never more workers than
-    GPUs: NCCL refuses two on one. With `tensor_parallel` above 1 nothing is shared, and an engine takes so many GPUs.
+    With fewer GPUs than actors, or where placement.share_gpus says so, a worker and a vLLM actor share one. There are
+    never more workers than GPUs: NCCL refuses two on one. With `tensor_parallel` above 1 nothing is shared, and an
+    engine takes so many GPUs.
 
     Raises:
         DataError: not even that fits.
     """
     gpus = gpu_count(config)
     needed = workers + engines * tensor_parallel
-    if gpus == 0 or gpus >= needed:
+    share = config.placement.share_gpus
+    if gpus == 0 or (gpus >= needed and not (share and workers and engines)):
         return workers, float(gpus > 0)
+    if share is False:
+        raise DataError(
+            f"{workers} workers and {engines} vLLM actors need {needed} GPUs of their own, there are {gpus}: lower "
+            "workers or rollout.actors, or unset placement.share_gpus"
+        )
     if tensor_parallel > 1:
         raise DataError(
             f"{workers} workers and {engines} vLLM actors of {tensor_parallel} GPUs need {needed}, there are {gpus}: "
@@ -108,13 +115,28 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def address_of(config: Config, default: str) -> str:
+    """Where Ray is: ray.address, RAY_ADDRESS, or `default`.
+
+    Raises:
+        ConfigError: that is the address of the jobs API, which takes jobs and nothing else.
+    """
+    address = config.ray.address or os.environ.get("RAY_ADDRESS") or default
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{address} takes jobs: run this as `ray job submit --working-dir . -- lrem …`, or, on a machine of the "
+            "cluster, set ray.address to HOST:6379 (auto: the cluster of this machine) or unset RAY_ADDRESS"
+        )
+    return address
+
+
 @contextmanager
 def cluster(config: Config) -> Iterator[None]:
     """Connect for the length of a block; what this block started, it stops. Re-entrant."""
     if ray.is_initialized():
         yield
         return
-    address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = address_of(config, "local")
     options: dict[str, Any] = {}
     if address == "local":
         options = {

@@ -30,7 +30,7 @@ from lrem.index.snapshot import read_manifest
 from lrem.retrievers import kind_of, name_of
 from lrem.schema import ITEMS, QUERIES, DataError, open_table, read_items
 from lrem.settings import LlmConfig
-from ray_apps import durable
+from ray_apps import durable, meters
 from ray_apps.asking import ask
 from ray_apps.cluster import cluster, gpu_count
 from ray_apps.curation_input import cut
@@ -60,17 +60,14 @@ def run(config: Config) -> dict[str, Any]:
         gpus = 1.0 if gpu_count(config) else 0.0
         model = gpus if config.curate.retriever != "bm25" else 0.0
         _forget_failed(folder)
-        actors, wait_s = config.curate.actors, config.ray.start_timeout_s
-        durable.run_parts("find", Finder, (desk,), folder / "input", folder / "found", actors, wait_s, model)
+        durable.run_parts(config, "find", Finder, (desk,), folder / "input", folder / "found", model)
         failures = _ask_teacher(desk) if config.curate.teacher == "llm" else []
         asked = config.curate.teacher == "llm"  # whoever reads the answers has to be on their disk
-        durable.run_parts("teach", Teacher, (desk,), folder / "found", folder / "taught", actors, wait_s, model, asked)
+        durable.run_parts(config, "teach", Teacher, (desk,), folder / "found", folder / "taught", model, asked)
         if config.curate.judge == "llm":
             failures += _ask_judge(desk)
         crossing = gpus if config.curate.judge == "cross_encoder" else 0.0
-        durable.run_parts(
-            "judge", Judge, (desk,), folder / "taught", folder / "decided", actors, wait_s, crossing, asked
-        )
+        durable.run_parts(config, "judge", Judge, (desk,), folder / "taught", folder / "decided", crossing, asked)
     _write_failures(failures, config.path("triplets").with_name("dead_letters.jsonl"))
     return finish(desk)
 
@@ -240,12 +237,17 @@ def _ask(
 ) -> list[dict[str, Any]]:
     """Ask what is not answered; returns the rows without an answer, or with one that `read` refuses, and the reason."""
     total, begun = sum(1 for _ in questions()), time.monotonic()
-    with progress(title) as board:
+    with progress(title, desk.config.run_dir.name) as board:
+        said = 0
 
         def told(done: int) -> None:
+            nonlocal said
+            meters.count("curation_questions", done - said, run=desk.config.run_dir.name, stage=title)
+            said = done
             board.update.remote(done, total, f"{done / (time.monotonic() - begun):.1f} answers/s")
 
         failed = ask(desk.config, llm, (question for question, _ in questions()), answers, told)
+        meters.count("curation_failures", len(failed), run=desk.config.run_dir.name, stage=title)
     letters = []
     for question, row in questions():
         key = question.key

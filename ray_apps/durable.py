@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lrem.config import Config
 from lrem.counts import Counts, add
 from lrem.files import write_json, write_parquet
-from ray_apps.placement import await_room
+from ray_apps import meters
+from ray_apps.placement import await_room, bundle
 from ray_apps.progress import progress
 
 
@@ -64,62 +66,69 @@ class Worker:
     """An actor that does parts: reads one, calls the work, writes what comes out."""
 
     def __init__(
-        self, make: Callable[..., Callable[[pa.Table], tuple[pa.Table, Counts]]], args: tuple[Any, ...]
+        self,
+        make: Callable[..., Callable[[pa.Table], tuple[pa.Table, Counts]]],
+        args: tuple[Any, ...],
+        run: str,
+        title: str,
     ) -> None:
-        self.work = make(*args)
+        self.work, self.labels = make(*args), {"run": run, "stage": title}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """source, target paths of parts → rows done in each."""
         rows = []
         for source, target in zip(batch["source"], batch["target"], strict=True):
+            begun = time.monotonic()
             out, counts = self.work(pq.read_table(source))
             write_json(counts, Path(target).with_suffix(".json"))
             write_parquet(out, Path(target))
             rows.append(pq.read_metadata(source).num_rows)
+            meters.count("curation_rows", rows[-1], **self.labels)
+            meters.observe("curation_part_seconds", time.monotonic() - begun, **self.labels)
         return {"rows": rows}
 
 
 def run_parts(
+    config: Config,
     title: str,
     make: Callable[..., Callable[[pa.Table], tuple[pa.Table, Counts]]],
     args: tuple[Any, ...],
     source: Path,
     target: Path,
-    actors: int,
-    start_s: float,
     num_gpus: float = 0,
     here: bool = False,
 ) -> None:
-    """Do every part of the folder `source` that the folder `target` lacks, with a progress bar.
+    """Do every part of the folder `source` that the folder `target` lacks, by curate.actors, with a progress bar.
 
     Args:
         make: called in each actor with `args`; returns the work, a table → (a table, counters).
-        start_s: how long to wait for room for the first actor.
         here: on this machine alone, whose disk the work needs.
 
     Raises:
         DataError: no machine of the cluster will ever have room for an actor.
-        TimeoutError: none had it in time.
+        TimeoutError: none had it within ray.start_timeout_s.
     """
     todo = [part for part in parts_of(source) if not (target / part.name).exists()]  # counters come first
     if not todo:
         return
     target.mkdir(parents=True, exist_ok=True)
-    await_room([{"CPU": 1.0} | ({"GPU": num_gpus} if num_gpus else {})], f"an actor of '{title}'", start_s)
+    asked = {} if here else config.placement.data
+    await_room([bundle(1.0, num_gpus, asked)], f"an actor of '{title}'", config.ray.start_timeout_s)
     node = ray.get_runtime_context().get_node_id()
     sizes = [pq.read_metadata(part).num_rows for part in todo]
     total, done, begun = sum(sizes), 0, time.monotonic()
     rows = [{"source": str(part), "target": str(target / part.name)} for part in todo]
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Worker,
-        fn_constructor_args=(make, args),
+        fn_constructor_args=(make, args, config.run_dir.name, title),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(todo))),
+        compute=ray.data.ActorPoolStrategy(size=min(config.curate.actors, len(todo))),
         num_cpus=1,
         num_gpus=num_gpus,
+        resources=asked,
         **({"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} if here else {}),
     )
-    with progress(title) as board:
+    with progress(title, config.run_dir.name) as board:
         for batch in made.iter_batches(batch_size=None):
             done += int(sum(batch["rows"]))
             board.update.remote(done, total, f"{done / (time.monotonic() - begun):.0f} rows/s")

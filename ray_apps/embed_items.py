@@ -17,7 +17,9 @@ from lrem.index.snapshot import SnapshotError, read_manifest
 from lrem.model import fingerprint
 from lrem.retrievers import name_of, text_model
 from lrem.schema import ITEMS, DataError, read_items, read_table
+from ray_apps import meters
 from ray_apps.cluster import cluster, gpu_count
+from ray_apps.placement import await_room, bundle
 from ray_apps.progress import progress
 
 BATCH = 5000  # items turned into payloads at a time
@@ -44,8 +46,9 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
     """
     items = read_items(config.path("items")).select(ITEMS.names)
     made_by = name_of(str(model))
-    with cluster(config), progress("embed") as board, atomic_folder(out) as part:
+    with cluster(config), progress("embed", config.run_dir.name) as board, atomic_folder(out) as part:
         gpus = 1 if gpu_count(config) else 0
+        await_room([bundle(1.0, gpus, config.placement.data)], "an actor of 'embed'", config.ray.start_timeout_s)
         rows = ray.data.from_arrow(items).repartition(-(-items.num_rows // config.embed.batch_size))
         vectors = rows.map_batches(
             ItemEncoder,
@@ -53,13 +56,16 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
             batch_size=config.embed.batch_size,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=config.embed.actors),
+            num_cpus=1,
             num_gpus=gpus,
+            resources=config.placement.data,
         )
         done = 0
         with pa.parquet.ParquetWriter(part / "vectors.parquet", VECTORS) as writer:
             for table in vectors.iter_batches(batch_size=None, batch_format="pyarrow"):
                 writer.write_table(table.cast(VECTORS))
                 done += table.num_rows
+                meters.count("items_embedded", table.num_rows, run=config.run_dir.name)
                 board.update.remote(done, items.num_rows)
         if name_of(str(model)) != made_by:
             raise DataError(f"{model} was replaced while it embedded the catalogue: run `lrem embed` again")

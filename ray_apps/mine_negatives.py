@@ -23,6 +23,7 @@ from lrem.positives import query_identity
 from lrem.schema import NEGATIVES, TRIPLETS, DataError, read_table
 from lrem.settings import MineConfig
 from ray_apps.cluster import cluster, gpu_count
+from ray_apps.placement import await_room, bundle
 from ray_apps.progress import progress
 
 
@@ -69,7 +70,7 @@ def run(config: Config) -> dict[str, Any]:
     relevant: dict[int, set[str]] = {}
     for query, item in zip(table["query"].to_pylist(), table["item_id"].to_pylist(), strict=True):
         relevant.setdefault(query_identity(query), set()).add(item)
-    with cluster(config), progress("mine-negatives") as board:
+    with cluster(config), progress("mine-negatives", config.run_dir.name) as board:
         made = pa.concat_tables(_mine(config, table, relevant, board))
     sizes = np.array([len(ids) for ids in made["negative_ids"].to_pylist()])
     if not sizes.any():
@@ -80,6 +81,8 @@ def run(config: Config) -> dict[str, Any]:
 
 def _mine(config: Config, table: pa.Table, relevant: dict[int, set[str]], board: Any) -> Iterator[pa.Table]:
     settings = (str(config.path("model")), config.uri("index"), relevant, config.mine)
+    gpus = 1 if gpu_count(config) else 0
+    await_room([bundle(1.0, gpus, config.placement.data)], "an actor of 'mine-negatives'", config.ray.start_timeout_s)
     rows = ray.data.from_arrow(table).repartition(-(-table.num_rows // config.embed.batch_size))
     mined = rows.map_batches(
         Miner,
@@ -87,7 +90,9 @@ def _mine(config: Config, table: pa.Table, relevant: dict[int, set[str]], board:
         batch_size=config.embed.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.embed.actors),
-        num_gpus=1 if gpu_count(config) else 0,
+        num_cpus=1,
+        num_gpus=gpus,
+        resources=config.placement.data,
     )
     done = 0
     for part in mined.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -50,6 +50,7 @@ def plan(config: Config) -> Plan:
     manifest = read_manifest(config.uri("index"), model)  # replicas check everything, but only after a slow start
     name, served = generation(manifest, config.serve.shards), config.serve
     running = [str(config.path("model")), config.rollout, config.index, served.reasoner, served.embedder, served.shard]
+    running.append(config.placement.reasoner)
     told = json.dumps([lrem.__version__, served.index_nodes, *map(str, running)])
     application = f"{NAME}-{name}-{hashlib.sha256(told.encode()).hexdigest()[:6]}"
     nodes = [_node(config, shard) for shard in range(served.shards)]
@@ -59,8 +60,10 @@ def plan(config: Config) -> Plan:
 def build(config: Config, planned: Plan) -> Parts:
     """The deployments of a generation, bound to what they start with."""
     folder, served = str(config.path("model")), config.serve
-    gpus = served.reasoner.gpus
-    reasoner = deployment(Reasoner, served.reasoner, float(gpu_count(config) > 0) if gpus is None else gpus)
+    gpus, asked = served.reasoner.gpus, config.placement.reasoner
+    reasoner = deployment(
+        Reasoner, served.reasoner, float(gpu_count(config) > 0) if gpus is None else gpus, resources=asked
+    )
     shards = [
         deployment(IndexShard, served.shard, name=f"IndexShard{i}", node=planned.nodes[i]).bind(
             Part(
@@ -77,7 +80,7 @@ def build(config: Config, planned: Plan) -> Parts:
     return Parts(
         planned.model,
         reasoner.bind(folder, planned.model, config.rollout),
-        deployment(Embedder, served.embedder).bind(folder, planned.model),
+        deployment(Embedder, served.embedder, resources=asked).bind(folder, planned.model),
         shards,  # Serve makes handles of them
     )
 
@@ -89,9 +92,12 @@ def deployment(
     name: str | None = None,
     node: str | None = None,
     ongoing: int = ONGOING,
+    resources: dict[str, float] | None = None,
 ) -> serve.Deployment:
     """A deployment as its settings say, on one machine if `node` is its address; a replica holds `ongoing` requests."""
     options: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus if gpus is None else gpus}
+    if resources:
+        options["resources"] = resources
     if node is not None:
         options |= {"resources": {f"node:{node}": PINNED}, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
     count: dict[str, Any] = {"num_replicas": replicas.replicas}

@@ -13,6 +13,15 @@ from lrem.schema import DataError
 Bundle = dict[str, float]  # resources that one machine has to give: {"CPU": 1, "GPU": 2}
 
 
+def bundle(cpus: float, gpus: float, more: Bundle) -> Bundle:
+    """What one actor takes of a machine: CPUs, GPUs if any, and what `placement` asks for.
+
+    >>> bundle(1.0, 0.0, {"lrem_data": 1.0})
+    {'CPU': 1.0, 'lrem_data': 1.0}
+    """
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {}) | more
+
+
 def await_room(bundles: list[Bundle], what: str, timeout_s: float) -> None:
     """Return once the cluster could give all `bundles` at the same time; an autoscaler brings machines up for them.
 
@@ -24,10 +33,7 @@ def await_room(bundles: list[Bundle], what: str, timeout_s: float) -> None:
     group = placement_group(bundles)
     try:
         if not group.wait(timeout_s):
-            raise TimeoutError(
-                f"no room for {what} ({_said(_sum(bundles))}) within {timeout_s:g} s (ray.start_timeout_s): "
-                "`lrem status` says who holds it"
-            )
+            raise TimeoutError(no_room(bundles, what, timeout_s))
     finally:
         remove_placement_group(group)
 
@@ -54,6 +60,14 @@ def refuse_impossible(bundles: list[Bundle], what: str) -> None:
             f"{what} needs {_said(needed)}, and this cluster at its largest has {_said(largest)}: {_said(missing)} "
             "missing; lower the number of actors or workers, or raise max_workers in the cluster's configuration"
         )
+
+
+def no_room(bundles: list[Bundle], what: str, timeout_s: float) -> str:
+    """What to say when room was waited for in vain."""
+    return (
+        f"no room for {what} ({_said(_sum(bundles))}) within {timeout_s:g} s (ray.start_timeout_s): `lrem status` says "
+        "who holds it"
+    )
 
 
 def _machines() -> list[tuple[Bundle, int]]:

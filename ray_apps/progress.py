@@ -3,9 +3,10 @@
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
@@ -19,20 +20,43 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ray_apps import meters
+
 POLL_S = 0.5
+NAMESPACE = "lrem-progress"  # of Ray's, where boards have their names
+
+
+class Standing(NamedTuple):
+    """How far a stage is, and since when (seconds since 1970)."""
+
+    run: str
+    stage: str
+    begun: float
+    done: int
+    total: int
+    note: str
+
+
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 class Board:
-    """Holds how far the work is; an async actor's state."""
+    """Holds how far the work is; an actor's state. `lrem status` finds it by its name."""
 
-    def __init__(self) -> None:
-        self.done, self.total, self.note = 0, 0, ""
+    def __init__(self, title: str, run: str) -> None:
+        self.labels = {"stage": title, "run": run}
+        self.done, self.total, self.note, self.begun = 0, 0, "", time.time()
         self.reason: str | None = None
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """Set the position; `note` is shown beside the bar."""
         self.done, self.total, self.note = done, total, note
+        meters.gauge("progress_done", done, **self.labels)
+        meters.gauge("progress_total", total, **self.labels)
+
+    def describe(self) -> Standing:
+        """All of it."""
+        return Standing(self.labels["run"], self.labels["stage"], self.begun, self.done, self.total, self.note)
 
     def read(self) -> tuple[int, int, str]:
         """(done, total, note)."""
@@ -48,9 +72,14 @@ class Board:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[ActorHandle]:
-    """Yield a Board actor and draw it until the block ends; without a terminal, a line each tenth."""
-    board = ray.remote(num_cpus=0)(Board).remote()
+def progress(title: str, run: str) -> Iterator[ActorHandle]:
+    """Yield a Board actor and draw it until the block ends; without a terminal, a line each tenth.
+
+    Args:
+        run: the name of the run_dir, to tell it from others of the cluster.
+    """
+    name = f"{run}/{title}/{uuid.uuid4().hex[:8]}"
+    board = ray.remote(num_cpus=0, name=name, namespace=NAMESPACE)(Board).remote(title, run)
     finished = threading.Event()
     painter = threading.Thread(target=_draw if sys.stdout.isatty() else _lines, args=(title, board, finished))
     painter.start()

@@ -34,7 +34,8 @@ from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.engines import expected
 from ray_apps.loop import StageTrainer, must_stay, run_steps
-from ray_apps.rollout import RolloutError, Synced, ask, compare, start_pool
+from ray_apps.pool import ask, start_pool
+from ray_apps.rollout import RolloutError, Synced, compare
 from ray_apps.tracking import JsonLines, check_finite, require
 from ray_apps.training import Place, Row, engine_backward, fit, full_state, update
 from ray_apps.weights import checksum, pack

@@ -14,16 +14,18 @@ import os
 import pkgutil
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lrem.config import Config
 from lrem.rollout import Loaded, Rollout
-from ray_apps.cluster import gpu_plan
+from ray_apps import meters
+from ray_apps.placement import Bundle, bundle, no_room
 
 Answer = TypeVar("Answer")
 ENGINES = {"vllm": "ray_apps.engines:VllmEngine", "transformers": "ray_apps.engines:TransformersEngine"}
@@ -82,7 +84,7 @@ class RolloutPool:
     def __init__(self, folder: str, config: Config, engine: str, gpus: float, gpu_memory: float) -> None:
         self.folder, self.config, self.engine = folder, config, engine
         self.gpus, self.gpu_memory = gpus, gpu_memory
-        self.rollout = config.rollout
+        self.rollout, self.run = config.rollout, config.run_dir.name
         self.idle: asyncio.Queue[_Member] = asyncio.Queue()
         self.room = asyncio.Semaphore(self.rollout.queue)
         self.members: list[_Member] = []
@@ -102,6 +104,7 @@ class RolloutPool:
         """
         async with self.starting:
             if not self.members:
+                await self._reserve()
                 members = [_Member(i, self._actor(i)) for i in range(self.rollout.actors)]
                 await asyncio.gather(*(self._ready(member) for member in members))
                 for member in members:
@@ -119,7 +122,11 @@ class RolloutPool:
         def call(actor: ActorHandle, rows: slice) -> Any:
             return actor.call.remote("sample", queries[rows], n, seeds[rows])
 
-        return await self._spread(len(queries), call, "sample")
+        groups: list[list[Rollout]] = await self._spread(len(queries), call, "sample")
+        tokens = sum(len(rollout.tokens) for group in groups for rollout in group)
+        meters.count("rollout_samples", n * len(queries), run=self.run)
+        meters.count("rollout_tokens", tokens, run=self.run)
+        return groups
 
     async def reason(
         self, queries: list[str], temperature: float, seeds: list[int] | None, must_think: bool = False
@@ -150,6 +157,7 @@ class RolloutPool:
                 self.weights, self.present = weights, None
                 loaded = await asyncio.gather(*(self._update(member, weights, version) for member in self.members))
                 self.present = loaded[0]
+                meters.gauge("rollout_version", version, run=self.run)
                 return Synced(dict(zip((m.name for m in self.members), loaded, strict=True)), waited, self.restarts)
             finally:
                 self.open.set()
@@ -174,6 +182,8 @@ class RolloutPool:
     async def _answer(self, call: Callable[[ActorHandle, slice], Any], rows: slice, what: str) -> Any:
         await self.open.wait()
         self.busy += 1  # from here on a sync waits for it, so it must not wait for one
+        started = time.monotonic()
+        meters.gauge("rollout_waiting", self.busy, run=self.run)
         self.quiet.clear()
         try:
             async with self.room:
@@ -194,6 +204,8 @@ class RolloutPool:
                         self.idle.put_nowait(member)
         finally:
             self.busy, self.answered = self.busy - 1, self.answered + 1
+            meters.gauge("rollout_waiting", self.busy, run=self.run)
+            meters.observe("rollout_seconds", time.monotonic() - started, run=self.run)
             if self.busy == 0:
                 self.quiet.set()
 
@@ -221,6 +233,7 @@ class RolloutPool:
         """Another actor in a member's place, on the present weights, found to sample as the others do."""
         reason = f"gave no answer within {limit:.0f} s" if isinstance(error, TimeoutError) else _short(error)
         self.restarts += 1
+        meters.count("rollout_restarts", 1, run=self.run)
         if self.restarts > self.rollout.restarts:
             raise RolloutError(
                 f"{member.name} {reason} when asked to {what}, and {self.rollout.restarts} were replaced before it: "
@@ -233,8 +246,22 @@ class RolloutPool:
             loaded = await self._update(member, self.weights, self.present.version)
             compare(member.name, loaded, self.present, self.rollout.probe_tolerance)
 
+    async def _reserve(self) -> None:
+        """Room for all engines at once; it is given back with this actor."""
+        bundles = [engine_bundle(self.config, self.gpus)] * self.rollout.actors
+        self.group = placement_group(bundles, self.config.placement.engines)
+        limit = self.config.ray.start_timeout_s
+        try:
+            await _within(self.group.ready(), limit)
+        except TimeoutError as error:
+            raise RolloutError(no_room(bundles, f"{self.rollout.actors} rollout engines", limit)) from error
+
     def _actor(self, number: int) -> ActorHandle:
-        actor = ray.remote(num_cpus=1, num_gpus=self.gpus)(EngineActor)
+        place = PlacementGroupSchedulingStrategy(self.group, number)
+        needs = engine_bundle(self.config, self.gpus)
+        actor = ray.remote(
+            num_cpus=needs.pop("CPU"), num_gpus=needs.pop("GPU", 0), resources=needs, scheduling_strategy=place
+        )(EngineActor)
         seed = self.config.seed + number
         return actor.remote(self.engine, self.folder, self.rollout, seed, self.gpu_memory)
 
@@ -249,6 +276,11 @@ class RolloutPool:
             ) from error
         except RayError as error:
             raise RolloutError(f"{member.name} could not start on {self.folder}: {error}") from error
+
+
+def engine_bundle(config: Config, gpus: float) -> Bundle:
+    """What one engine takes of a machine."""
+    return bundle(1.0, gpus, config.placement.rollouts)
 
 
 async def _within(reference: Awaitable[Answer], limit: float) -> Answer:
@@ -282,52 +314,3 @@ def compare(name: str, loaded: Loaded, expected: Loaded, tolerance: float) -> No
             f"{len(alike)} agree, their log-probabilities to {worst:.4f} nats (rollout.probe_tolerance={tolerance}): "
             "the weight sync failed"
         )
-
-
-def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
-    """Start a pool on one model folder, beside `workers` training workers; returns when its engines are up.
-
-    Raises:
-        RolloutError: an engine was not up in time.
-    """
-    rollout = config.rollout
-    _, gpus = gpu_plan(config, workers, rollout.actors, rollout.tensor_parallel)
-    share = 0.4 if gpus == 0.5 else 0.9  # of the GPU's memory: half where a training worker has the other
-    actor = ray.remote(num_cpus=0, max_concurrency=1000)(RolloutPool)
-    gpus *= rollout.tensor_parallel
-    pool = actor.remote(str(folder), config, ENGINES.get(rollout.engine, rollout.engine), gpus, share)
-    ask(pool, pool.start.remote(), config, f"its start on {folder}")
-    return pool
-
-
-def ask(pool: ActorHandle, asked: Any, config: Config, what: str) -> Any:
-    """The pool's answer. It may take long, while the pool gets on: calls are answered, or engines replaced.
-
-    Raises:
-        TimeoutError: nothing was answered or replaced for longer than the pool's own deadlines allow.
-        RolloutError: as the pool raised it, or the pool was lost.
-    """
-    limit = config.rollout.timeout_s + config.rollout.sync_timeout_s + config.ray.start_timeout_s
-    seen = -1
-    try:
-        while not ray.wait([asked], timeout=limit)[0]:
-            before, seen = seen, ray.get(pool.progress.remote(), timeout=limit)
-            if seen == before:
-                raise TimeoutError(f"waited {limit:.0f} s for {what}, and the rollout pool does nothing: see its log")
-        return ray.get(asked, timeout=limit)
-    except RolloutError as error:
-        raise RolloutError(str(getattr(error, "cause", error))) from error
-    except RayActorError as error:
-        raise RolloutError(f"the rollout pool was lost while asked for {what}: run again with --resume") from error
-
-
-def wait(references: list[Any], timeout_s: float, what: str) -> list[Any]:
-    """ray.get with a deadline whose error says what was waited for.
-
-    Raises:
-        TimeoutError: the deadline passed.
-    """
-    try:
-        return list(ray.get(references, timeout=timeout_s))
-    except ray.exceptions.GetTimeoutError as error:
-        raise TimeoutError(f"waited {timeout_s:.0f} s for {what}: look at `ray status` for what is missing") from error

@@ -28,9 +28,9 @@ from lrem.vectors import means
 from ray_apps.asking import ask as ask_model
 from ray_apps.cluster import gpu_count
 from ray_apps.embed_items import build_index, embed
+from ray_apps.pool import ask as ask_pool
+from ray_apps.pool import start_pool, wait
 from ray_apps.progress import console
-from ray_apps.rollout import ask as ask_pool
-from ray_apps.rollout import start_pool, wait
 
 BATCH = 256  # queries of one call to an actor
 

@@ -1,4 +1,4 @@
-"""A run's record: JSON lines and TensorBoard always, MLflow and Weights & Biases if asked for, the progress bar.
+"""A run's record: JSON lines, TensorBoard, Prometheus always, MLflow, Weights & Biases if asked for, the progress bar.
 
 Knows step numbers and named values; does not know what they mean. A run that goes on from a checkpoint goes on
 here too: what a lost attempt wrote after that step is taken back.
@@ -18,6 +18,7 @@ from lrem.config import Config
 from lrem.distributed import rank
 from lrem.files import atomic_file
 from lrem.schema import DataError
+from ray_apps import meters
 from ray_apps.training import TrainingError
 
 
@@ -50,6 +51,7 @@ class Log:
         if rank() == 0:
             folder = config.run_dir / "logs"
             self.writers = [JsonLines(folder / f"{name}.jsonl", first), _TensorBoard(folder / name, first)]
+            self.writers.append(_Prometheus(config.run_dir.name, name))
             made = {"mlflow": _MlFlow, "wandb": _WandB}
             self.writers += [made[tracker](config, name, first) for tracker in trackers]
 
@@ -124,6 +126,19 @@ class _TensorBoard:
 
     def close(self) -> None:
         self.writer.close()
+
+
+class _Prometheus:
+    def __init__(self, run: str, name: str) -> None:
+        self.labels = {"run": run, "stage": name}
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        meters.gauge("training_step", step, **self.labels)
+        for name, value in values.items():
+            meters.gauge("training", value, **self.labels, name=name)
+
+    def close(self) -> None:
+        return
 
 
 class _MlFlow:

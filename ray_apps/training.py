@@ -20,6 +20,7 @@ from lrem.model import ReasoningEmbedder
 from lrem.rewards import RewardError
 from lrem.settings import OptimConfig
 from ray_apps.cluster import gpu_plan
+from ray_apps.placement import await_room, bundle
 from ray_apps.progress import progress
 from ray_apps.rollout import RolloutError
 from ray_apps.shards import RowShards
@@ -46,16 +47,24 @@ def fit(
     A worker that is lost, `restarts` times at most, is replaced and the loop runs again on all.
 
     Raises:
+        DataError: the cluster will never have room for the workers.
+        TimeoutError: it has none within ray.start_timeout_s.
         TrainingError: the loop gave up for a reason that a restart would not cure.
         ray.train.TrainingFailedError: a worker failed; its traceback is the cause.
     """
     workers, gpus = gpu_plan(config, workers, engines, config.rollout.tensor_parallel)
-    resources = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
-    with progress(title) as board:
+    resources = bundle(1.0, gpus, config.placement.training)
+    await_room([resources] * workers, f"{workers} training workers", config.ray.start_timeout_s)
+    with progress(title, config.run_dir.name) as board:
         trainer = _Trainer(
             _guarded(loop),
             train_loop_config=settings | {"config": config.model_dump(mode="json"), "board": board},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus > 0,
+                resources_per_worker=resources,
+                placement_strategy=config.placement.workers,
+            ),
             run_config=RunConfig(
                 name=title,
                 storage_path=str(config.run_dir / "ray_train"),

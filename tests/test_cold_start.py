@@ -27,7 +27,7 @@ from lrem.schema import ITEMS, TRIPLETS, DataError
 from ray_apps import cold_start
 from ray_apps.checkpoints import CURSOR, STATE, Checkpoints
 from ray_apps.cluster import cluster
-from ray_apps.rollout import start_pool
+from ray_apps.pool import start_pool
 from ray_apps.training import TrainingError
 from tests.test_rollout import assert_same_policy
 

@@ -12,13 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from lrem.config import load_config
+from lrem.config import Config, load_config
 from lrem.counts import Counts, add
 from lrem.files import write_parquet
 from lrem.schema import DataError
 from ray_apps import durable
 from ray_apps.cluster import cluster
 from ray_apps.placement import await_room
+
+
+def configured(*more: str) -> Config:
+    return load_config(None, ["ray.num_cpus=4", *more])
 
 
 class Doubler:
@@ -88,18 +92,24 @@ def test_a_missing_place_is_an_error() -> None:
 def test_a_run_does_what_is_missing_and_leaves_the_rest(tmp_path: Path) -> None:
     source, target = tmp_path / "input", tmp_path / "done"
     durable.cut([table(range(47))], source, 10)
-    with cluster(load_config(None, ["ray.num_cpus=4"])):
+    with cluster(configured()):
         with pytest.raises(ray.exceptions.RayTaskError, match="25 is refused"):
-            durable.run_parts("double", Doubler, (25,), source, target, 1, 60.0)
+            durable.run_parts(
+                configured("curate.actors=1", "ray.start_timeout_s=60.0"), "double", Doubler, (25,), source, target
+            )
         part = durable.part_file(target, 2)
         assert not part.exists()
-        durable.run_parts("double", Doubler, (-1,), source, target, 2, 60.0)
+        durable.run_parts(
+            configured("curate.actors=2", "ray.start_timeout_s=60.0"), "double", Doubler, (-1,), source, target
+        )
         assert numbers(target) == [[2 * n for n in found] for found in numbers(source)]
         assert durable.total(target) == {"rows": 47, "kinds": [23, 24]}
         before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in target.iterdir()}
         assert set(before) == {f"{i:06d}.{kind}" for i in range(5) for kind in ("parquet", "json")}  # nothing half done
         part.unlink()  # its counters stay, as after a kill between the two
-        durable.run_parts("double", Doubler, (-1,), source, target, 2, 60.0)
+        durable.run_parts(
+            configured("curate.actors=2", "ray.start_timeout_s=60.0"), "double", Doubler, (-1,), source, target
+        )
         assert numbers(target) == [[2 * n for n in found] for found in numbers(source)]
         assert durable.total(target) == {"rows": 47, "kinds": [23, 24]}
     after = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in target.iterdir()}
@@ -109,17 +119,21 @@ def test_a_run_does_what_is_missing_and_leaves_the_rest(tmp_path: Path) -> None:
 def test_room_is_waited_for_and_what_cannot_come_is_refused(tmp_path: Path) -> None:
     source, target = tmp_path / "input", tmp_path / "done"
     durable.cut([table(range(3))], source, 2)
-    with cluster(load_config(None, ["ray.num_cpus=4"])):
+    with cluster(configured()):
         with pytest.raises(DataError, match=r"'double' needs a machine with 1 CPU, 1 GPU, .* more than 4 CPU, 0 GPU"):
-            durable.run_parts("double", Doubler, (-1,), source, target, 1, 60.0, num_gpus=1)
+            durable.run_parts(configured(), "double", Doubler, (-1,), source, target, num_gpus=1)
         with pytest.raises(DataError, match=r"needs 5 CPU, and this cluster at its largest has 4 CPU: 1 CPU missing"):
             await_room([{"CPU": 1.0}] * 5, "an actor of 'double'", 60.0)
         held = placement_group([{"CPU": 2.0}] * 2)
         assert held.wait(60)
         with pytest.raises(TimeoutError, match=r"no room for an actor of 'double' \(1 CPU\) within 0.5 s"):
-            durable.run_parts("double", Doubler, (-1,), source, target, 1, 0.5)
+            durable.run_parts(
+                configured("curate.actors=1", "ray.start_timeout_s=0.5"), "double", Doubler, (-1,), source, target
+            )
         remove_placement_group(held)
-        durable.run_parts("double", Doubler, (-1,), source, target, 1, 60.0)
+        durable.run_parts(
+            configured("curate.actors=1", "ray.start_timeout_s=60.0"), "double", Doubler, (-1,), source, target
+        )
         assert numbers(target) == [[2 * n for n in found] for found in numbers(source)]
 
 
@@ -127,5 +141,5 @@ def test_nothing_to_do_needs_no_ray(tmp_path: Path) -> None:
     durable.cut([table(range(3))], tmp_path / "input", 2)
     for part in durable.parts_of(tmp_path / "input"):
         write_parquet(pq.read_table(part), tmp_path / "done" / part.name)
-    durable.run_parts("double", Doubler, (0,), tmp_path / "input", tmp_path / "done", 1, 60.0)
+    durable.run_parts(configured(), "double", Doubler, (0,), tmp_path / "input", tmp_path / "done")
     assert not ray.is_initialized()

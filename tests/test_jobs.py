@@ -1,89 +1,115 @@
-"""Stages as Ray jobs on a cluster that asks for a token: what a user's first `ray job submit` meets."""
+"""Stages as jobs of a cluster that asks for a token: exit codes, logs, artefacts, stopping, two at once, status."""
 
-import os
-import secrets
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pyarrow.parquet as pq
 import pytest
 
-BIN = Path(sys.executable).parent
+from lrem.world import make_world
+from tests.heads import Head, ray_head
+from tests.test_cli import write_triplets
+
+PROJECT = Path(__file__).parent.parent
+TINY = ("--config", "configs/tiny.yaml")
 
 
 @pytest.fixture(scope="module")
-def head(new_port: Callable[[], int]) -> Iterator[tuple[str, dict[str, str]]]:
-    """A head node of our own, on its own ports and folder; yields the jobs address and its environment."""
-    folder = tempfile.mkdtemp(prefix="lrem", dir="/tmp")  # short: Ray's sockets must fit 107 characters
-    gcs, dashboard, agent, agent_grpc, client = (new_port() for _ in range(5))
-    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    env.pop("RAY_ADDRESS", None)
-    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={gcs}", f"--temp-dir={folder}"]
-    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    command += [f"--dashboard-agent-grpc-port={agent_grpc}", f"--ray-client-server-port={client}"]
-    address = f"http://127.0.0.1:{dashboard}"
-    with open(f"{folder}.log", "w") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        try:
-            wait_for(address, env["RAY_AUTH_TOKEN"], Path(f"{folder}.log"))
-            yield address, env
-        finally:
-            process.send_signal(signal.SIGTERM)  # `--block` takes the whole node down with it
-            try:
-                process.wait(timeout=60)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                shutil.rmtree(folder, ignore_errors=True)
+def head(tmp_path_factory: pytest.TempPathFactory, new_port: Callable[[], int]) -> Iterator[Head]:
+    with ray_head(Path(f"/tmp/lrem-{new_port()}"), new_port) as made:
+        yield made
 
 
-def wait_for(address: str, token: str, log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"}).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(1)
-    pytest.fail(f"the head's jobs API did not answer within 120 s: {log.read_text()[-2000:]}")
+def submit(head: Head, name: str, *words: str, wait: bool = True) -> tuple[int, str]:
+    """`ray job submit`, and what it printed."""
+    options = ["--submission-id", name, *([] if wait else ["--no-wait"])]
+    done = head.run("ray", "job", "submit", *options, "--working-dir", str(PROJECT), "--", "lrem", *words)
+    return done.returncode, done.stdout + done.stderr
 
 
-def submit(head: tuple[str, dict[str, str]], *words: str) -> subprocess.CompletedProcess[str]:
-    address, env = head
-    command = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--", "lrem", *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+def state(head: Head, name: str) -> str:
+    return head.run("ray", "job", "status", name).stdout
 
 
-def test_the_jobs_api_wants_the_token(head: tuple[str, dict[str, str]]) -> None:
-    address, env = head
-    assert httpx.get(f"{address}/api/jobs/").status_code == 401
-    without = (
-        address,
-        {name: value for name, value in env.items() if name != "RAY_AUTH_TOKEN"} | {"HOME": "/nonexistent"},
-    )
-    refused = submit(without, "world", "--help")
-    assert refused.returncode != 0
-    assert "token" in (refused.stdout + refused.stderr).lower()
+def until(happened: Callable[[], bool], limit: float, what: str, head: Head, name: str) -> None:
+    deadline = time.monotonic() + limit
+    while not happened():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} not within {limit} s: {head.run('ray', 'job', 'logs', name).stdout}")
+        time.sleep(0.5)
 
 
-def test_stages_run_as_jobs(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    for stage in ("world", "curate"):
-        done = submit(head, stage, "--config", "configs/tiny.yaml", f"run_dir={tmp_path}")
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-        assert f"{stage} wrote" in done.stdout
-    assert pq.read_metadata(tmp_path / "curated/triplets.parquet").num_rows > 100
+def test_a_job_writes_and_says_what_the_command_does(head: Head, tmp_path: Path) -> None:
+    code, said = submit(head, "world", "world", *TINY, f"run_dir={tmp_path}")
+    assert code == 0, said
+    assert f"world wrote {tmp_path}/world/items.parquet" in said
+    assert pq.read_table(tmp_path / "world/items.parquet").num_rows == 600
+    code, said = submit(head, "curate", "curate", *TINY, f"run_dir={tmp_path}")
+    assert code == 0, said
+    sheet = json.loads((tmp_path / "curated/datasheet.json").read_text())
+    assert pq.read_metadata(tmp_path / "curated/triplets.parquet").num_rows == sheet["split"]["cold start"]["rows"]
 
 
-def test_a_failing_stage_fails_its_job(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    done = submit(head, "curate", f"run_dir={tmp_path / 'empty'}")
+def test_a_job_that_fails_says_why_and_fails(head: Head, tmp_path: Path) -> None:
+    code, said = submit(head, "nothing", "curate", f"run_dir={tmp_path}")
+    assert code == 1
+    assert "queries.parquet does not exist" in " ".join(said.split())
+    assert "Traceback" not in said.split("Running entrypoint")[1].split("Job 'nothing' failed")[0]
+    assert "Job 'nothing' failed" in state(head, "nothing")
+
+
+def test_without_the_token_nothing_is_run_or_told(head: Head, tmp_path: Path) -> None:
+    for env in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}):
+        done = head.run("ray", "job", "submit", "--", "lrem", "world", f"run_dir={tmp_path}", **env)
+        assert done.returncode != 0
+        assert "RAY_AUTH_TOKEN_PATH" in done.stdout + done.stderr  # it says what is missing
+    wrong = tmp_path / "wrong"
+    wrong.write_text("another token that is not the cluster's")
+    done = head.run("ray", "job", "list", RAY_AUTH_TOKEN_PATH=str(wrong))
     assert done.returncode != 0
-    assert "does not exist: run the stage that writes it" in " ".join(done.stdout.split())
+    assert "Invalid authentication token" in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == [wrong]
+
+
+def test_a_command_that_is_no_job_says_how_it_becomes_one(head: Head, tmp_path: Path) -> None:
+    done = head.run("lrem", "embed", f"run_dir={tmp_path}")  # RAY_ADDRESS is the jobs API's
+    done = head.run("lrem", "status")
+    assert done.returncode == 2
+    assert "run this as `ray job submit --working-dir . -- lrem" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
+def test_a_stopped_job_goes_on_beside_another(head: Head, tmp_path: Path) -> None:
+    """Training is stopped in its midst while another job runs; `--resume` ends it with every step taken once."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    make_world(0, 600, 300, 50).write(run / "world")
+    write_triplets(run)
+    words = ["cold-start", *TINY, f"run_dir={run}", "cold_start.epochs=60", "cold_start.checkpoint.every=10"]
+    code, said = submit(head, "training", *words, wait=False)
+    assert code == 0, said
+    checkpoints = run / "checkpoints/cold_start"
+    until(lambda: any(checkpoints.glob("step-*/state/cursor.json")), 200, "a checkpoint", head, "training")
+    seen = head.run("lrem", "status", f"ray.address={head.address}")
+    assert seen.returncode == 0, seen.stderr
+    assert "cold_start" in seen.stdout
+    assert "/240 " in seen.stdout  # steps
+    assert "lrem cold-start" in seen.stdout
+    code, said = submit(head, "beside", "world", *TINY, f"run_dir={other}")
+    assert code == 0, said
+    stopped = head.run("ray", "job", "stop", "training")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "Job 'training' was stopped" in state(head, "training")
+    newest = max(int(path.parent.parent.name[5:]) for path in checkpoints.glob("step-*/state/cursor.json"))
+    assert 0 < newest < 240, "it was stopped too late to show anything"
+    assert not (run / "cold_start").exists()
+    assert (other / "world/items.parquet").exists()
+    code, said = submit(head, "again", *words)
+    assert code == 1
+    assert "go on with --resume" in " ".join(said.split())
+    code, said = submit(head, "resumed", *words, "--resume")
+    assert code == 0, said
+    steps = [json.loads(line)["step"] for line in (run / "logs/cold_start.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 241))
+    assert (run / "cold_start/model.safetensors").exists()

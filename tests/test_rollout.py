@@ -18,7 +18,8 @@ from lrem.rollout import Loaded, Rollout
 from lrem.sequences import pad
 from ray_apps.cluster import cluster
 from ray_apps.engines import Engine, TransformersEngine, probe_prompts
-from ray_apps.rollout import RolloutError, ask, compare, start_pool, wait
+from ray_apps.pool import ask, start_pool, wait
+from ray_apps.rollout import RolloutError, compare
 from ray_apps.weights import checksum, pack
 
 QUERIES = ["red coat", "warm hat, not silk", "blue", "something for the winter"]

@@ -1,0 +1,26 @@
+"""`lrem status` and `lrem plan`: what runs where, and what a service of some size would need."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from lrem.config import load_config
+from ray_apps.options import ConfigFile, Overrides
+from ray_apps.progress import console
+
+
+def status(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what runs where in a Ray cluster: machines, jobs, stages, actors, the service."""
+    from ray_apps.status import show
+    from ray_apps.status import status as look
+
+    found = look(load_config(config, overrides or []))
+    if as_json:
+        typer.echo(json.dumps(found._asdict(), default=str))
+        return
+    console.print(show(found))

@@ -1,0 +1,100 @@
+"""A Ray cluster of a test's own, by `ray start`: its own ports, folder and token, and all of its processes ended."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import psutil
+
+BIN = Path(__file__).parent.parent / ".venv" / "bin"
+TOKEN = "a-token-of-this-test-that-is-long-enough"
+START_S = 120.0
+
+
+class Head(NamedTuple):
+    """A running head: GCS address, dashboard, and the environment of whoever talks to it."""
+
+    address: str
+    dashboard: str
+    env: dict[str, str]
+    folder: Path
+
+    def run(self, *words: str, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+        """A command of the environment's, as a person would type it."""
+        return subprocess.run(
+            [str(BIN / words[0]), *words[1:]],
+            env=self.env | env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+
+@contextmanager
+def ray_head(
+    folder: Path,
+    new_port: Callable[[], int],
+    more: Sequence[str] = ("--num-cpus=8",),
+    port: int | None = None,
+    **env: str,
+) -> Iterator[Head]:
+    """Start a head with token authentication on, wait for its dashboard, and end it with all its processes.
+
+    Args:
+        folder: short, as Ray puts sockets below it. port: the GCS's. env: the head's alone.
+    """
+    ports = [port or new_port(), *(new_port() for _ in range(3))]
+    token = folder / "token"
+    folder.mkdir(parents=True, exist_ok=True)
+    token.write_text(TOKEN)
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    mine |= {"PATH": f"{BIN}:{mine['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    address, dashboard = f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={ports[0]}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}", "--disable-usage-stats"]
+    command += [f"--ray-client-server-port={ports[2]}", f"--dashboard-agent-listen-port={ports[3]}"]
+    command += [f"--temp-dir={folder / 'ray'}", f"--object-store-memory={200 * 2**20}", *more]
+    log = folder / "head.log"
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command, env=mine | env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True) as head,
+    ):
+        try:
+            _wait_for(dashboard, head, log)
+            yield Head(address, dashboard, mine | {"RAY_ADDRESS": dashboard}, folder)
+        finally:
+            head.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                head.wait(60)
+            _end_all(str(folder / "ray"))
+
+
+def _end_all(folder: str) -> None:
+    """Whatever is left of the cluster: its processes name its folder."""
+    left = [p for p in psutil.process_iter(["cmdline"]) if any(folder in word for word in p.info["cmdline"] or ())]
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, 30)
+
+
+def _wait_for(dashboard: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if head.poll() is not None:
+            raise RuntimeError(f"ray start ended with {head.returncode}: {log.read_text()[-2000:]}")
+        try:
+            told = httpx.get(f"{dashboard}/api/version", timeout=5, headers={"Authorization": f"Bearer {TOKEN}"})
+            if told.is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise TimeoutError(f"no dashboard at {dashboard} within {START_S:g} s: {log.read_text()[-2000:]}")
