@@ -36,11 +36,22 @@ def open_table(path: Path | str, schema: pa.Schema) -> pa.dataset.Dataset:
         found = pa.dataset.dataset(str(path), format="parquet")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: run the stage that writes it, or pass another path") from error
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (pa.ArrowInvalid, ValueError) as error:
         raise DataError(f"{path} is not readable as parquet ({error}): convert it to parquet") from error
     for name in schema.names:
         _require(name, found.schema.names, path)
     return found
+
+
+def _unreadable(path: Path | str, error: OSError) -> DataError:
+    if "://" in str(path):
+        return DataError(
+            f"{path} cannot be read from there ({error}): look at address, credentials and network, and run "
+            "again; nothing was written"
+        )
+    return DataError(f"{path} is not readable as parquet ({error}): convert it to parquet")
 
 
 def read_table(path: Path | str, schema: pa.Schema, keep_extra: bool = False) -> pa.Table:
@@ -56,7 +67,9 @@ def read_table(path: Path | str, schema: pa.Schema, keep_extra: bool = False) ->
     """
     try:
         table = open_table(path, schema).to_table()
-    except (pa.ArrowInvalid, OSError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except pa.ArrowInvalid as error:
         raise DataError(f"{path} is not readable as parquet ({error}): convert it to parquet") from error
     columns = [_column(table, field, path) for field in schema]
     names = list(schema.names)
