@@ -9,6 +9,7 @@ that all ranks share.
 """
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from lrem.distributed import rank, total
 from lrem.model import RECORD
 from lrem.schema import DataError
-from ray_apps.training import TrainingError, full_state
+from ray_apps.training import DamagedError, full_state
 
 STATE, CURSOR, PREVIOUS = "state", "cursor.json", "previous"
 
@@ -58,8 +59,7 @@ class Checkpoints:
             DataError: the run was started with other settings, data or weights.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for stale in [*self.folder.glob(".step-*"), *self.folder.glob(".old-*")]:
-            shutil.rmtree(stale)
+        self.sweep()
         newest = self.newest()
         if newest is not None:
             _check(newest, run)
@@ -85,19 +85,33 @@ class Checkpoints:
         """Load the newest state into the engine and the random generators; returns the steps that are done.
 
         Raises:
-            TrainingError: DeepSpeed cannot read it.
+            DamagedError: it cannot be read.
         """
         newest = self.newest()
         if newest is None:
             return 0
-        loaded, _ = engine.load_checkpoint(str(newest / STATE), tag="engine")
+        try:
+            loaded, _ = engine.load_checkpoint(str(newest / STATE), tag="engine")
+            random = torch.load(newest / STATE / f"random-{rank()}.pt")
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            raise self._damaged(newest, str(error)) from error
         if loaded is None:
-            raise TrainingError(f"{newest / STATE} cannot be read: delete {self.folder} to start over")
-        random = torch.load(newest / STATE / f"random-{rank()}.pt")
+            raise self._damaged(newest, "files are missing")
         torch.set_rng_state(random["cpu"])
         if "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"])
         return int(json.loads((newest / STATE / CURSOR).read_text())["step"])
+
+    def _damaged(self, newest: Path, why: str) -> DamagedError:
+        return DamagedError(
+            f"{newest / STATE} is damaged ({why}): its weights may still be whole, as model.source={newest} of a new "
+            f"run; delete {self.folder} to start over"
+        )
+
+    def sweep(self) -> None:
+        """Remove what a save has begun and not ended; nothing may be running."""
+        for stale in [*self.folder.glob(".step-*"), *self.folder.glob(".old-*")]:
+            shutil.rmtree(stale, ignore_errors=True)
 
     def save(
         self,

@@ -59,7 +59,10 @@ def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False)
             "run": must_stay(config, stage, f"{rows.rows} rows, {rows.fingerprint:016x}", made_of, dev),
         }
         checkpoints.begin(settings["run"])
-        fit(train, config, settings, rows.dataset, stage.workers, out.name, restarts=stage.restarts)
+        try:
+            fit(train, config, settings, rows.dataset, stage.workers, out.name, restarts=stage.restarts)
+        finally:
+            checkpoints.sweep()
     with atomic_folder(out) as part:
         checkpoints.export(part)
     checkpoints.finish()

@@ -76,6 +76,7 @@ def run(config: Config, resume: bool = False) -> dict[str, Any]:
             fit(train, config, settings, dataset, rl.workers, NAME, config.rollout.actors, rl.restarts)
         finally:
             ray.kill(pool)  # and with it its engines
+            checkpoints.sweep()
     with atomic_folder(config.path("model")) as part:
         checkpoints.export(part)
     checkpoints.finish()

@@ -1,8 +1,11 @@
 """What both training stages share: Ray Train around a DeepSpeed engine, row shards, weights out of ZeRO."""
 
+import errno
 import logging
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,10 +29,15 @@ from ray_apps.rollout import RolloutError
 from ray_apps.shards import RowShards
 
 Row = dict[str, Any]
+SPACE = 2**20  # bytes; a disk with less is full
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on, and would not if it was tried again; the message says what to change."""
+
+
+class DamagedError(TrainingError):
+    """A checkpoint that one rank at least cannot read."""
 
 
 def fit(
@@ -88,9 +96,9 @@ def fit(
 def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     """Tell the driver what a restart would not cure; Ray Train would try the same again.
 
-    All ranks meet a TrainingError alike and just end. A rank that runs out of memory, or whose rollouts or rewards
-    fail, is alone: it has to fail, so that the others are stopped, and the restart then finds the reason on the board
-    and ends.
+    All ranks meet a TrainingError alike and just end. A rank that runs out of memory or disk, or whose rollouts or
+    rewards fail, or who finds a checkpoint damaged, is alone: it has to fail, so that the others are stopped, and the
+    restart then finds the reason on the board and ends.
     """
 
     def guarded(settings: dict[str, Any]) -> None:
@@ -99,17 +107,28 @@ def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
             return
         try:
             loop(settings)
-        except TrainingError as error:
-            ray.get(board.fail.remote(str(error)), timeout=30)
-        except (RolloutError, RewardError) as error:
+        except (RolloutError, RewardError, DamagedError) as error:
             ray.get(board.fail.remote(str(error)), timeout=30)
             raise
+        except TrainingError as error:
+            ray.get(board.fail.remote(str(error)), timeout=30)
         except torch.OutOfMemoryError as error:
             reason = f"out of GPU memory ({error}): lower chunk_tokens or graph_tokens, or set gradient_checkpointing"
             ray.get(board.fail.remote(reason), timeout=30)
             raise
+        except (OSError, RuntimeError) as error:
+            folder = Path(settings["checkpoints"])
+            if _is_full(error, folder):
+                reason = f"no space left in {folder} ({error}): make room, then go on with --resume"
+                ray.get(board.fail.remote(f"{reason}; the newest whole checkpoint is kept"), timeout=30)
+            raise
 
     return guarded
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Whether that was the disk: torch says no more than that it could not write."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < SPACE
 
 
 class _Trainer(TorchTrainer):

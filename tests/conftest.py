@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from lrem.model import ReasoningEmbedder
 from lrem.settings import ModelConfig
 from lrem.tokenizer import train_tokenizer
+from tests.heads import Head, ray_head
 
 TITLES = [
     f"{colour} {material} {kind}"
@@ -57,6 +58,14 @@ def _pick_port() -> int:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port
     raise OSError("no free port between 20000 and 32000")
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    """A cluster that asks for a token and says what it measures every second."""
+    measuring = '--system-config={"metrics_report_interval_ms": 1000}'
+    with ray_head(Path(f"/tmp/lrem-{_pick_port()}"), _pick_port, ["--num-cpus=8", measuring]) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ IDLE_MINUTES = 0.1
 
 @contextmanager
 def autoscaling_head(folder: Path, new_port: Callable[[], int], kinds: dict[str, dict[str, Any]]) -> Iterator[Head]:
-    """A head without CPUs for anything but drivers, and an autoscaler.
+    """A head, and an autoscaler.
 
     Args:
         kinds: of machines, by name: resources, and max_workers.
@@ -31,7 +31,7 @@ def autoscaling_head(folder: Path, new_port: Callable[[], int], kinds: dict[str,
         "head_node_id": FAKE_HEAD_NODE_ID,
         "gcs_address": f"127.0.0.1:{port}",
     }
-    types = {"ray.head.default": {"resources": {"CPU": 2}, "max_workers": 0, "node_config": {}}}
+    types = {"ray.head.default": {"resources": {"CPU": 4}, "max_workers": 0, "node_config": {}}}
     types |= {name: {"min_workers": 0, "node_config": {}} | kind for name, kind in kinds.items()}
     config: dict[str, Any] = {
         "cluster_name": "fake",
@@ -61,6 +61,6 @@ def autoscaling_head(folder: Path, new_port: Callable[[], int], kinds: dict[str,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
-    more = ["--num-cpus=2", f"--autoscaling-config={file}"]
+    more = ["--num-cpus=4", f"--autoscaling-config={file}"]
     with ray_head(folder, new_port, more, port=port, **env) as head:
         yield head

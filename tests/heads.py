@@ -1,8 +1,10 @@
 """A Ray cluster of a test's own, by `ray start`: its own ports, folder and token, and all of its processes ended."""
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +14,8 @@ from typing import NamedTuple
 import httpx
 import psutil
 
-BIN = Path(__file__).parent.parent / ".venv" / "bin"
+PROJECT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
 TOKEN = "a-token-of-this-test-that-is-long-enough"
 START_S = 120.0
 
@@ -36,6 +39,13 @@ class Head(NamedTuple):
             check=False,
         )
 
+    def submit(self, name: str | None, *words: str, wait: bool = True) -> tuple[int, str]:
+        """`ray job submit` of an `lrem` command, under a name; its exit code and what it printed."""
+        options = [*(["--submission-id", name] if name else []), *([] if wait else ["--no-wait"])]
+        command = ["ray", "job", "submit", *options, "--working-dir", str(PROJECT), "--", "lrem", *words]
+        done = self.run(*command, timeout=500)
+        return done.returncode, done.stdout + done.stderr
+
 
 @contextmanager
 def ray_head(
@@ -50,7 +60,7 @@ def ray_head(
     Args:
         folder: short, as Ray puts sockets below it. port: the GCS's. env: the head's alone.
     """
-    ports = [port or new_port(), *(new_port() for _ in range(3))]
+    ports = [port or new_port(), *(new_port() for _ in range(4))]
     token = folder / "token"
     folder.mkdir(parents=True, exist_ok=True)
     token.write_text(TOKEN)
@@ -60,6 +70,7 @@ def ray_head(
     command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={ports[0]}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}", "--disable-usage-stats"]
     command += [f"--ray-client-server-port={ports[2]}", f"--dashboard-agent-listen-port={ports[3]}"]
+    command.append(f"--dashboard-agent-grpc-port={ports[4]}")
     command += [f"--temp-dir={folder / 'ray'}", f"--object-store-memory={200 * 2**20}", *more]
     log = folder / "head.log"
     with (
@@ -74,6 +85,27 @@ def ray_head(
             with suppress(subprocess.TimeoutExpired):
                 head.wait(60)
             _end_all(str(folder / "ray"))
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def ray_node(head: Head, new_port: Callable[[], int], more: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Another machine of the head's cluster, on this one; yields the process that holds it."""
+    command = [str(BIN / "ray"), "start", "--block", f"--address={head.address}", "--node-ip-address=127.0.0.1"]
+    command += [f"--dashboard-agent-listen-port={new_port()}", f"--object-store-memory={100 * 2**20}", *more]
+    env = {name: value for name, value in head.env.items() if name != "RAY_ADDRESS"}
+    with (
+        (head.folder / f"node-{new_port()}.log").open("w") as out,
+        subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True) as node,
+    ):
+        try:
+            yield node
+        finally:
+            node.send_signal(signal.SIGTERM)
+            try:
+                node.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(node.pid, signal.SIGKILL)
 
 
 def _end_all(folder: str) -> None:

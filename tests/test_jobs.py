@@ -2,31 +2,18 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 
 from lrem.world import make_world
-from tests.heads import Head, ray_head
+from tests.heads import Head
 from tests.test_cli import write_triplets
 
-PROJECT = Path(__file__).parent.parent
 TINY = ("--config", "configs/tiny.yaml")
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory, new_port: Callable[[], int]) -> Iterator[Head]:
-    with ray_head(Path(f"/tmp/lrem-{new_port()}"), new_port) as made:
-        yield made
-
-
-def submit(head: Head, name: str, *words: str, wait: bool = True) -> tuple[int, str]:
-    """`ray job submit`, and what it printed."""
-    options = ["--submission-id", name, *([] if wait else ["--no-wait"])]
-    done = head.run("ray", "job", "submit", *options, "--working-dir", str(PROJECT), "--", "lrem", *words)
-    return done.returncode, done.stdout + done.stderr
 
 
 def state(head: Head, name: str) -> str:
@@ -42,18 +29,18 @@ def until(happened: Callable[[], bool], limit: float, what: str, head: Head, nam
 
 
 def test_a_job_writes_and_says_what_the_command_does(head: Head, tmp_path: Path) -> None:
-    code, said = submit(head, "world", "world", *TINY, f"run_dir={tmp_path}")
+    code, said = head.submit("world", "world", *TINY, f"run_dir={tmp_path}")
     assert code == 0, said
     assert f"world wrote {tmp_path}/world/items.parquet" in said
     assert pq.read_table(tmp_path / "world/items.parquet").num_rows == 600
-    code, said = submit(head, "curate", "curate", *TINY, f"run_dir={tmp_path}")
+    code, said = head.submit("curate", "curate", *TINY, f"run_dir={tmp_path}")
     assert code == 0, said
     sheet = json.loads((tmp_path / "curated/datasheet.json").read_text())
     assert pq.read_metadata(tmp_path / "curated/triplets.parquet").num_rows == sheet["split"]["cold start"]["rows"]
 
 
 def test_a_job_that_fails_says_why_and_fails(head: Head, tmp_path: Path) -> None:
-    code, said = submit(head, "nothing", "curate", f"run_dir={tmp_path}")
+    code, said = head.submit("nothing", "curate", f"run_dir={tmp_path}")
     assert code == 1
     assert "queries.parquet does not exist" in " ".join(said.split())
     assert "Traceback" not in said.split("Running entrypoint")[1].split("Job 'nothing' failed")[0]
@@ -61,6 +48,7 @@ def test_a_job_that_fails_says_why_and_fails(head: Head, tmp_path: Path) -> None
 
 
 def test_without_the_token_nothing_is_run_or_told(head: Head, tmp_path: Path) -> None:
+    assert httpx.get(f"{head.dashboard}/api/jobs/").status_code == 401
     for env in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}):
         done = head.run("ray", "job", "submit", "--", "lrem", "world", f"run_dir={tmp_path}", **env)
         assert done.returncode != 0
@@ -87,7 +75,7 @@ def test_a_stopped_job_goes_on_beside_another(head: Head, tmp_path: Path) -> Non
     make_world(0, 600, 300, 50).write(run / "world")
     write_triplets(run)
     words = ["cold-start", *TINY, f"run_dir={run}", "cold_start.epochs=60", "cold_start.checkpoint.every=10"]
-    code, said = submit(head, "training", *words, wait=False)
+    code, said = head.submit("training", *words, wait=False)
     assert code == 0, said
     checkpoints = run / "checkpoints/cold_start"
     until(lambda: any(checkpoints.glob("step-*/state/cursor.json")), 200, "a checkpoint", head, "training")
@@ -96,7 +84,7 @@ def test_a_stopped_job_goes_on_beside_another(head: Head, tmp_path: Path) -> Non
     assert "cold_start" in seen.stdout
     assert "/240 " in seen.stdout  # steps
     assert "lrem cold-start" in seen.stdout
-    code, said = submit(head, "beside", "world", *TINY, f"run_dir={other}")
+    code, said = head.submit("beside", "world", *TINY, f"run_dir={other}")
     assert code == 0, said
     stopped = head.run("ray", "job", "stop", "training")
     assert stopped.returncode == 0, stopped.stderr
@@ -105,10 +93,10 @@ def test_a_stopped_job_goes_on_beside_another(head: Head, tmp_path: Path) -> Non
     assert 0 < newest < 240, "it was stopped too late to show anything"
     assert not (run / "cold_start").exists()
     assert (other / "world/items.parquet").exists()
-    code, said = submit(head, "again", *words)
+    code, said = head.submit("again", *words)
     assert code == 1
     assert "go on with --resume" in " ".join(said.split())
-    code, said = submit(head, "resumed", *words, "--resume")
+    code, said = head.submit("resumed", *words, "--resume")
     assert code == 0, said
     steps = [json.loads(line)["step"] for line in (run / "logs/cold_start.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 241))
