@@ -1,15 +1,21 @@
 """Room for a stage's actors: what no machine will ever have is refused at once, what may come is waited for.
 
-Ray itself waits for ever, with a warning in a log. Knows what the cluster has and what its autoscaler may add.
+Ray itself waits for ever, with a warning in a log. Knows what machines there are, and asks the
+autoscaler what it could add.
 """
 
-import sys
+import time
+from collections import Counter
 
 import ray
+from ray._private.worker import global_worker
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from lrem.schema import DataError
 
+POLL_S, ASK_S = 1.0, 10.0
 Bundle = dict[str, float]  # resources that one machine has to give: {"CPU": 1, "GPU": 2}
 
 
@@ -26,39 +32,50 @@ def await_room(bundles: list[Bundle], what: str, timeout_s: float) -> None:
     """Return once the cluster could give all `bundles` at the same time; an autoscaler brings machines up for them.
 
     Raises:
-        DataError: it never could.
+        DataError: it never could; the message names what is missing.
         TimeoutError: it could not within `timeout_s`.
     """
-    refuse_impossible(bundles, what)
-    group = placement_group(bundles)
+    grows = is_autoscaler_v2()
+    if not grows:
+        _refuse_impossible(bundles, what)
+    group, deadline = placement_group(bundles), time.monotonic() + timeout_s
     try:
-        if not group.wait(timeout_s):
-            raise TimeoutError(no_room(bundles, what, timeout_s))
+        while not group.wait(min(POLL_S, max(0.0, deadline - time.monotonic()))):
+            if grows and group.id.hex() in _infeasible():
+                raise DataError(
+                    f"{what}: no machine of this cluster has, or may get, room for {_said(_sum(bundles))} "
+                    f"({_each(bundles)}): lower what is asked for, or change the cluster's node types"
+                )
+            if time.monotonic() > deadline:
+                raise TimeoutError(no_room(bundles, what, timeout_s))
     finally:
         remove_placement_group(group)
 
 
-def refuse_impossible(bundles: list[Bundle], what: str) -> None:
-    """Whether the cluster at its largest could give all `bundles`.
+def _infeasible() -> set[str]:
+    """Groups that the autoscaler has found no way to place, with all the machines that it may add."""
+    status = global_worker.gcs_client.get_cluster_status(timeout_s=ASK_S)  # public ways leave this part out
+    state = GetClusterStatusReply.FromString(status).autoscaling_state
+    return {request.details.partition(":")[0] for request in state.infeasible_gang_resource_requests}
 
-    Raises:
-        DataError: it could not; the message names what is missing.
-    """
-    machines = _machines()
+
+def _refuse_impossible(bundles: list[Bundle], what: str) -> None:
+    """Raises DataError where a cluster that cannot grow could not give all `bundles`."""
+    machines = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     for bundle in bundles:
-        if not any(_fits(bundle, machine) for machine, _ in machines):
-            largest = {name: max(machine.get(name, 0.0) for machine, _ in machines) for name in bundle}
+        if not any(all(machine.get(name, 0.0) >= amount for name, amount in bundle.items()) for machine in machines):
+            largest = {name: max(machine.get(name, 0.0) for machine in machines) for name in bundle}
             raise DataError(
-                f"{what} needs a machine with {_said(bundle)}, and no machine of this cluster has, or may get, more "
-                f"than {_said(largest)}: lower what is asked for, or add a node type to the cluster's configuration"
+                f"{what} needs a machine with {_said(bundle)}, and no machine of this cluster has more than "
+                f"{_said(largest)}: lower what is asked for, or start a machine that has it"
             )
     needed = _sum(bundles)
-    largest = {name: sum(count * machine.get(name, 0.0) for machine, count in machines) for name in needed}
-    missing = {name: amount - largest[name] for name, amount in needed.items() if amount > largest[name]}
+    there = {name: sum(machine.get(name, 0.0) for machine in machines) for name in needed}
+    missing = {name: amount - there[name] for name, amount in needed.items() if amount > there[name]}
     if missing:
         raise DataError(
-            f"{what} needs {_said(needed)}, and this cluster at its largest has {_said(largest)}: {_said(missing)} "
-            "missing; lower the number of actors or workers, or raise max_workers in the cluster's configuration"
+            f"{what} needs {_said(needed)}, and all machines of this cluster have {_said(there)}: {_said(missing)} "
+            "missing; lower the number of actors or workers, or start more machines"
         )
 
 
@@ -70,18 +87,12 @@ def no_room(bundles: list[Bundle], what: str, timeout_s: float) -> str:
     )
 
 
-def _machines() -> list[tuple[Bundle, int]]:
-    """Resources of a machine and how many such there may be: those that are up, and those an autoscaler may add."""
-    machines = [(dict(node["Resources"]), 1) for node in ray.nodes() if node["Alive"]]
-    config = ray._private.state.state.get_cluster_config()  # an autoscaler's; no public function gives it
-    for kind in config.node_group_configs if config else ():
-        limit = kind.max_count if kind.max_count >= 0 else sys.maxsize
-        machines.append((dict(kind.resources), limit))
-    return machines
-
-
-def _fits(bundle: Bundle, machine: Bundle) -> bool:
-    return all(machine.get(name, 0.0) >= amount for name, amount in bundle.items())
+def _each(bundles: list[Bundle]) -> str:
+    """
+    >>> _each([{"CPU": 1.0}, {"CPU": 1.0}])
+    '2 times 1 CPU'
+    """
+    return ", ".join(f"{count} times {said}" for said, count in Counter(map(_said, bundles)).items())
 
 
 def _sum(bundles: list[Bundle]) -> Bundle:

@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 
 from lrem.config import Config
 from ray_apps.cluster import gpu_plan
-from ray_apps.placement import bundle, refuse_impossible
+from ray_apps.placement import await_room, bundle
 from ray_apps.rollout import ENGINES, RolloutError, RolloutPool, engine_bundle
 
 
@@ -18,6 +18,7 @@ def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
 
     Raises:
         DataError: the cluster will never have room for engines and workers together.
+        TimeoutError: it has none within ray.start_timeout_s.
         RolloutError: an engine was not up in time.
     """
     rollout = config.rollout
@@ -27,7 +28,8 @@ def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
     training = [bundle(1.0, gpus, config.placement.training)] * workers
     gpus *= rollout.tensor_parallel
     engines = [engine_bundle(config, gpus)] * rollout.actors
-    refuse_impossible([*engines, *training], f"{rollout.actors} rollout engines and {workers} training workers")
+    what = f"{rollout.actors} rollout engines and {workers} training workers"
+    await_room([*engines, *training], what, config.ray.start_timeout_s)
     pool = actor.remote(str(folder), config, ENGINES.get(rollout.engine, rollout.engine), gpus, share)
     ask(pool, pool.start.remote(), config, f"its start on {folder}")
     return pool

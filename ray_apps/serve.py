@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 
@@ -43,6 +44,11 @@ def application(args: dict[str, Any]) -> serve.Application:
     """
     file = args.get("config")
     config = load_config(Path(file) if file else None, list(args.get("settings", ())))
+    if not config.serve.index_nodes:  # Serve builds this on any machine; shards stay on the head, with their folder
+        [head] = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+        config = config.model_copy(
+            update={"serve": config.serve.model_copy(update={"index_nodes": [head["NodeManagerAddress"]]})}
+        )
     keys = _keys(config)
     _require_guarded(keys)
     return _ingress(config, keys, parts.build(config, parts.plan(config)))

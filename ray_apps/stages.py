@@ -10,6 +10,9 @@ from lrem.files import write_json
 from ray_apps.progress import console
 
 
+HERE = Path.cwd()  # asked now: Ray takes a job's working directory away when its driver leaves the cluster
+
+
 class Stage(NamedTuple):
     """One stage: keys of `paths` that it reads and writes, and the function that does it."""
 
@@ -142,4 +145,4 @@ def _names(keys: tuple[str, ...], config: Config) -> str:
 
 
 def _short(path: str | Path) -> str:
-    return str(path).removeprefix(f"{Path.cwd()}/")
+    return str(path).removeprefix(f"{HERE}/")

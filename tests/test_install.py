@@ -19,7 +19,7 @@ STACK = (
     "torch, transformers, tokenizers, safetensors, deepspeed, vllm, ray.train, ray.serve, ray.data, faiss, "
     "numpy, pandas, pyarrow, pydantic, pydantic_settings, yaml, typer, rich, fastapi, ir_measures, bm25s, "
     "matplotlib, httpx, openai, hypothesis, peft, tensorboard, sentence_transformers, accelerate, datasets, "
-    "cachetools, prometheus_client, playwright, schemathesis, hnswlib, mteb"
+    "cachetools, prometheus_client, playwright, schemathesis, hnswlib, mteb, kubernetes_validate"
 )
 on_cpu = pytest.mark.skipif(torch.version.cuda is not None, reason="with CUDA vLLM brings its own requirements")
 
