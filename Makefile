@@ -2,7 +2,7 @@ SEED ?= 0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl bench-search bench-serve chaos-serve bench-curate esci reproduce docs check format clean
+.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl chaos bench-search bench-serve chaos-serve bench-curate esci reproduce dashboard docs check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,6 +29,9 @@ bench-rl: setup ## stage 2 beside TRL's GRPOTrainer
 chaos-rl: setup ## stage 2 with a process killed every 20 steps
 	$(BIN)/python benchmarks/chaos_reinforce.py --out benchmarks/results/chaos_rl.json
 
+chaos: setup ## each fault once: a killed worker, machine, driver, shard, a full disk, a damaged checkpoint, a silent store
+	CHAOS_OUT=benchmarks/results/chaos.json $(BIN)/pytest tests/test_chaos.py
+
 bench-search: setup ## the live index beside the Faiss index inside it
 	$(BIN)/python benchmarks/search.py --out benchmarks/results/search.json
 
@@ -46,6 +49,9 @@ esci: setup ## a catalogue alone against real queries; DATA=FOLDER of the ESCI s
 
 reproduce: setup ## the paper's comparison on three made-up shops, with intervals; writes docs/results.md
 	$(BIN)/python benchmarks/reproduce.py
+
+dashboard: setup ## deploy/grafana/lrem.json from panels.yaml and the list of metrics
+	$(BIN)/python deploy/grafana/make.py
 
 docs: setup ## the book, as HTML in site/; its page of settings is written anew
 	$(BIN)/python scripts/configuration.py

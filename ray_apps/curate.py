@@ -247,7 +247,6 @@ def _ask(
             board.update.remote(done, total, f"{done / (time.monotonic() - begun):.1f} answers/s")
 
         failed = ask(desk.config, llm, (question for question, _ in questions()), answers, told)
-        meters.count("curation_failures", len(failed), run=desk.config.run_dir.name, stage=title)
     letters = []
     for question, row in questions():
         key = question.key
@@ -257,6 +256,7 @@ def _ask(
         if key in failed:
             about = {name: row[name] for name in ("query_id", "query", "item_id") if name in row}
             letters.append({"step": title, "reason": failed[key]} | about)
+    meters.count("curation_failures", len(letters), run=desk.config.run_dir.name, stage=title)
     return letters
 
 

@@ -1,15 +1,19 @@
 """What stages count for Prometheus, by Ray's own metrics: each node's agent shows them (docs/operating.md).
 
 Every name, its kind, labels and meaning stand here, once. Ray puts `ray_` before a name, and labels of its own beside
-ours: node, job, session. In a process that has joined no Ray they are kept nowhere and cost nothing.
+ours: node, worker, session. In a process that has joined no Ray they are kept nowhere and cost nothing.
 """
 
+import threading
+import time
 from functools import cache
 from typing import Any, NamedTuple
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
+SECONDS = [step * 10.0**power for power in range(-3, 3) for step in (1.0, 2.5, 5.0)] + [1000.0]
+AGAIN_S = 5.0
+_held: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # the present value of each gauge
 
 
 class Metric(NamedTuple):
@@ -22,7 +26,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "progress_done": Metric(Gauge, ("run", "stage"), "Rows, items or steps of a stage that are done"),
-    "progress_total": Metric(Gauge, ("run", "stage"), "Rows, items or steps of a stage in all"),
+    "progress_goal": Metric(Gauge, ("run", "stage"), "Rows, items or steps of a stage in all"),
     "training_step": Metric(Gauge, ("run", "stage"), "Steps of training that are done"),
     "training": Metric(
         Gauge,
@@ -57,13 +61,28 @@ def count(metric: str, amount: float, **labels: str) -> None:
 
 
 def gauge(metric: str, value: float, **labels: str) -> None:
-    """Set a gauge."""
+    """Set a gauge; it stays while this process lives."""
+    _held[metric, tuple(labels.items())] = value
     _metric(metric).set(value, labels)
+    _keep()
 
 
 def observe(metric: str, seconds: float, **labels: str) -> None:
     """Add one duration to a histogram."""
     _metric(metric).observe(max(seconds, 0.0), labels)
+
+
+@cache
+def _keep() -> None:
+    """Ray shows a value for some seconds after it was set, then nothing (ray#56405): so set them again and again."""
+
+    def again() -> None:
+        while True:
+            time.sleep(AGAIN_S)
+            for (metric, labels), value in list(_held.items()):
+                _metric(metric).set(value, dict(labels))
+
+    threading.Thread(target=again, daemon=True).start()
 
 
 @cache

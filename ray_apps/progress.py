@@ -52,7 +52,7 @@ class Board:
         """Set the position; `note` is shown beside the bar."""
         self.done, self.total, self.note = done, total, note
         meters.gauge("progress_done", done, **self.labels)
-        meters.gauge("progress_total", total, **self.labels)
+        meters.gauge("progress_goal", total, **self.labels)
 
     def describe(self) -> Standing:
         """All of it."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import ray
 import ray._private.state as state  # no public function gives actors and jobs where no dashboard runs
 from ray import serve
+from ray._private.worker import global_worker
 from ray.exceptions import RayError
 from rich.console import Group
 from rich.table import Table
@@ -59,14 +60,20 @@ def _first_line(error: Exception) -> str:
 
 def _machines() -> list[dict[str, Any]]:
     free = state.available_resources_per_node()
+    known = global_worker.gcs_client.get_all_node_info(timeout=WAIT_S)  # the public list leaves the kind out
+    kinds = {node.hex(): info.node_type_name for node, info in known.items()}
     found = []
     for node in ray.nodes():
         total, left = node["Resources"], free.get(node["NodeID"], {})
         used = {name: total[name] - left.get(name, 0.0) for name in total if not name.startswith("node:")}
-        kind = node.get("Labels", {}).get("ray.io/node-group", "")
         head = "node:__internal_head__" in total
         found.append(
-            {"address": node["NodeManagerAddress"], "id": node["NodeID"][:8], "kind": kind, "head": head}
+            {
+                "address": node["NodeManagerAddress"],
+                "id": node["NodeID"][:8],
+                "kind": kinds.get(node["NodeID"], ""),
+                "head": head,
+            }
             | {"alive": node["Alive"], "total": total, "used": used}
         )
     return sorted(found, key=lambda machine: (not machine["alive"], not machine["head"], machine["address"]))

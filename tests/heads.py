@@ -83,7 +83,7 @@ def ray_head(
         finally:
             head.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                head.wait(60)
+                head.wait(5)  # it would take half a minute over its processes, one after another
             _end_all(str(folder / "ray"))
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -89,7 +89,7 @@ def test_curation_and_training_are_seen(head: Head, prometheus: Prometheus, tmp_
     done = prometheus.until(
         "max_over_time(ray_lrem_progress_done{run='seen',stage='cold_start'}[1h])", lambda series: bool(series)
     )
-    total = prometheus.ask("max_over_time(ray_lrem_progress_total{run='seen',stage='cold_start'}[1h])")
+    total = prometheus.ask("max_over_time(ray_lrem_progress_goal{run='seen',stage='cold_start'}[1h])")
     assert 0 < done[0]["is"] <= total[0]["is"]
     values = prometheus.until(
         "max_over_time(ray_lrem_training{run='seen',stage='cold_start'}[1h])", lambda series: bool(series)
