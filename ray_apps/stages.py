@@ -9,7 +9,6 @@ from lrem.config import Config
 from lrem.files import write_json
 from ray_apps.progress import console
 
-
 HERE = Path.cwd()  # asked now: Ray takes a job's working directory away when its driver leaves the cluster
 
 

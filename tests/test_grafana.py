@@ -285,7 +285,7 @@ def test_prometheus_understands_every_expression(tmp_path: Path) -> None:
     promtool("check", "rules", tmp_path / "rules.yml")
 
 
-DONE, TOTAL = (f'ray_lrem_progress_{what}{{run="r",stage="s",WorkerId="a"}}' for what in ("done", "total"))
+DONE, TOTAL = (f'ray_lrem_progress_{what}{{run="r",stage="s",WorkerId="a"}}' for what in ("done", "goal"))
 AGAIN, OF = (series.replace('"a"', '"b"') for series in (DONE, TOTAL))  # in another process
 ANSWERS = 'ray_lrem_requests_total{{path="{}",status="{}"}}'
 LAG = {'ray_lrem_training_step{run="r",stage="reinforce"}': "0+1x60"}
