@@ -2,7 +2,7 @@ SEED ?= 0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl chaos bench-search bench-serve chaos-serve bench-curate esci reproduce dashboard docs check format clean
+.PHONY: help setup demo test test-slow bench-cold-start bench-rl chaos-rl chaos bench-search bench-serve chaos-serve bench-capacity bench-curate esci reproduce dashboard docs check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -40,6 +40,9 @@ bench-serve: setup ## search, HTTP and embedding beside raw Faiss, hnswlib, a Fa
 
 chaos-serve: setup ## the service under load while its parts are killed and a new model takes over
 	$(BIN)/python benchmarks/chaos_serve.py --out benchmarks/results/chaos_serve.json
+
+bench-capacity: setup ## the model of `lrem plan` beside measurements at 10k, 100k and 1M vectors
+	$(BIN)/python benchmarks/capacity.py --out benchmarks/results/capacity.json --constants lrem/capacity.json
 
 bench-curate: setup ## curation of a million made-up queries: rows a second, memory, one actor beside two
 	$(BIN)/python benchmarks/curate.py --out benchmarks/results/curate.json

@@ -14,10 +14,12 @@ from rich.markup import escape
 from lrem.config import ConfigError, load_config, to_yaml
 from lrem.index import BuildError, FilterError, ItemError, SnapshotError, StoreError
 from lrem.schema import DataError
-from ray_apps import index_cli, operate_cli
+from ray_apps import index_cli
 from ray_apps.options import Catalogue, ConfigFile, DryRun, Model, Overrides, Resume, Where, load
+from ray_apps.plan_command import plan
 from ray_apps.progress import console
 from ray_apps.stages import run_stage
+from ray_apps.status_command import status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +28,6 @@ app = typer.Typer(
     help="Large Reasoning Embedding Models: retrieval that thinks first.",
 )
 app.add_typer(index_cli.app, name="index")
-app.command("status")(operate_cli.status)
 
 INDEX_ERRORS = (BuildError, FilterError, ItemError, SnapshotError, StoreError)
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -197,6 +198,10 @@ def demo(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun
     from ray_apps import demo as everything
 
     everything.run(load(config, overrides, dry_run))
+
+
+app.command()(status)
+app.command()(plan)
 
 
 def main() -> None:

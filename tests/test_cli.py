@@ -27,6 +27,8 @@ COMMANDS = (
     "evaluate",
     "serve",
     "demo",
+    "status",
+    "plan",
 )
 
 

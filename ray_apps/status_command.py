@@ -1,4 +1,4 @@
-"""`lrem status` and `lrem plan`: what runs where, and what a service of some size would need."""
+"""`lrem status`: what runs where."""
 
 import json
 from typing import Annotated
