@@ -94,17 +94,23 @@ def ray_node(head: Head, new_port: Callable[[], int], more: Sequence[str]) -> It
     command = [str(BIN / "ray"), "start", "--block", f"--address={head.address}", "--node-ip-address=127.0.0.1"]
     command += [f"--dashboard-agent-listen-port={new_port()}", f"--object-store-memory={100 * 2**20}", *more]
     env = {name: value for name, value in head.env.items() if name != "RAY_ADDRESS"}
+    log = head.folder / f"node-{new_port()}.log"
     with (
-        (head.folder / f"node-{new_port()}.log").open("w") as out,
+        log.open("w") as out,
         subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True) as node,
     ):
         try:
+            deadline = time.monotonic() + START_S
+            while "Ray runtime started" not in log.read_text():
+                if node.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"no machine within {START_S:g} s: {log.read_text()[-2000:]}")
+                time.sleep(0.2)
             yield node
         finally:
             node.send_signal(signal.SIGTERM)
-            try:
-                node.wait(60)
-            except subprocess.TimeoutExpired:
+            with suppress(subprocess.TimeoutExpired):
+                node.wait(5)
+            if node.poll() is None:
                 os.killpg(node.pid, signal.SIGKILL)
 
 
