@@ -47,7 +47,7 @@ from ray_apps import evaluate
 from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.engines import expected
-from ray_apps.pool import ask, start_pool
+from ray_apps.pool import ask, start_pool, stop_pool
 from ray_apps.rollout import compare
 from ray_apps.stages import run_stage
 from ray_apps.versions import versions
@@ -131,7 +131,7 @@ class Reasoner:
 
     def stop(self) -> None:
         if self.pool is not None:
-            ray.kill(self.pool)
+            stop_pool(self.pool)
             self.pool, self.made_for = None, ""
 
 

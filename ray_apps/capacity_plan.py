@@ -17,7 +17,9 @@ from lrem.search_cost import Constants, checked, constants
 GIB = 2**30
 UNITS = {"": 1, **{letter: 1000 ** (i + 1) for i, letter in enumerate("kmgt")}}
 UNITS |= {f"{letter}i": 1024 ** (i + 1) for i, letter in enumerate("kmgt")}
-NUMBER = re.compile(r"\s*([-+]?[\d_,]*\.?\d+(?:e[-+]?\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
+NUMBER = re.compile(
+    r"\s*([-+]?(?:\d{1,3}(?:[,_]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE
+)
 
 
 def number(text: str) -> float:

@@ -12,6 +12,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ class Checkpoints:
         try:
             loaded, _ = engine.load_checkpoint(str(newest / STATE), tag="engine")
             random = torch.load(newest / STATE / f"random-{rank()}.pt")
+        except (torch.OutOfMemoryError, torch.distributed.DistError):  # no fault of the files
+            raise
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
             raise self._damaged(newest, str(error)) from error
         if loaded is None:
@@ -104,13 +107,16 @@ class Checkpoints:
 
     def _damaged(self, newest: Path, why: str) -> DamagedError:
         return DamagedError(
-            f"{newest / STATE} is damaged ({why}): its weights may still be whole, as model.source={newest} of a new "
-            f"run; delete {self.folder} to start over"
+            f"{newest / STATE} cannot be read ({why}): if it is damaged, its weights may still be whole, as "
+            f"model.source={newest} of a new run; delete {self.folder} to start over"
         )
 
     def sweep(self) -> None:
-        """Remove what a save has begun and not ended; nothing may be running."""
-        for stale in [*self.folder.glob(".step-*"), *self.folder.glob(".old-*")]:
+        """Remove what a save has begun and not ended. A rank may be about to end it: who renames first has it."""
+        for stale in self.folder.glob(".step-*"):
+            with suppress(FileNotFoundError):
+                self._remove(stale)
+        for stale in self.folder.glob(".old-*"):
             shutil.rmtree(stale, ignore_errors=True)
 
     def save(

@@ -62,12 +62,13 @@ def run(config: Config) -> dict[str, Any]:
         _forget_failed(folder)
         durable.run_parts(config, "find", Finder, (desk,), folder / "input", folder / "found", model)
         failures = _ask_teacher(desk) if config.curate.teacher == "llm" else []
-        asked = config.curate.teacher == "llm"  # whoever reads the answers has to be on their disk
-        durable.run_parts(config, "teach", Teacher, (desk,), folder / "found", folder / "taught", model, asked)
+        here = config.curate.teacher == "llm"  # whoever reads the answers has to be on their disk
+        durable.run_parts(config, "teach", Teacher, (desk,), folder / "found", folder / "taught", model, here)
         if config.curate.judge == "llm":
             failures += _ask_judge(desk)
         crossing = gpus if config.curate.judge == "cross_encoder" else 0.0
-        durable.run_parts(config, "judge", Judge, (desk,), folder / "taught", folder / "decided", crossing, asked)
+        here = config.curate.judge == "llm"
+        durable.run_parts(config, "judge", Judge, (desk,), folder / "taught", folder / "decided", crossing, here)
     _write_failures(failures, config.path("triplets").with_name("dead_letters.jsonl"))
     return finish(desk)
 

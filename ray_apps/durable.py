@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lrem.config import Config
 from lrem.counts import Counts, add
@@ -112,9 +111,9 @@ def run_parts(
     if not todo:
         return
     target.mkdir(parents=True, exist_ok=True)
-    asked = {} if here else config.placement.data
+    # a machine offers its own address as a resource
+    asked = {f"node:{ray.util.get_node_ip_address()}": 0.001} if here else config.placement.data
     await_room([bundle(1.0, num_gpus, asked)], f"an actor of '{title}'", config.ray.start_timeout_s)
-    node = ray.get_runtime_context().get_node_id()
     sizes = [pq.read_metadata(part).num_rows for part in todo]
     total, done, begun = sum(sizes), 0, time.monotonic()
     rows = [{"source": str(part), "target": str(target / part.name)} for part in todo]
@@ -126,7 +125,6 @@ def run_parts(
         num_cpus=1,
         num_gpus=num_gpus,
         resources=asked,
-        **({"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} if here else {}),
     )
     with progress(title, config.run_dir.name) as board:
         for batch in made.iter_batches(batch_size=None):

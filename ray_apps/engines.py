@@ -140,6 +140,8 @@ class VllmEngine(Engine):
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             tensor_parallel_size=config.tensor_parallel,
+            # by itself it would take Ray, whose bundles hold a GPU each; ours holds all of an engine's
+            distributed_executor_backend="mp" if config.tensor_parallel > 1 else None,
             gpu_memory_utilization=gpu_memory,
             enforce_eager=not torch.cuda.is_available(),
             logprobs_mode=logprobs,

@@ -5,13 +5,13 @@ autoscaler what it could add.
 """
 
 import time
-from collections import Counter
 
 import ray
 from ray._private.worker import global_worker
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lrem.schema import DataError
 
@@ -28,7 +28,12 @@ def bundle(cpus: float, gpus: float, more: Bundle) -> Bundle:
     return {"CPU": cpus} | ({"GPU": gpus} if gpus else {}) | more
 
 
-def await_room(bundles: list[Bundle], what: str, timeout_s: float) -> None:
+def here() -> NodeAffinitySchedulingStrategy:
+    """On the driver's machine: Ray would put what takes no CPU anywhere, on a spot machine too."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def await_room(bundles: list[Bundle], what: str, timeout_s: float, strategy: str = "PACK") -> None:
     """Return once the cluster could give all `bundles` at the same time; an autoscaler brings machines up for them.
 
     Raises:
@@ -38,14 +43,11 @@ def await_room(bundles: list[Bundle], what: str, timeout_s: float) -> None:
     grows = is_autoscaler_v2()
     if not grows:
         _refuse_impossible(bundles, what)
-    group, deadline = placement_group(bundles), time.monotonic() + timeout_s
+    group, deadline = placement_group(bundles, strategy), time.monotonic() + timeout_s
     try:
         while not group.wait(min(POLL_S, max(0.0, deadline - time.monotonic()))):
-            if grows and group.id.hex() in _infeasible():
-                raise DataError(
-                    f"{what}: no machine of this cluster has, or may get, room for {_said(_sum(bundles))} "
-                    f"({_each(bundles)}): lower what is asked for, or change the cluster's node types"
-                )
+            if grows and group.id.hex() in _infeasible():  # now; with all machines up it may be others' work alone
+                _refuse_impossible(bundles, what)
             if time.monotonic() > deadline:
                 raise TimeoutError(no_room(bundles, what, timeout_s))
     finally:
@@ -60,22 +62,22 @@ def _infeasible() -> set[str]:
 
 
 def _refuse_impossible(bundles: list[Bundle], what: str) -> None:
-    """Raises DataError where a cluster that cannot grow could not give all `bundles`."""
+    """Raises DataError where a cluster that does not grow any more could not give all `bundles`."""
     machines = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     for bundle in bundles:
         if not any(all(machine.get(name, 0.0) >= amount for name, amount in bundle.items()) for machine in machines):
             largest = {name: max(machine.get(name, 0.0) for machine in machines) for name in bundle}
             raise DataError(
-                f"{what} needs a machine with {_said(bundle)}, and no machine of this cluster has more than "
-                f"{_said(largest)}: lower what is asked for, or start a machine that has it"
+                f"{what} needs a machine with {_said(bundle)}, and none that this cluster has, or may get, has all "
+                f"of it (the most that any has: {_said(largest)}): lower what is asked for, or add such a machine"
             )
     needed = _sum(bundles)
     there = {name: sum(machine.get(name, 0.0) for machine in machines) for name in needed}
     missing = {name: amount - there[name] for name, amount in needed.items() if amount > there[name]}
     if missing:
         raise DataError(
-            f"{what} needs {_said(needed)}, and all machines of this cluster have {_said(there)}: {_said(missing)} "
-            "missing; lower the number of actors or workers, or start more machines"
+            f"{what} needs {_said(needed)}, and all machines that this cluster has, or may get, have {_said(there)}: "
+            f"{_said(missing)} missing; lower the number of actors or workers, or add machines"
         )
 
 
@@ -85,14 +87,6 @@ def no_room(bundles: list[Bundle], what: str, timeout_s: float) -> str:
         f"no room for {what} ({_said(_sum(bundles))}) within {timeout_s:g} s (ray.start_timeout_s): `lrem status` says "
         "who holds it"
     )
-
-
-def _each(bundles: list[Bundle]) -> str:
-    """
-    >>> _each([{"CPU": 1.0}, {"CPU": 1.0}])
-    '2 times 1 CPU'
-    """
-    return ", ".join(f"{count} times {said}" for said, count in Counter(map(_said, bundles)).items())
 
 
 def _sum(bundles: list[Bundle]) -> Bundle:

@@ -1,15 +1,16 @@
 """The rollout pool from outside: started by a driver, asked by drivers and ranks, each wait with its deadline."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from lrem.config import Config
 from ray_apps.cluster import gpu_plan
-from ray_apps.placement import await_room, bundle
+from ray_apps.placement import await_room, bundle, here
 from ray_apps.rollout import ENGINES, RolloutError, RolloutPool, engine_bundle
 
 
@@ -24,15 +25,27 @@ def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
     rollout = config.rollout
     workers, gpus = gpu_plan(config, workers, rollout.actors, rollout.tensor_parallel)
     share = 0.4 if gpus == 0.5 else 0.9  # of the GPU's memory: half where a training worker has the other
-    actor = ray.remote(num_cpus=0, max_concurrency=1000)(RolloutPool)
+    actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here())(RolloutPool)
     training = [bundle(1.0, gpus, config.placement.training)] * workers
     gpus *= rollout.tensor_parallel
     engines = [engine_bundle(config, gpus)] * rollout.actors
     what = f"{rollout.actors} rollout engines and {workers} training workers"
     await_room([*engines, *training], what, config.ray.start_timeout_s)
+    await_room(engines, what, config.ray.start_timeout_s, config.placement.engines)
     pool = actor.remote(str(folder), config, ENGINES.get(rollout.engine, rollout.engine), gpus, share)
-    ask(pool, pool.start.remote(), config, f"its start on {folder}")
+    try:
+        ask(pool, pool.start.remote(), config, f"its start on {folder}")
+    except BaseException:
+        stop_pool(pool)
+        raise
     return pool
+
+
+def stop_pool(pool: ActorHandle) -> None:
+    """End the pool with its engines, and give their room back."""
+    with suppress(RayError, TimeoutError):  # it may be lost
+        ray.get(pool.close.remote(), timeout=30)
+    ray.kill(pool)
 
 
 def ask(pool: ActorHandle, asked: Any, config: Config, what: str) -> Any:

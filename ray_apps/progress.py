@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from ray_apps import meters
+from ray_apps.placement import here
 
 POLL_S = 0.5
 NAMESPACE = "lrem-progress"  # of Ray's, where boards have their names
@@ -32,6 +33,7 @@ class Standing(NamedTuple):
     run: str
     stage: str
     begun: float
+    first: int  # done when it was begun, if it is resumed
     done: int
     total: int
     note: str
@@ -45,18 +47,21 @@ class Board:
 
     def __init__(self, title: str, run: str) -> None:
         self.labels = {"stage": title, "run": run}
-        self.done, self.total, self.note, self.begun = 0, 0, "", time.time()
+        self.first, self.done, self.total, self.note, self.begun = 0, 0, 0, "", time.time()
         self.reason: str | None = None
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """Set the position; `note` is shown beside the bar."""
+        self.first = self.first or done
         self.done, self.total, self.note = done, total, note
         meters.gauge("progress_done", done, **self.labels)
         meters.gauge("progress_goal", total, **self.labels)
 
     def describe(self) -> Standing:
         """All of it."""
-        return Standing(self.labels["run"], self.labels["stage"], self.begun, self.done, self.total, self.note)
+        return Standing(
+            self.labels["run"], self.labels["stage"], self.begun, self.first, self.done, self.total, self.note
+        )
 
     def read(self) -> tuple[int, int, str]:
         """(done, total, note)."""
@@ -79,7 +84,7 @@ def progress(title: str, run: str) -> Iterator[ActorHandle]:
         run: the name of the run_dir, to tell it from others of the cluster.
     """
     name = f"{run}/{title}/{uuid.uuid4().hex[:8]}"
-    board = ray.remote(num_cpus=0, name=name, namespace=NAMESPACE)(Board).remote(title, run)
+    board = ray.remote(num_cpus=0, name=name, namespace=NAMESPACE, scheduling_strategy=here())(Board).remote(title, run)
     finished = threading.Event()
     painter = threading.Thread(target=_draw if sys.stdout.isatty() else _lines, args=(title, board, finished))
     painter.start()
@@ -112,11 +117,12 @@ def _draw(title: str, board: ActorHandle, finished: threading.Event) -> None:
 
 
 def _lines(title: str, board: ActorHandle, finished: threading.Event) -> None:
-    started, printed = time.monotonic(), 0
+    started, printed, first = time.monotonic(), 0, 0
     for done, total, note in _poll(board, finished):
+        first = first or done  # a resumed stage does not begin at 0
         tenth = 10 * done // total if total else 0
         if tenth > printed:
             printed = tenth
             took = time.monotonic() - started
-            left = f", {took * (total - done) / done:.0f} s left" if done < total else ""
+            left = f", {took * (total - done) / (done - first):.0f} s left" if first < done < total else ""
             console.print(f"{title} {done}/{total} {took:.0f} s{left} {note}", highlight=False)

@@ -34,7 +34,7 @@ from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.engines import expected
 from ray_apps.loop import StageTrainer, must_stay, run_steps
-from ray_apps.pool import ask, start_pool
+from ray_apps.pool import ask, start_pool, stop_pool
 from ray_apps.rollout import RolloutError, Synced, compare
 from ray_apps.tracking import JsonLines, check_finite, require
 from ray_apps.training import Place, Row, engine_backward, fit, full_state, update
@@ -75,7 +75,7 @@ def run(config: Config, resume: bool = False) -> dict[str, Any]:
             dataset = ray.data.from_arrow(rows)
             fit(train, config, settings, dataset, rl.workers, NAME, config.rollout.actors, rl.restarts)
         finally:
-            ray.kill(pool)  # and with it its engines
+            stop_pool(pool)
             checkpoints.sweep()
     with atomic_folder(config.path("model")) as part:
         checkpoints.export(part)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lrem.config import Config
@@ -88,6 +88,7 @@ class RolloutPool:
         self.idle: asyncio.Queue[_Member] = asyncio.Queue()
         self.room = asyncio.Semaphore(self.rollout.queue)
         self.members: list[_Member] = []
+        self.group: PlacementGroup | None = None  # the room that the engines are in
         self.busy, self.answered, self.restarts = 0, 0, 0
         self.open, self.quiet = asyncio.Event(), asyncio.Event()
         self.open.set()
@@ -111,6 +112,11 @@ class RolloutPool:
                     self.idle.put_nowait(member)
                 self.members = members
         return [member.name for member in self.members]
+
+    async def close(self) -> None:
+        """Give the room back: Ray keeps a group that an actor made until the whole job ends."""
+        if self.group is not None:
+            remove_placement_group(self.group)
 
     async def sample(self, queries: list[str], n: int, seeds: list[int]) -> list[list[Rollout]]:
         """n rollouts of each query, in order; `seeds`, one a query, make them repeatable.
@@ -247,13 +253,14 @@ class RolloutPool:
             compare(member.name, loaded, self.present, self.rollout.probe_tolerance)
 
     async def _reserve(self) -> None:
-        """Room for all engines at once; it is given back with this actor."""
+        """Room for all engines at once; `close` gives it back."""
         bundles = [engine_bundle(self.config, self.gpus)] * self.rollout.actors
         self.group = placement_group(bundles, self.config.placement.engines)
         limit = self.config.ray.start_timeout_s
         try:
             await _within(self.group.ready(), limit)
         except TimeoutError as error:
+            await self.close()
             raise RolloutError(no_room(bundles, f"{self.rollout.actors} rollout engines", limit)) from error
 
     def _actor(self, number: int) -> ActorHandle:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import ray
 import ray._private.state as state  # no public function gives actors and jobs where no dashboard runs
-from ray import serve
 from ray._private.worker import global_worker
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -50,6 +50,8 @@ def status(config: Config) -> Status:
         ) from error
     try:
         return Status(_machines(), _jobs(), _stages(), _actors(), _service())
+    except (RayError, TimeoutError) as error:
+        raise ConnectionError(f"the cluster at '{address}' does not answer in full: {_first_line(error)}") from error
     finally:
         ray.shutdown()
 
@@ -123,11 +125,22 @@ def _actors() -> list[dict[str, Any]]:
 
 def _service() -> list[dict[str, Any]]:
     found = []
-    for name, application in sorted(serve.status().applications.items()):
-        for part, deployment in sorted(application.deployments.items()):
-            replicas = ", ".join(f"{count} {kind}" for kind, count in sorted(deployment.replica_states.items()))
-            found.append({"application": name, "part": part, "status": str(deployment.status), "replicas": replicas})
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return []
+    # as serve.status(), which has no limit
+    details = ray.get(client._controller.get_serve_instance_details.remote(), timeout=WAIT_S)
+    for name, application in sorted(details["applications"].items()):
+        for part, deployment in sorted(application["deployments"].items()):
+            counted = Counter(_plain(replica["state"]) for replica in deployment["replicas"])
+            replicas = ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
+            status = _plain(deployment["status"])
+            found.append({"application": name, "part": part, "status": status, "replicas": replicas})
     return found
+
+
+def _plain(state: Any) -> str:
+    return str(getattr(state, "value", state))
 
 
 def show(found: Status) -> Group:
@@ -182,9 +195,9 @@ def _gib(machine: dict[str, Any], name: str) -> str:
 
 
 def _left(stage: Standing, now: float) -> str:
-    if not 0 < stage.done < stage.total:
+    if not stage.first < stage.done < stage.total:
         return "-"
-    return _span((now - stage.begun) * (stage.total - stage.done) / stage.done)
+    return _span((now - stage.begun) * (stage.total - stage.done) / (stage.done - stage.first))
 
 
 def _span(seconds: float) -> str:

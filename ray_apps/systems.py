@@ -29,7 +29,7 @@ from ray_apps.asking import ask as ask_model
 from ray_apps.cluster import gpu_count
 from ray_apps.embed_items import build_index, embed
 from ray_apps.pool import ask as ask_pool
-from ray_apps.pool import start_pool, wait
+from ray_apps.pool import start_pool, stop_pool, wait
 from ray_apps.progress import console
 
 BATCH = 256  # queries of one call to an actor
@@ -231,7 +231,7 @@ def think(config: Config, folder: Path, searcher: Any, queries: list[str], sampl
         texts = [query for query in queries for _ in range(samples)]
         flat = reason(texts, config.rollout.temperature, [config.seed + i for i in range(len(texts))])
     finally:
-        ray.kill(pool)
+        stop_pool(pool)
     thoughts, others = iter(needed), iter(rest)
     always = [next(thoughts if is_hard else others) for is_hard in hard]
     auto = [text if is_hard else "" for text, is_hard in zip(always, hard, strict=True)]

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import ray.data
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError
 from transformers import get_cosine_schedule_with_warmup
 
 from lrem.batches import epoch_order, step_rows, steps_per_epoch
@@ -29,6 +31,7 @@ from ray_apps.rollout import RolloutError
 from ray_apps.shards import RowShards
 
 Row = dict[str, Any]
+ROOM_S = 60.0  # in which Ray Train looks for room before it counts that as a failure
 SPACE = 2**20  # bytes; a disk with less is full
 
 
@@ -61,23 +64,13 @@ def fit(
         ray.train.TrainingFailedError: a worker failed; its traceback is the cause.
     """
     workers, gpus = gpu_plan(config, workers, engines, config.rollout.tensor_parallel)
-    resources = bundle(1.0, gpus, config.placement.training)
-    await_room([resources] * workers, f"{workers} training workers", config.ray.start_timeout_s)
+    bundles = [bundle(1.0, gpus, config.placement.training)] * workers
+    await_room(bundles, f"{workers} training workers", config.ray.start_timeout_s, config.placement.workers)
     with progress(title, config.run_dir.name) as board:
         trainer = _Trainer(
             _guarded(loop),
             train_loop_config=settings | {"config": config.model_dump(mode="json"), "board": board},
-            scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=gpus > 0,
-                resources_per_worker=resources,
-                placement_strategy=config.placement.workers,
-            ),
-            run_config=RunConfig(
-                name=title,
-                storage_path=str(config.run_dir / "ray_train"),
-                failure_config=FailureConfig(max_failures=restarts),
-            ),
+            **_ways(config, title, workers, gpus, restarts),
             datasets={"train": dataset},
             dataset_config=RowShards(),
         )
@@ -89,8 +82,30 @@ def fit(
         failure = ray.get(board.failure.remote(), timeout=30)
     if failure:
         raise TrainingError(failure) from lost
+    if isinstance(lost, ControllerError):
+        raise TrainingError(
+            f"{title}: Ray Train found no room for {workers} workers ({lost}): `lrem status` says who holds it; go on "
+            "with --resume where a checkpoint was written"
+        ) from lost
     if lost:
         raise lost
+
+
+def _ways(config: Config, title: str, workers: int, gpus: float, restarts: int) -> dict[str, Any]:
+    """How Ray Train scales, keeps and recovers."""
+    scaling = ScalingConfig(
+        num_workers=workers,
+        use_gpu=gpus > 0,
+        resources_per_worker=bundle(1.0, gpus, config.placement.training),
+        placement_strategy=config.placement.workers,
+    )
+    looks = math.ceil(config.ray.start_timeout_s / ROOM_S)  # for room; by itself it would go on for ever
+    failures = FailureConfig(max_failures=restarts, controller_failure_limit=looks)
+    folder = str(config.run_dir / "ray_train")
+    return {
+        "scaling_config": scaling,
+        "run_config": RunConfig(name=title, storage_path=folder, failure_config=failures),
+    }
 
 
 def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:

@@ -206,7 +206,8 @@ def test_nothing_is_open_beyond_the_cluster() -> None:
     assert {spec["headGroupSpec"]["serviceType"] for spec in SPECS.values()} == {"ClusterIP"}
     assert "kind: Secret" not in text  # secrets are made by hand, and named here
     assert {one["name"] for _, pod in pods() for box in pod["spec"]["containers"] for one in box.get("env", [])} == {
-        "HF_HOME"
+        "HF_HOME",
+        "RAY_JOB_STOP_WAIT_TIME_S",
     }
 
 

@@ -18,7 +18,7 @@ from lrem.rollout import Loaded, Rollout
 from lrem.sequences import pad
 from ray_apps.cluster import cluster
 from ray_apps.engines import Engine, TransformersEngine, probe_prompts
-from ray_apps.pool import ask, start_pool, wait
+from ray_apps.pool import ask, start_pool, stop_pool, wait
 from ray_apps.rollout import RolloutError, compare
 from ray_apps.weights import checksum, pack
 
@@ -41,7 +41,7 @@ def pool(tiny_folder: Path) -> Iterator[ActorHandle]:
     """Two vLLM actors."""
     made = start_pool(tiny_folder, configured("rollout.actors=2"))
     yield made
-    ray.kill(made)
+    stop_pool(made)
 
 
 def engines(pool: ActorHandle) -> list[ActorHandle]:
@@ -212,7 +212,7 @@ def slow_pool(tiny_folder: Path) -> Iterator[ActorHandle]:
     more = ["rollout.actors=2", "rollout.timeout_s=15", "rollout.sync_timeout_s=3", "rollout.restarts=1"]
     made = start_pool(tiny_folder, configured(*more, f"rollout.engine={__name__}:Slow"))
     yield made
-    ray.kill(made)
+    stop_pool(made)
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def test_what_every_engine_refuses_is_not_asked_of_all(tiny_folder: Path) -> Non
         with pytest.raises(RolloutError, match=r"prompt is longer than 256 tokens.*no other engine would do better"):
             ask(pool, asked, configured(), "rollouts")
     finally:
-        ray.kill(pool)
+        stop_pool(pool)
 
 
 def test_a_sync_that_takes_too_long_names_the_actor(slow_pool: ActorHandle, tiny: ReasoningEmbedder) -> None:
