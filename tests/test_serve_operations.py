@@ -196,16 +196,18 @@ def test_without_keys_only_loopback_is_bound(world: Config) -> None:
 
 
 def test_a_client_that_leaves_ends_its_generation(served: Served) -> None:
-    """Sixteen samples for each of many queries take seconds; the client stays until some have reached the engine."""
+    """Sixteen samples for each of many queries take a second or so; the client leaves earlier or later in it."""
     record = live.read()
     assert record is not None
     aborted = get_deployment_handle("Reasoner", record.application).ping
     before = aborted.remote().result(timeout_s=60)
-    for patience in (0.2, 0.4, 0.8, 1.6):  # on a busy machine a request may be given up before it is read
-        body = {"queries": [f"leaving {patience} {i}" for i in range(64)], "reasonings": 16, "reason": "always"}
-        with pytest.raises(httpx.ReadTimeout):
-            served.http.post("/v1/search", json=body, timeout=patience)
-        deadline = time.monotonic() + 10
+    for attempt in range(24):  # too soon, and it is given up before it is read; too late, and it is answered
+        body = {"queries": [f"leaving {attempt} {i}" for i in range(64)], "reasonings": 16, "reason": "always"}
+        try:
+            served.http.post("/v1/search", json=body, timeout=0.2 + 0.15 * (attempt % 12))
+            continue
+        except httpx.ReadTimeout:
+            deadline = time.monotonic() + 3
         while aborted.remote().result(timeout_s=60) == before and time.monotonic() < deadline:
             time.sleep(0.1)
         if aborted.remote().result(timeout_s=60) > before:
