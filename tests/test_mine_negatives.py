@@ -71,6 +71,7 @@ def test_another_models_index_is_refused(config: Config, tmp_path: Path, tiny: R
         mine_negatives.run(other)
 
 
+@pytest.mark.slow
 def test_a_margin_that_nothing_meets_is_said(config: Config) -> None:
     narrow = config.model_copy(update={"mine": config.mine.model_copy(update={"margin": 2.5})})
     with pytest.raises(DataError, match="no triplet got a negative: widen mine.window or lower mine.margin"):

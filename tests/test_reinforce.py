@@ -229,6 +229,7 @@ class Corrupting(TransformersEngine):
                 self.model.lm.model.layers[0].mlp.up_proj.weight *= 3
 
 
+@pytest.mark.slow
 def test_an_engine_that_samples_another_policy_ends_the_run(taught: Path, tmp_path: Path) -> None:
     write_data(tmp_path)
     engine = f"rollout.engine={__name__}:Corrupting"

@@ -106,6 +106,7 @@ def with_retriever(config: Config, folder: Path, **paths: Path) -> Config:
     return config.model_copy(update=changed | {"paths": config.paths.model_copy(update=paths)})
 
 
+@pytest.mark.slow
 def test_curation_by_meaning(config: Config, sentences: Path) -> None:
     """By a folder of sentence-transformers, and by an index snapshot of the same vectors."""
     given = with_retriever(config, sentences)
