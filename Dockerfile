@@ -12,7 +12,7 @@ RUN apt-get update \
 
 ARG EXTRA=cpu
 ARG LREM_TORCH_INDEX=
-WORKDIR /opt/lrem
+WORKDIR /srv/lrem
 COPY constraints.txt pyproject.toml ./
 # The order of scripts/setup.sh, and its reasons, without what only tests need. Into the image's own Python, so that
 # login shells, which set the PATH anew, find the commands too. Apart from the sources: they change more often.

@@ -16,6 +16,7 @@ import yaml
 
 from lrem.config import Config, known_keys
 from ray_apps.cli import app
+from ray_apps.meters import METRICS
 from scripts import configuration
 
 ROOT = Path(__file__).parent.parent
@@ -232,3 +233,8 @@ def anchors(markdown: str) -> set[str]:
     """
     titles = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
     return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", title.strip().lower())) for title in titles}
+
+
+def test_operating_has_every_metric() -> None:
+    page = (ROOT / "docs/operating.md").read_text()
+    assert {name for name, metric in METRICS.items() if f"| {metric.meaning} |" not in page} == set()

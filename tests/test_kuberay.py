@@ -35,7 +35,7 @@ SCHEMA = Draft202012Validator(json.loads((ROOT / "tests/data/kuberay.schema.json
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 MACHINES = {"m6i.2xlarge": (8, 32, 0), "m6i.4xlarge": (16, 64, 0), "g6e.4xlarge": (16, 128, 1)}  # CPUs, GiB, GPUs
 KUBERNETES = ("1.30", "1.37")  # the oldest and the newest that the pods are checked against
-IN_IMAGE = "/opt/lrem/"
+IN_IMAGE = "/srv/lrem/"
 
 
 def read(name: str) -> dict[str, Any]:
