@@ -11,6 +11,7 @@ that all ranks share.
 import json
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any
 
 import torch
 
-from lrem.distributed import rank, total
+from lrem.distributed import rank, total, world_size
 from lrem.model import RECORD
 from lrem.schema import DataError
 from ray_apps.training import DamagedError, full_state
 
 STATE, CURSOR, PREVIOUS = "state", "cursor.json", "previous"
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class Checkpoints:
@@ -86,17 +88,18 @@ class Checkpoints:
         """Load the newest state into the engine and the random generators; returns the steps that are done.
 
         Raises:
-            DamagedError: it cannot be read.
+            DamagedError: it cannot be read, or is not what was written.
         """
         newest = self.newest()
         if newest is None:
             return 0
         try:
+            _prove(newest / STATE)
             loaded, _ = engine.load_checkpoint(str(newest / STATE), tag="engine")
             random = torch.load(newest / STATE / f"random-{rank()}.pt")
         except (torch.OutOfMemoryError, torch.distributed.DistError):  # no fault of the files
             raise
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        except UNREADABLE as error:
             raise self._damaged(newest, str(error)) from error
         if loaded is None:
             raise self._damaged(newest, "files are missing")
@@ -190,6 +193,18 @@ def _check(newest: Path, run: dict[str, Any]) -> None:
     changed = [f"{name} was {then.get(name)}, is {value}" for name, value in run.items() if then.get(name) != value]
     if changed:
         raise DataError(f"{newest} cannot be resumed: {'; '.join(changed)}. Set these back, or start over elsewhere")
+
+
+def _prove(state: Path) -> None:
+    """Hold this rank's share of the files against the checksums inside them, which torch writes and does not read.
+
+    Raises:
+        ValueError: a file is not what was written. zipfile.BadZipFile, OSError: it cannot be opened.
+    """
+    for path in sorted(state.rglob("*.pt"))[rank() :: world_size()]:
+        with zipfile.ZipFile(path) as parts:
+            if altered := parts.testzip():
+                raise ValueError(f"{path.name} was altered: {altered} has another checksum")
 
 
 def _merit(path: Path) -> tuple[float, str]:

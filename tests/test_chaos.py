@@ -239,7 +239,7 @@ def test_the_driver_of_a_job_is_killed(told: list[Fault], head: Head, tmp_path: 
     assert not (tmp_path / "cold_start").exists(), "it was over before"
     wait_for(lambda: "failed" in head.run("ray", "job", "status", "driver").stdout, 60, "the job's failure")
     wait_for(lambda: not any(is_rank(one, head) for one in psutil.process_iter()), 90, "the end of its workers")
-    code, said = head.submit("driver again", *words, "--resume")
+    code, said = head.submit("driver-again", *words, "--resume")
     assert code == 0, said
     lost = rows_lost(tmp_path, 60)
     told.append(
@@ -351,19 +351,10 @@ def test_the_disk_is_full_during_a_checkpoint(told: list[Fault], tmp_path: Path)
 
 
 def test_a_checkpoint_is_cut_short(told: list[Fault], tmp_path: Path) -> None:
-    write_data(tmp_path)
-    with start(tmp_path) as process:
-        stop_at_step_5(tmp_path, process)
-        ended(process, 130)
-    [state] = (tmp_path / "checkpoints/cold_start").glob(f"step-*/{STATE}")
-    files = list(state.rglob("*.pt"))
-    assert files
-    for file in files:
+    state = stopped_run(tmp_path)
+    for file in state.rglob("*.pt"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with start(tmp_path, resume=True) as process:
-        said = ended(process, 1)
-    assert f"{state} cannot be read" in said
-    assert "to start over" in said
+    refused(state)
     shutil.rmtree(tmp_path / "checkpoints/cold_start")
     for log in (tmp_path / "logs").iterdir():
         log.unlink() if log.is_file() else shutil.rmtree(log)
@@ -378,6 +369,46 @@ def test_a_checkpoint_is_cut_short(told: list[Fault], tmp_path: Path) -> None:
         )
     )
     assert lost == 0
+
+
+def test_one_bit_of_a_checkpoint_turns(told: list[Fault], tmp_path: Path) -> None:
+    state = stopped_run(tmp_path)
+    file = max(state.rglob("*.pt"), key=lambda path: path.stat().st_size)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :])
+    assert f"{file.name} was altered" in refused(state)
+    file.write_bytes(whole)
+    with start(tmp_path, resume=True) as process:
+        ended(process, 0)
+    lost = rows_lost(tmp_path)
+    told.append(
+        Fault(
+            "one bit of a checkpoint turns",
+            "--resume refuses it and names the file; with the file as it was, --resume goes on",
+            f"{lost} rows of {2 * 101}",
+        )
+    )
+    assert lost == 0
+
+
+def stopped_run(run: Path) -> Path:
+    """The state of the checkpoint of a run that was stopped half-way."""
+    write_data(run)
+    with start(run) as process:
+        stop_at_step_5(run, process)
+        ended(process, 130)
+    [state] = (run / "checkpoints/cold_start").glob(f"step-*/{STATE}")
+    assert list(state.rglob("*.pt"))
+    return state
+
+
+def refused(state: Path) -> str:
+    """What --resume says of a damaged checkpoint."""
+    with start(state.parents[3], resume=True) as process:
+        said = ended(process, 1)
+    assert f"{state} cannot be read" in said
+    assert "to start over" in said
+    return said
 
 
 def test_an_object_store_does_not_answer(told: list[Fault], tmp_path: Path) -> None:
