@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.data import DataContext
@@ -18,6 +18,8 @@ from ray.data import DataContext
 from lrem.config import Config, ConfigError
 from lrem.schema import DataError
 from ray_apps.progress import console
+
+SHARES = (0.6, 0.4)  # of a GPU that a training worker and an engine share
 
 
 def worker_env() -> dict[str, str]:
@@ -39,12 +41,25 @@ def gpu_count(config: Config) -> int:
     return found if config.ray.gpus is None else config.ray.gpus
 
 
-def gpu_plan(config: Config, workers: int, engines: int, tensor_parallel: int = 1) -> tuple[int, float]:
-    """(training workers, GPUs of each actor); without a GPU all of them run on CPUs.
+class GpuPlan(NamedTuple):
+    """How many training workers there will be, and the GPUs of each worker and of each of an engine's ranks."""
+
+    workers: int
+    worker: float
+    engine: float
+
+    @property
+    def shared(self) -> bool:
+        """Whether a worker and an engine live on one GPU."""
+        return 0 < self.worker < 1
+
+
+def gpu_plan(config: Config, workers: int, engines: int, tensor_parallel: int = 1) -> GpuPlan:
+    """How GPUs are dealt out; without one all actors run on CPUs.
 
     With fewer GPUs than actors, or where placement.share_gpus says so, a worker and a vLLM actor share one. There are
-    never more workers than GPUs: NCCL refuses two on one. With `tensor_parallel` above 1 nothing is shared, and an
-    engine takes so many GPUs.
+    never more workers than GPUs, nor two on one, which NCCL refuses: each takes more than half. With `tensor_parallel`
+    above 1 nothing is shared, and an engine takes so many GPUs.
 
     Raises:
         DataError: not even that fits.
@@ -55,7 +70,7 @@ def gpu_plan(config: Config, workers: int, engines: int, tensor_parallel: int = 
     if share and tensor_parallel > 1:
         raise DataError("placement.share_gpus=true shares a GPU in halves: set rollout.tensor_parallel=1, or unset it")
     if gpus == 0 or (gpus >= needed and not (share and workers and engines)):
-        return workers, float(gpus > 0)
+        return GpuPlan(workers, float(gpus > 0), float(gpus > 0))
     if share is False:
         raise DataError(
             f"{workers} workers and {engines} vLLM actors need {needed} GPUs of their own, there are {gpus}: lower "
@@ -74,7 +89,7 @@ def gpu_plan(config: Config, workers: int, engines: int, tensor_parallel: int = 
     if workers + engines > 2 * gpus:
         raise DataError(f"{workers} workers and {engines} vLLM actors on {gpus} GPUs: lower rollout.actors")
     console.print(f"{gpus} GPUs: {workers} training workers, each sharing its GPU with a vLLM actor", highlight=False)
-    return workers, 0.5
+    return GpuPlan(workers, *SHARES)
 
 
 @contextmanager

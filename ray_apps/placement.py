@@ -5,11 +5,13 @@ autoscaler what it could add.
 """
 
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import ray
 from ray._private.worker import global_worker
 from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.core.generated.autoscaler_pb2 import GangResourceRequest, GetClusterStatusReply, NodeStatus
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -42,41 +44,111 @@ def await_room(bundles: list[Bundle], what: str, timeout_s: float, strategy: str
     """
     grows = is_autoscaler_v2()
     if not grows:
-        _refuse_impossible(bundles, what)
+        machines = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        refuse_impossible(bundles, what, strategy, machines)
     group, deadline = placement_group(bundles, strategy), time.monotonic() + timeout_s
     try:
         while not group.wait(min(POLL_S, max(0.0, deadline - time.monotonic()))):
-            if grows and group.id.hex() in _infeasible():  # now; with all machines up it may be others' work alone
-                _refuse_impossible(bundles, what)
+            if grows and _never(group.id.hex(), bundles):
+                raise DataError(_cannot_grow(bundles, what, strategy))
             if time.monotonic() > deadline:
                 raise TimeoutError(no_room(bundles, what, timeout_s))
     finally:
         remove_placement_group(group)
 
 
-def _infeasible() -> set[str]:
-    """Groups that the autoscaler has found no way to place, with all the machines that it may add."""
-    status = global_worker.gcs_client.get_cluster_status(timeout_s=ASK_S)  # public ways leave this part out
-    state = GetClusterStatusReply.FromString(status).autoscaling_state
-    return {request.details.partition(":")[0] for request in state.infeasible_gang_resource_requests}
+@contextmanager
+def held(bundles: list[Bundle], what: str, timeout_s: float, strategy: str = "PACK") -> Iterator[None]:
+    """Keep room for `bundles` free meanwhile, so that what is placed now leaves it; no bundles: nothing to keep.
+
+    Of GPUs that are shared Ray fills one before it takes the next: engines would take all of one.
+
+    Raises:
+        TimeoutError: there was none within `timeout_s`.
+    """
+    if not bundles:
+        yield
+        return
+    group = placement_group(bundles, strategy)
+    try:
+        if not group.wait(timeout_s):
+            raise TimeoutError(no_room(bundles, what, timeout_s))
+        yield
+    finally:
+        remove_placement_group(group)
 
 
-def _refuse_impossible(bundles: list[Bundle], what: str) -> None:
-    """Raises DataError where a cluster that does not grow any more could not give all `bundles`."""
-    machines = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+def _never(group: str, bundles: list[Bundle]) -> bool:
+    """Whether the autoscaler finds no way to place a group, and nobody else has, or is to get, what it would take.
+
+    Ray calls a group infeasible that has to wait for the work of others.
+    """
+    told = global_worker.gcs_client.get_cluster_status(timeout_s=ASK_S)  # public ways leave this part out
+    status = GetClusterStatusReply.FromString(told)
+    scaling, seen = status.autoscaling_state, status.cluster_resource_state
+    infeasible = {_group_of(request) for request in scaling.infeasible_gang_resource_requests}
+    if group not in infeasible or scaling.pending_instances or scaling.pending_instance_requests:
+        return False
+    if any(_group_of(request) not in infeasible for request in seen.pending_gang_resource_requests):
+        return False
+    return not any(
+        _fits(bundle, node.total_resources) and not _fits(bundle, node.available_resources)
+        for bundle in bundles
+        for node in seen.node_states
+        if node.status != NodeStatus.DEAD
+    )
+
+
+def _group_of(request: GangResourceRequest) -> str:
+    return str(request.details.partition(":")[0])
+
+
+def _fits(bundle: Bundle, machine: Mapping[str, float]) -> bool:
+    return all(machine.get(name, 0.0) >= amount for name, amount in bundle.items())
+
+
+def _cannot_grow(bundles: list[Bundle], what: str, strategy: str) -> str:
+    if len(bundles) == 1:
+        return (
+            f"{what} needs a machine with {_said(bundles[0])}, and none that this cluster has, or may get, has all of "
+            "it: lower what is asked for, or add such a kind of machine"
+        )
+    return (
+        f"{what} needs {_said(_sum(bundles))} in {len(bundles)} pieces, placed {strategy}, and this cluster cannot "
+        "give all of it at once, not even with every machine that it may add: lower the number of actors or workers, "
+        "or raise the most machines of that kind"
+    )
+
+
+def refuse_impossible(bundles: list[Bundle], what: str, strategy: str, machines: Sequence[Bundle]) -> None:
+    """Raises DataError where all `machines` together, wholly free, could not give all `bundles`.
+
+    >>> refuse_impossible([{"GPU": 1.0}] * 3, "three ranks", "STRICT_SPREAD", [{"GPU": 2.0}] * 2)
+    Traceback (most recent call last):
+    lrem.schema.DataError: three ranks have to be on 3 machines (STRICT_SPREAD), and 2 of this cluster have room for \
+any of them: lower their number, add machines, or choose another strategy
+    """
+    if strategy == "STRICT_PACK":
+        bundles = [_sum(bundles)]
     for bundle in bundles:
-        if not any(all(machine.get(name, 0.0) >= amount for name, amount in bundle.items()) for machine in machines):
+        if not any(_fits(bundle, machine) for machine in machines):
             largest = {name: max(machine.get(name, 0.0) for machine in machines) for name in bundle}
             raise DataError(
-                f"{what} needs a machine with {_said(bundle)}, and none that this cluster has, or may get, has all "
-                f"of it (the most that any has: {_said(largest)}): lower what is asked for, or add such a machine"
+                f"{what} needs a machine with {_said(bundle)}, and none of this cluster has all of it (the most that "
+                f"any has: {_said(largest)}): lower what is asked for, or add such a machine"
             )
+    able = sum(any(_fits(bundle, machine) for bundle in bundles) for machine in machines)
+    if strategy == "STRICT_SPREAD" and able < len(bundles):
+        raise DataError(
+            f"{what} have to be on {len(bundles)} machines (STRICT_SPREAD), and {able} of this cluster have room for "
+            "any of them: lower their number, add machines, or choose another strategy"
+        )
     needed = _sum(bundles)
     there = {name: sum(machine.get(name, 0.0) for machine in machines) for name in needed}
     missing = {name: amount - there[name] for name, amount in needed.items() if amount > there[name]}
     if missing:
         raise DataError(
-            f"{what} needs {_said(needed)}, and all machines that this cluster has, or may get, have {_said(there)}: "
+            f"{what} needs {_said(needed)}, and all machines of this cluster have {_said(there)}: "
             f"{_said(missing)} missing; lower the number of actors or workers, or add machines"
         )
 

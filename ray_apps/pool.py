@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError, RayError
 
 from lrem.config import Config
 from ray_apps.cluster import gpu_plan
-from ray_apps.placement import await_room, bundle, here
+from ray_apps.placement import await_room, bundle, held, here
 from ray_apps.rollout import ENGINES, RolloutError, RolloutPool, engine_bundle
 
 
@@ -22,19 +22,20 @@ def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
         TimeoutError: it has none within ray.start_timeout_s.
         RolloutError: an engine was not up in time.
     """
-    rollout = config.rollout
-    workers, gpus = gpu_plan(config, workers, rollout.actors, rollout.tensor_parallel)
-    share = 0.4 if gpus == 0.5 else 0.9  # of the GPU's memory: half where a training worker has the other
+    rollout, limit = config.rollout, config.ray.start_timeout_s
+    plan = gpu_plan(config, workers, rollout.actors, rollout.tensor_parallel)
+    share = 0.4 if plan.shared else 0.9  # of the GPU's memory: half where a training worker has the other
     actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here())(RolloutPool)
-    training = [bundle(1.0, gpus, config.placement.training)] * workers
-    gpus *= rollout.tensor_parallel
+    training = [bundle(1.0, plan.worker, config.placement.training)] * plan.workers
+    gpus = plan.engine * rollout.tensor_parallel
     engines = [engine_bundle(config, gpus)] * rollout.actors
-    what = f"{rollout.actors} rollout engines and {workers} training workers"
-    await_room([*engines, *training], what, config.ray.start_timeout_s)
-    await_room(engines, what, config.ray.start_timeout_s, config.placement.engines)
+    what = f"{rollout.actors} rollout engines and {plan.workers} training workers"
+    await_room([*training, *engines], what, limit)
+    await_room(engines, what, limit, config.placement.engines)
     pool = actor.remote(str(folder), config, ENGINES.get(rollout.engine, rollout.engine), gpus, share)
     try:
-        ask(pool, pool.start.remote(), config, f"its start on {folder}")
+        with held(training if plan.shared else [], what, limit, config.placement.workers):
+            ask(pool, pool.start.remote(), config, f"its start on {folder}")
     except BaseException:
         stop_pool(pool)
         raise

@@ -63,7 +63,7 @@ def fit(
         TrainingError: the loop gave up for a reason that a restart would not cure.
         ray.train.TrainingFailedError: a worker failed; its traceback is the cause.
     """
-    workers, gpus = gpu_plan(config, workers, engines, config.rollout.tensor_parallel)
+    workers, gpus, _ = gpu_plan(config, workers, engines, config.rollout.tensor_parallel)
     bundles = [bundle(1.0, gpus, config.placement.training)] * workers
     await_room(bundles, f"{workers} training workers", config.ray.start_timeout_s, config.placement.workers)
     with progress(title, config.run_dir.name) as board:

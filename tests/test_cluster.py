@@ -21,10 +21,26 @@ def running() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("gpus", "workers", "engines", "plan"),
-    [(0, 2, 1, (2, 0.0)), (8, 8, 0, (8, 1.0)), (3, 2, 1, (2, 1.0)), (2, 2, 2, (2, 0.5)), (1, 2, 1, (1, 0.5))],
+    [
+        (0, 2, 1, (2, 0.0, 0.0)),
+        (8, 8, 0, (8, 1.0, 1.0)),
+        (3, 2, 1, (2, 1.0, 1.0)),
+        (2, 2, 2, (2, 0.6, 0.4)),
+        (1, 2, 1, (1, 0.6, 0.4)),
+    ],
 )
-def test_gpus_are_dealt_out(gpus: int, workers: int, engines: int, plan: tuple[int, float]) -> None:
+def test_gpus_are_dealt_out(gpus: int, workers: int, engines: int, plan: tuple[int, float, float]) -> None:
     assert gpu_plan(with_gpus(gpus), workers, engines) == plan
+
+
+def test_gpus_are_shared_where_that_is_asked_for_or_forbidden() -> None:
+    shared = load_config(None, ["ray.gpus=4", "placement.share_gpus=true"])
+    assert gpu_plan(shared, 2, 2) == (2, 0.6, 0.4)
+    assert gpu_plan(shared, 2, 0) == (2, 1.0, 1.0)
+    apart = load_config(None, ["ray.gpus=3", "placement.share_gpus=false"])
+    assert gpu_plan(apart, 2, 1) == (2, 1.0, 1.0)
+    with pytest.raises(DataError, match="need 4 GPUs of their own, there are 3"):
+        gpu_plan(apart, 2, 2)
 
 
 @pytest.mark.parametrize(
