@@ -60,12 +60,13 @@ class Checkpoints:
 
         Raises:
             DataError: the run was started with other settings, data or weights.
+            DamagedError: what says so cannot be read.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.sweep()
         newest = self.newest()
         if newest is not None:
-            _check(newest, run)
+            _check(newest, self._read(newest, f"{STATE}/{CURSOR}").get("run", {}), run)
             return
         old = list(self.folder.glob("step-*"))
         if old:
@@ -82,7 +83,7 @@ class Checkpoints:
     def spent(self) -> float:
         """Seconds of training in the newest state; 0 where there is none."""
         newest = self.newest()
-        return 0.0 if newest is None else float(json.loads((newest / RECORD).read_text())["seconds"])
+        return 0.0 if newest is None else float(self._read(newest, RECORD)["seconds"])
 
     def restore(self, engine: Any) -> int:
         """Load the newest state into the engine and the random generators; returns the steps that are done.
@@ -106,7 +107,14 @@ class Checkpoints:
         torch.set_rng_state(random["cpu"])
         if "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"])
-        return int(json.loads((newest / STATE / CURSOR).read_text())["step"])
+        return int(self._read(newest, f"{STATE}/{CURSOR}")["step"])
+
+    def _read(self, newest: Path, name: str) -> dict[str, Any]:
+        """A JSON file of a checkpoint. Raises DamagedError."""
+        try:
+            return dict(json.loads((newest / name).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise self._damaged(newest, f"{name}: {error}") from error
 
     def _damaged(self, newest: Path, why: str) -> DamagedError:
         return DamagedError(
@@ -188,8 +196,7 @@ class Checkpoints:
         shutil.rmtree(aside)
 
 
-def _check(newest: Path, run: dict[str, Any]) -> None:
-    then = json.loads((newest / STATE / CURSOR).read_text())["run"]
+def _check(newest: Path, then: dict[str, Any], run: dict[str, Any]) -> None:
     changed = [f"{name} was {then.get(name)}, is {value}" for name, value in run.items() if then.get(name) != value]
     if changed:
         raise DataError(f"{newest} cannot be resumed: {'; '.join(changed)}. Set these back, or start over elsewhere")
@@ -208,7 +215,11 @@ def _prove(state: Path) -> None:
 
 
 def _merit(path: Path) -> tuple[float, str]:
-    record = json.loads((path / RECORD).read_text())
+    """By the dev set's metric, then the newest; what cannot be read is worth least."""
+    try:
+        record = json.loads((path / RECORD).read_text())
+    except (OSError, ValueError):
+        return -2.0, path.name
     return record.get("dev", {}).get("hit_rate", -1.0), path.name
 
 

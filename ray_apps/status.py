@@ -45,8 +45,8 @@ def status(config: Config) -> Status:
         ray.init(address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
     except (ConnectionError, RuntimeError, RayError) as error:
         raise ConnectionError(
-            f"no Ray cluster answers at '{address}' ({_first_line(error)}): start one with `ray start --head`, name "
-            "one with ray.address=HOST:6379 or RAY_ADDRESS, and export RAY_AUTH_MODE=token if it asks for a token"
+            f"no Ray cluster answers at '{address}' ({_first_line(error)}): start one with `ray start --head`; from "
+            "elsewhere run `ray job submit -- lrem status`; export RAY_AUTH_MODE=token if it asks for a token"
         ) from error
     try:
         return Status(_machines(), _jobs(), _stages(), _actors(), _service())

@@ -106,6 +106,36 @@ def test_a_machine_that_is_lost_with_work_on_it_loses_nothing(head: Head, tmp_pa
     assert outputs(lost) == outputs(calm)
 
 
+WAITING = """
+import sys, threading, time, ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray_apps.placement import await_room
+
+ray.init(sys.argv[1], log_to_driver=False)
+one = {"CPU": 1.0, "lrem_data": 1.0}
+held = placement_group([one])
+assert held.wait(120), "the first machine"
+given_back = time.monotonic() + 15
+threading.Timer(15, remove_placement_group, [held]).start()
+await_room([one] * 2, "two actors", 120)
+print("waited for its end" if time.monotonic() >= given_back else "too early")
+try:
+    await_room([one] * 3, "three actors", 120)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.slow
+def test_room_that_another_holds_is_waited_for(head: Head) -> None:
+    """Two machines of a kind at most, and one has work: who wants two waits, who wants three is refused."""
+    done = head.run("python", "-c", WAITING, head.address)
+    assert done.returncode == 0, done.stderr
+    assert "waited for its end" in done.stdout
+    assert "DataError three actors needs 3 CPU, 3 lrem_data in 3 pieces" in done.stdout
+    assert "not even with every machine that it may add" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def trained(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained")
@@ -121,6 +151,30 @@ def test_rollouts_bring_their_machine_up(head: Head, trained: Path) -> None:
     assert machines(head)["rollout"] >= 1
     assert [json.loads(line)["step"] for line in (trained / "logs/reinforce.jsonl").open()] == [1, 2, 3]
     until(lambda: not machines(head, alive=True)["rollout"], DOWN_S, "the idle machine taken down")
+
+
+@pytest.mark.slow
+def test_the_machine_of_the_rollouts_is_lost(head: Head, trained: Path, tmp_path: Path) -> None:
+    """kill -9 of the raylet under the only engine, in the midst: another machine comes, and no step is left out."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.rmtree(run / "checkpoints/reinforce", ignore_errors=True)
+    (run / "logs/reinforce.jsonl").unlink()
+    words = ["reinforce", *TINY, f"run_dir={run}", ROLLOUT, "reinforce.steps=60"]
+    code, said = head.submit("rollouts", *words, wait=False)
+    assert code == 0, said
+    until(lambda: steps(run) >= 5, UP_S, "step 5")
+    [victim] = raylets(head, "rollout")
+    before = steps(run)
+    victim.send_signal(signal.SIGKILL)
+    assert before < 60
+    until(lambda: "succeeded" in head.run("ray", "job", "status", "rollouts").stdout, 300, "the job's end")
+    assert [json.loads(line)["step"] for line in (run / "logs/reinforce.jsonl").open()] == list(range(1, 61))
+
+
+def steps(run: Path) -> int:
+    file = run / "logs/reinforce.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
 
 
 @pytest.mark.slow

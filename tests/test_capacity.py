@@ -1,5 +1,6 @@
 """The model of docs/capacity.md: its bytes beside a really built index, how it grows, what it refuses and prints."""
 
+import importlib
 import json
 import os
 import re
@@ -355,3 +356,15 @@ def test_constants_that_cannot_be(tmp_path: Path) -> None:
 def test_what_is_no_number(text: str) -> None:
     with pytest.raises(DataError, match="is no number"):
         number(text)
+
+
+def test_the_model_still_fits_what_was_measured_at_a_million(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The present formulas beside the measurements of `make bench-capacity`: what it said of them must still hold."""
+    root = Path(__file__).parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(root))
+    benchmark = importlib.import_module("capacity")
+    report = json.loads((root / "results/capacity.json").read_text())
+    rows = [row for row in report["results"] if row["items"] == 1_000_000]
+    assert {row["family"] for row in rows} == set(FAMILIES)
+    for row in rows:
+        assert benchmark.reckoned(row, report)["memory"]["ratio"] == pytest.approx(1, abs=0.1), row["family"]

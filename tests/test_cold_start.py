@@ -28,7 +28,7 @@ from ray_apps import cold_start
 from ray_apps.checkpoints import CURSOR, STATE, Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.pool import start_pool
-from ray_apps.training import TrainingError
+from ray_apps.training import DamagedError, TrainingError
 from tests.test_rollout import assert_same_policy
 
 LREM = [sys.executable, "-m", "ray_apps.cli"]
@@ -160,6 +160,16 @@ def test_a_new_run_puts_the_old_checkpoints_aside(tmp_path: Path) -> None:
     Checkpoints(tmp_path, keep=1).begin({})
     assert [path.name for path in tmp_path.iterdir()] == ["previous"]
     assert [path.name for path in (tmp_path / "previous").iterdir()] == ["step-00000007"]
+
+
+def test_a_checkpoint_without_its_records_is_damaged(tmp_path: Path) -> None:
+    state = tmp_path / "step-00000007" / STATE
+    state.mkdir(parents=True)
+    (state / CURSOR).write_text('{"step": 7, "ru')
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for ask in (lambda: checkpoints.begin({}), checkpoints.spent):
+        with pytest.raises(DamagedError, match=f"{tmp_path}/step-00000007/state cannot be read .*to start over"):
+            ask()
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ RAY_OWN = {
         for what in ("cpu_utilization", "mem_used", "mem_total", "disk_utilization_percentage")
     },
     "ray_node_gpus_utilization": {"ip", "GpuIndex"},
+    "ray_serve_deployment_queued_queries": {"deployment", "application"},
 }
 
 
@@ -238,15 +239,19 @@ def test_paths_of_the_service_are_its_own() -> None:
 
 
 def test_rays_metrics_are_in_this_ray() -> None:
-    """Those that nodes measure in the agent that does, the raylets' in Ray's own dashboard."""
+    """Those that nodes measure in the agent that does, the raylets' and Serve's in Ray's own dashboards."""
     folder = Path(ray.dashboard.__file__).parent / "modules"
     agent = (folder / "reporter/reporter_agent.py").read_text()
-    panels = (folder / "metrics/dashboards/default_dashboard_panels.py").read_text()
+    dashboards = (folder / f"metrics/dashboards/{name}_dashboard_panels.py" for name in ("default", "serve"))
+    panels = "".join(file.read_text() for file in dashboards)
     found = {use.name for _, expression in EXPRESSIONS for use in uses(expression) if use.metric is None}
     assert found == {*RAY_OWN}
     for name, own in RAY_OWN.items():
         assert f'METRICS_GAUGES["{name.removeprefix("ray_")}"]' in agent or f"({name}{{{{" in panels, name
-        assert all(f'"{label}":' in agent or f"{label}=" in panels or f"by ({label})" in panels for label in own), name
+        assert all(
+            f'"{label}":' in agent or f"{label}=" in panels or re.search(rf"by \([^)]*\b{label}\b", panels)
+            for label in own
+        ), name
 
 
 def test_provisioning_and_discovery_fit() -> None:

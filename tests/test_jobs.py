@@ -71,7 +71,8 @@ def test_a_command_that_is_no_job_says_how_it_becomes_one(head: Head, tmp_path: 
 def test_a_stopped_job_goes_on_beside_another(head: Head, tmp_path: Path) -> None:
     """Training is stopped in its midst while another job runs; `--resume` ends it with every step taken once."""
     run, other = tmp_path / "run", tmp_path / "other"
-    make_world(0, 600, 300, 50).write(run / "world")
+    for folder in (run, other):
+        make_world(0, 600, 300, 50).write(folder / "world")
     write_triplets(run)
     words = ["cold-start", *TINY, f"run_dir={run}", "cold_start.epochs=60", "cold_start.checkpoint.every=10"]
     code, said = head.submit("training", *words, wait=False)
@@ -83,7 +84,7 @@ def test_a_stopped_job_goes_on_beside_another(head: Head, tmp_path: Path) -> Non
     assert "cold_start" in seen.stdout
     assert "/240 " in seen.stdout  # steps
     assert "lrem cold-start" in seen.stdout
-    code, said = head.submit("beside", "world", *TINY, f"run_dir={other}")
+    code, said = head.submit("beside", "curate", *TINY, f"run_dir={other}")
     assert code == 0, said
     stopped = head.run("ray", "job", "stop", "training")
     assert stopped.returncode == 0, stopped.stderr
@@ -91,7 +92,7 @@ def test_a_stopped_job_goes_on_beside_another(head: Head, tmp_path: Path) -> Non
     newest = max(int(path.parent.parent.name[5:]) for path in checkpoints.glob("step-*/state/cursor.json"))
     assert 0 < newest < 240, "it was stopped too late to show anything"
     assert not (run / "cold_start").exists()
-    assert (other / "world/items.parquet").exists()
+    assert pq.read_metadata(other / "curated/triplets.parquet").num_rows > 0
     code, said = head.submit("again", *words)
     assert code == 1
     assert "go on with --resume" in " ".join(said.split())

@@ -1,6 +1,7 @@
 """Room on a cluster of logical GPUs: what could never be there, and who lands on which GPU."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -11,6 +12,7 @@ from lrem.config import load_config
 from lrem.schema import DataError
 from ray_apps.cluster import gpu_plan
 from ray_apps.placement import Bundle, bundle, held, refuse_impossible
+from ray_apps.pool import start_pool
 
 SMALL, LARGE = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}
 
@@ -71,6 +73,12 @@ def test_workers_that_share_gpus_have_one_each(gpus: int, workers: int, engines:
     assert len(set(workers_on)) == workers
     for gpu in set(engines_on):
         assert plan.worker * workers_on.count(gpu) + plan.engine * engines_on.count(gpu) <= 1
+
+
+def test_engines_that_must_be_apart_need_as_many_machines(gpus: int, tmp_path: Path) -> None:
+    config = load_config(None, ["ray.gpus=0", "rollout.actors=2", "placement.engines=STRICT_SPREAD"])
+    with pytest.raises(DataError, match=r"have to be on 2 machines \(STRICT_SPREAD\), and 1 of this cluster"):
+        start_pool(tmp_path, config)
 
 
 def dealt(group: "ray.util.placement_group.PlacementGroup", bundles: list[Bundle]) -> list[int]:

@@ -110,6 +110,9 @@ def test_rollouts_and_the_service_are_seen(
     assert prometheus.until(versions, lambda series: bool(series))[0]["is"] > 0
     values = prometheus.ask("max_over_time(ray_lrem_training{run='served',stage='reinforce'}[1h])")
     assert {"reward", "sync_s", "rollout_s", "samples_per_s"} <= {one["name"] for one in values}
+    for counter in ("rollout_tokens_total", "items_embedded_total"):
+        seen = prometheus.until(f"sum(max_over_time(ray_lrem_{counter}{{run='served'}}[1h]))", bool)
+        assert seen[0]["is"] > 0, counter
     code, said = head.submit("serve", "serve", *TINY, f"run_dir={folder}", f"serve.port={port}", wait=False)
     assert code == 0, said
     deadline = time.monotonic() + 180
@@ -123,6 +126,12 @@ def test_rollouts_and_the_service_are_seen(
     assert prometheus.until(asked, lambda series: bool(series) and series[0]["is"] == 5)
     phases = prometheus.until("ray_lrem_phase_seconds_count", lambda series: bool(series))
     assert {"embed", "search"} <= {one["phase"] for one in phases}
+    item = {"items": [{"item_id": "new", "title": "warm hat of wool"}]}
+    assert httpx.put(f"http://127.0.0.1:{port}/v1/items", json=item, timeout=60).is_success
+    for series in ("items_written_total", "cache_queries_total", "requests_under_way"):
+        prometheus.until(f"ray_lrem_{series}", bool)
+    queued = prometheus.until("ray_serve_deployment_queued_queries", bool)
+    assert "Embedder" in {one["deployment"] for one in queued}
     assert head.run("ray", "job", "stop", "serve").returncode == 0
 
 
