@@ -30,12 +30,14 @@ def spaced(text: str) -> str:
 
 
 def literals(text: str) -> set[str]:
-    """Words with a digit, as model numbers and sizes: nobody may invent one.
+    """Words with a digit, as model numbers and sizes: nobody may invent one. Unspaced scripts part them.
 
     >>> sorted(literals("Sony WH-1000XM4 headphones 2020"))
     ['2020', 'wh-1000xm4']
+    >>> literals("iphone15手机壳")
+    {'iphone15'}
     """
-    return {word for word in re.findall(r"[\w-]+", text.lower()) if any(c.isdigit() for c in word)}
+    return {word for word in re.findall(r"[\w-]+", UNSPACED.sub(" ", text).lower()) if any(c.isdigit() for c in word)}
 
 
 def stem(word: str) -> str:

@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrem.curation import datasheet
+from lrem.curation.curators import token_counter
 from lrem.curation.difficulty import Difficulty, histogram, is_hard, measure
 from lrem.curation.judging import accepts, agreement, mean_share
 from lrem.curation.lookup import ASKED, Lookup, write_lookup
 from lrem.curation.prompts import judge_messages
 from lrem.curation.reckoning import Load, cost
 from lrem.settings import LlmConfig
+from lrem.tokenizer import train_tokenizer
 from lrem.words import NEGATIONS, STOP, content, literals, stem, words
 
 # words
@@ -28,6 +30,7 @@ def test_words_of_other_scripts_and_signs() -> None:
 def test_literals_have_a_digit() -> None:
     assert literals("AA batteries, 3-pack WH-1000XM4 (64GB)") == {"3-pack", "wh-1000xm4", "64gb"}
     assert literals("no number") == set()
+    assert literals("iphone15手机壳 14寸 ノートPC13") == {"iphone15", "14", "pc13"}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,9 @@ def test_difficulty_by_hand() -> None:
     assert measure("the", [], set(), [], 3) == Difficulty(None, 0.0, 0.0)
     assert measure("coat", [("a", -0.5), ("b", -1.0)], set(), ["coat"], 2) == Difficulty(None, 1.0, 1.0)
     assert measure("coat", [("a", 2.0)], {"a"}, [], 1) == Difficulty(1.0, 0.0, 0.0)
+    many = {f"i{n}" for n in range(60)}
+    assert measure("coat", [(f"i{n}", 9.0 - n / 30) for n in range(30)], many, [], 30).recall == 1.0  # all it can hold
+    assert measure("coat", [(f"i{n}", 9.0 - n / 30) for n in range(45, 75)], many, [], 30).recall == 0.5
     assert measure("coat", [("a", 2.0)], {"a"}, [], 30).margin == 1.0  # no other item has anything of it
 
 
@@ -115,6 +121,18 @@ def test_a_lookup_that_breaks_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         write_lookup(((str(i), 1 // (3 - i), 0) for i in range(9)), tmp_path / "known.sqlite")
     assert list(tmp_path.iterdir()) == []
+
+
+# tokens
+
+
+def test_tokens_are_counted_as_a_sequence_holds_them(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([" warm coat, warm hat"] * 9, 300)
+    tokenizer.save_pretrained(tmp_path)
+    count = token_counter(str(tmp_path))
+    assert count("warm coat") == len(tokenizer.encode(" warm coat", add_special_tokens=False))
+    assert count("warm coat") < len(tokenizer.encode("warm coat", add_special_tokens=False))
+    assert token_counter(None)("warm coat, hat") == 4  # words and commas
 
 
 # judging
@@ -225,6 +243,13 @@ def test_a_datasheet_as_a_page() -> None:
         assert line in page.splitlines()
     assert page.index("| kept |") < page.index("| nothing relevant |")
     assert "2 queries are near-duplicates of another and went where it went; the largest group has 3." in page
+
+
+def test_what_was_left_out_for_another_split_is_told() -> None:
+    near = {"near-duplicates": 2, "largest group": 3}
+    told = datasheet.markdown(a_sheet() | {"near-duplicates": near | {datasheet.NEAR_OTHERS: 7}})
+    assert "the largest group has 3. 7 more were left out: near a query of another split.\n" in told
+    assert "another split" not in datasheet.markdown(a_sheet() | {"near-duplicates": near | {datasheet.NEAR_OTHERS: 0}})
 
 
 def test_bars_show_the_least_count() -> None:

@@ -19,7 +19,7 @@ from lrem.counts import Counts
 from lrem.curation import contrast
 from lrem.curation.answers import Answers
 from lrem.curation.cross_encoder import CrossEncoderJudge
-from lrem.curation.difficulty import histogram, is_hard, measure
+from lrem.curation.difficulty import histogram, is_hard, measure, telling_titles
 from lrem.curation.judging import accepts
 from lrem.curation.lookup import Lookup
 from lrem.curation.outcomes import EASY, EMPTY, FAILED, IRRELEVANT, KEPT, UNDECIDED, UNTAUGHT
@@ -73,9 +73,9 @@ class _Worker:
         self.known = Lookup(desk.known)
 
     def relevant(self, ids: list[str]) -> dict[str, set[str]]:
-        """Query id → its items of a grade above 0 that the catalogue has."""
-        found = self.known.of(ids)
-        return {q: {item for item, grade in rows if grade > 0 and item in self.titles} for q, rows in found.items()}
+        """Query id → its relevant items that the catalogue has."""
+        found, least = self.known.of(ids), self.settings.relevant_from
+        return {q: {item for item, g in rows if g >= least and item in self.titles} for q, rows in found.items()}
 
 
 class Finder(_Worker):
@@ -97,7 +97,7 @@ class Finder(_Worker):
         ):
             wanted = relevant.get(row["query_id"], set())
             row["first"] = [item for item, _ in ranking]
-            titles = [self.titles[item] for item in sorted(wanted) or row["first"][:10]]
+            titles = telling_titles(ranking, wanted, self.titles)
             found = measure(row["query"], ranking, wanted, titles, self.settings.top_k)
             row["recall"] = found.recall
             row["hard"] = is_hard(found, limits.recall_below, limits.margin_below, limits.overlap_below)
@@ -198,7 +198,7 @@ class Teacher(Finder):
 
 
 def token_counter(source: str | None) -> Callable[[str], int]:
-    """How many tokens a text has: by the tokenizer of a model, else words and commas.
+    """How many tokens a reasoning has within a sequence: by the tokenizer of a model, else words and commas.
 
     Raises:
         DataError: the tokenizer cannot be loaded.
@@ -211,7 +211,7 @@ def token_counter(source: str | None) -> Callable[[str], int]:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise DataError(f"model.source: the tokenizer of {source} cannot be loaded ({error})") from error
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+    return lambda text: len(tokenizer.encode(f" {text}", add_special_tokens=False))  # as lrem.template writes it
 
 
 class Judge(_Worker):
@@ -240,7 +240,7 @@ class Judge(_Worker):
         if row["outcome"] not in (KEPT, EASY):
             return row["outcome"], row["candidates"]
         if self.settings.judge == "known":
-            kept = [item for item in row["candidates"] if grades.get(item, 0) > 0]
+            kept = [item for item in row["candidates"] if grades.get(item, 0) >= self.settings.relevant_from]
             return (row["outcome"], kept) if kept else (IRRELEVANT, [])
         candidates = row["candidates"][: self.settings.judged_per_query]
         verdicts = self._verdicts(row["query"], candidates)
@@ -248,7 +248,7 @@ class Judge(_Worker):
         counts["unjudged"] += len(candidates) - len(verdicts)
         for item, verdict in verdicts.items():
             if item in grades:
-                counts["agreement"][2 * (not verdict) + (grades[item] <= 0)] += 1
+                counts["agreement"][2 * (not verdict) + (grades[item] < self.settings.relevant_from)] += 1
         kept = [item for item in candidates if verdicts.get(item)]
         if candidates and not verdicts:
             return UNDECIDED, []

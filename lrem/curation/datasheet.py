@@ -9,6 +9,7 @@ from lrem.curation.difficulty import BINS
 from lrem.curation.judging import agreement
 
 BARS = " ▁▂▃▄▅▆▇█"
+NEAR_OTHERS = "left out: near a query of another split"
 PARTS = {"cold_start": "cold start", "rl": "reinforcement", "dev": "dev", "test": "test"}
 
 
@@ -24,7 +25,8 @@ def make(
     """Put a datasheet together.
 
     Args:
-        steps: counters of `found`, `taught` and `decided`. queries, rows: by part of the split.
+        steps: counters of `found`, `taught` and `decided`. groups: counters of near-duplicates.
+        queries, rows: by part of the split.
     """
     found, taught, decided = steps["found"], steps["taught"], steps["decided"]
     curate = settings["curate"]
@@ -104,6 +106,8 @@ def markdown(sheet: dict[str, Any]) -> str:
         f"{near['near-duplicates']} queries are near-duplicates of another and went where it went; the largest ",
     ]
     lines[-1] += f"group has {near['largest group']}."
+    if left := near.get(NEAR_OTHERS):
+        lines[-1] += f" {left} more were {NEAR_OTHERS}."
     lines += ["", "## Examples", "", "| query | reasoning | an item |", "| --- | --- | --- |"]
     cells = ("query", "reasoning", "item")
     lines += [f"| {' | '.join(str(row[c]).replace('|', '/') for c in cells)} |" for row in sheet["examples"]]

@@ -1,19 +1,20 @@
 """How badly a retriever serves a query, and what that makes of it. Pure functions of rankings and words."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from lrem.words import content
 
 BINS = 10
+SHOWN = 10  # results whose titles stand in for those of known items
 
 
 class Difficulty(NamedTuple):
     """How a query is served.
 
-    recall: share of its known items within the top k, None where none is known. margin: best score less the k-th, as a
-    share of the best. overlap: share of the query's words that the titles of its known items, else of its top results,
-    hold.
+    recall: how many of its known items are within the top k, as a share of those that k results can hold; None where
+    none is known. margin: best score less the k-th, as a share of the best. overlap: share of the query's words that
+    the titles of its known items, else of its top results, hold.
     """
 
     recall: float | None
@@ -32,14 +33,27 @@ def measure(
 
     >>> measure("warm coat", [("a", 2.0), ("b", 1.0)], {"b", "c"}, ["red coat"], 2)
     Difficulty(recall=0.5, margin=0.5, overlap=0.5)
+    >>> measure("coat", [("a", 2.0), ("b", 1.0)], {"a", "b", "c", "d"}, ["coat"], 2).recall
+    1.0
     """
     found = {item for item, _ in ranking}
-    recall = len(found.intersection(relevant)) / len(relevant) if relevant else None
+    recall = len(found.intersection(relevant)) / min(k, len(relevant)) if relevant else None
     best, last = ranking[0][1] if ranking else 0.0, ranking[k - 1][1] if len(ranking) >= k else 0.0
     margin = max(0.0, (best - last) / abs(best)) if best else 0.0
     asked = set(content(query))
     known = {word for title in titles for word in content(title)}
     return Difficulty(recall, margin, len(asked & known) / len(asked) if asked else 0.0)
+
+
+def telling_titles(
+    ranking: Sequence[tuple[str, float]], relevant: Collection[str], titles: Mapping[str, str]
+) -> list[str]:
+    """The titles that a query's words are looked for in: of its relevant items, else of its top results.
+
+    >>> telling_titles([("a", 2.0), ("b", 1.0)], set(), {"a": "red coat", "b": "hat"})
+    ['red coat', 'hat']
+    """
+    return [titles[item] for item in sorted(relevant) or [item for item, _ in ranking[:SHOWN]]]
 
 
 def is_hard(
