@@ -23,12 +23,16 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def taught_by_catalogue(config: Config) -> Config:
-    """The settings of curation on the bootstrapped queries."""
+    """The settings of curation on the bootstrapped queries; a share of them is kept for a test only if one is set.
+
+    They are made up: evaluation must not take them in place of real ones unasked.
+    """
     folder = config.run_dir / "bootstrap"
+    told = {"teacher": "catalogue", "judge": "known", "test_share": config.curate.test_share or 0.0}
     paths = {name: folder / f"{name}.parquet" for name in ("queries", "qrels")}
     return config.model_copy(
         update={
             "paths": config.paths.model_copy(update=paths),
-            "curate": config.curate.model_copy(update={"teacher": "catalogue", "judge": "known"}),
+            "curate": config.curate.model_copy(update=told),
         }
     )

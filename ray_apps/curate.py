@@ -38,6 +38,7 @@ from ray_apps.curation_output import finish
 from ray_apps.embed_items import build_index, embed
 from ray_apps.progress import progress
 
+TEST_SHARE = 0.1  # of queries that bring no split, where curate.test_share does not say
 LOCK_TIMEOUT_S = 10.0  # for another curation of the same folder, which takes much longer
 
 
@@ -47,7 +48,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         DataError: an input cannot be used, a setting lacks its model, or nothing is left to train on.
     """
-    config = _with_whole_paths(config)
+    config = resolved(config)
     check(config)
     folder = work_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,16 +74,26 @@ def run(config: Config) -> dict[str, Any]:
     return finish(desk)
 
 
-def _with_whole_paths(config: Config) -> Config:
-    """Folders that settings name, from the root: a Ray worker's working directory is not the caller's."""
+def resolved(config: Config) -> Config:
+    """The settings with what they leave open: test_share as a number, and folders from the root.
+
+    A Ray worker's working directory is not the caller's.
+
+    Raises:
+        DataError: the queries cannot be read, which decide test_share where it is not set.
+    """
+    update: dict[str, Any] = {}
+    if config.curate.test_share is None:
+        brings = "split" in open_table(config.path("queries"), QUERIES).schema.names
+        update["test_share"] = 0.0 if brings else TEST_SHARE
     specs = {"retriever": config.curate.retriever, "cross_encoder": config.curate.cross_encoder}
     named = {key: Path(spec) for key, spec in specs.items() if spec is not None and spec != "bm25"}
-    whole = {key: str(folder.absolute()) for key, folder in named.items() if folder.is_dir()}
-    return config.model_copy(update={"curate": config.curate.model_copy(update=whole)})
+    update |= {key: str(folder.absolute()) for key, folder in named.items() if folder.is_dir()}
+    return config.model_copy(update={"curate": config.curate.model_copy(update=update)})
 
 
 def check(config: Config) -> None:
-    """Whether the settings fit together and what they name can be loaded, before anything is begun.
+    """Whether `resolved` settings fit together and what they name can be loaded, before anything is begun.
 
     Raises:
         DataError: they do not, or it cannot.
@@ -93,7 +104,7 @@ def check(config: Config) -> None:
     for name in ("triplets", "rl_pairs"):
         if "://" in config.uri(name):
             raise DataError(f"paths.{name} is {config.uri(name)}: curation writes to a disk; copy its files there")
-    if settings.rl_share + settings.dev_share + settings.test_share >= 1:
+    if settings.rl_share + settings.dev_share + (settings.test_share or 0.0) >= 1:
         raise DataError("curate.rl_share, dev_share and test_share leave nothing for the cold start: lower one")
     if kind_of(settings.retriever) == "snapshot":
         made_of = _snapshot(config).get("source")
@@ -129,6 +140,7 @@ def work_folder(config: Config) -> Path:
         "seed": config.seed,
         "source": config.model.source,
         "retriever": _named(config),
+        "cross_encoder": [sha256(file) for file in _cross_encoder_files(config)],
         "inputs": {name: [sha256(file) for file in _files(config.path(name))] for name in inputs},
     }
     name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
@@ -145,6 +157,12 @@ _HOW = {"url", "key_variable", "concurrency", "timeout_s", "retries", "actors", 
 def _files(path: Path) -> list[Path]:
     """An input's files, where it is a folder: its parts."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
+
+
+def _cross_encoder_files(config: Config) -> list[Path]:
+    """Of the cross-encoder that judges, where it is a folder: one that was trained anew judges anew."""
+    settings = config.curate
+    return _files(Path(str(settings.cross_encoder))) if settings.judge == "cross_encoder" else []
 
 
 def _named(config: Config) -> str:

@@ -3,6 +3,7 @@
 Nothing is held in memory whole but some bytes of each query: its hash, its draw and its group of near-duplicates.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from lrem.config import Config
 from lrem.curation.curators import INPUT, Desk
+from lrem.curation.datasheet import NEAR_OTHERS
 from lrem.curation.dividing import draw, group_draws, groups, signatures
 from lrem.curation.lookup import write_lookup
 from lrem.files import write_json
@@ -35,9 +37,10 @@ def cut(desk: Desk) -> None:
         write_lookup(_told(config), desk.told)
     keys: list[np.ndarray] = []
     drawn: list[np.ndarray] = []
+    left_out = Counter[str]()
 
     def signed() -> Iterator[list[int]]:
-        for table in queries(config):
+        for table in queries(config, left_out):
             ids = table["query_id"].to_pylist()
             keys.append(np.array([identity(one) for one in ids], np.int64))
             drawn.append(np.array([draw(one, config.seed) for one in ids]))
@@ -49,14 +52,16 @@ def cut(desk: Desk) -> None:
         raise DataError(f"{config.path('queries')}: query_id '{_repeated(config)}' appears more than once: drop one")
     shared = group_draws(ids, np.concatenate(drawn), labels)
     sizes = np.bincount(labels)
-    write_json({"near-duplicates": int((sizes - 1).sum()), "largest group": int(sizes.max())}, desk.folder / GROUPS)
+    found = {"near-duplicates": int((sizes - 1).sum()), "largest group": int(sizes.max())}
+    write_json(found | dict(left_out), desk.folder / GROUPS)
     durable.cut(_with_draws(config, shared, sizes[labels] == 1), folder, config.curate.part_rows)
 
 
-def queries(config: Config) -> Iterator[pa.Table]:
+def queries(config: Config, left_out: Counter[str] | None = None) -> Iterator[pa.Table]:
     """The queries that curation may use, some at a time.
 
-    If there are splits these are the queries of train, but for those with the very content words of another split's.
+    If there are splits these are the queries of train, but for near-duplicates of another split's; how many those
+    are is added to `left_out`.
     """
     found = 0
     tested = _tested(config)
@@ -64,7 +69,10 @@ def queries(config: Config) -> Iterator[pa.Table]:
         if "split" in table.column_names:
             table = table.filter(pa.compute.equal(table["split"], "train"))
         if tested:
-            table = table.filter(pa.array([signatures(query)[0] not in tested for query in table["query"].to_pylist()]))
+            apart = pa.array([tested.isdisjoint(signatures(query)) for query in table["query"].to_pylist()], pa.bool_())
+            if left_out is not None:
+                left_out[NEAR_OTHERS] += len(apart) - apart.true_count
+            table = table.filter(apart)
         found += table.num_rows
         yield table
     if not found:
@@ -72,13 +80,14 @@ def queries(config: Config) -> Iterator[pa.Table]:
 
 
 def _tested(config: Config) -> set[int]:
-    """The content words of queries of other splits, as hashes."""
+    """What queries of other splits would be near-duplicates by."""
     found: set[int] = set()
     for table in read_batches(config.path("queries"), QUERIES, ("split",)):
         if "split" not in table.column_names:
             return found
         others = table.filter(pa.compute.not_equal(table["split"], "train"))
-        found.update(signatures(query)[0] for query in others["query"].to_pylist())
+        for query in others["query"].to_pylist():
+            found.update(signatures(query))
     return found
 
 

@@ -8,7 +8,7 @@ from lrem.curation.reckoning import Load, cost
 from lrem.schema import read_items
 from lrem.settings import LlmConfig
 from ray_apps import durable
-from ray_apps.curate import check, work_folder
+from ray_apps.curate import check, resolved, work_folder
 from ray_apps.curation_input import queries
 
 
@@ -18,6 +18,7 @@ def plan(config: Config) -> str:
     Raises:
         DataError: an input cannot be used, or a setting lacks its model.
     """
+    config = resolved(config)
     check(config)
     items = read_items(config.path("items"))
     sizes = [(table.num_rows, sum(map(len, table["query"].to_pylist()))) for table in queries(config)]

@@ -25,7 +25,7 @@ from lrem.curation.curators import DEFAULT_BUDGET
 from lrem.curation.outcomes import FAILED
 from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
 from lrem.curation.settings import BootstrapConfig
-from lrem.files import write_parquet
+from lrem.files import write_json, write_parquet
 from lrem.lexical import Bm25
 from lrem.model import ReasoningEmbedder
 from lrem.schema import DataError
@@ -33,7 +33,7 @@ from lrem.settings import ModelConfig
 from lrem.tokenizer import train_tokenizer
 from lrem.words import content, stem, words
 from lrem.world import make_world
-from ray_apps import bootstrap, curate, durable
+from ray_apps import bootstrap, curate, durable, evaluation_input
 from ray_apps.asking import prompt
 from ray_apps.cli import app
 from ray_apps.cluster import cluster
@@ -88,7 +88,7 @@ def ray_is_up() -> Iterator[None]:
 
 
 def shop(folder: Path, **change: Any) -> Config:
-    """The small shop in a folder; `change` replaces settings of `curate`."""
+    """The small shop in a folder, nothing of it kept for a test; `change` replaces settings of `curate`."""
     tables = {
         "items": {"item_id": list(TITLES), "title": list(TITLES.values())},
         "queries": {"query_id": list(QUERIES), "query": list(QUERIES.values())},
@@ -101,7 +101,7 @@ def shop(folder: Path, **change: Any) -> Config:
     for name, table in tables.items():
         write_parquet(pa.table(table), folder / f"world/{name}.parquet")
     config = load_config(None, [f"run_dir={folder}", "curate.top_k=4", "curate.rl_share=0.5", "ray.num_cpus=4"])
-    return changed(config, part_rows=3, **change)
+    return changed(config, part_rows=3, test_share=0.0, **change)
 
 
 def changed(config: Config, **change: Any) -> Config:
@@ -455,6 +455,17 @@ def test_a_plan_is_reckoned_and_touches_nothing(untroubled: tuple[Config, dict[s
     assert curate.work_folder(changed(config, llm=dearer)) == curate.work_folder(config)  # asks the same
     hotter = config.curate.llm.model_copy(update={"temperature": 0.1})
     assert curate.work_folder(changed(config, llm=hotter)) != curate.work_folder(config)
+    assert curate.work_folder(changed(config, relevant_from=2)) != curate.work_folder(config)
+
+
+def test_another_model_of_the_same_folder_judges_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "cross"
+    write_json({"trained": 1}, folder / "config.json")
+    config = shop(tmp_path, judge="cross_encoder", cross_encoder=str(folder))
+    before, known = curate.work_folder(config), curate.work_folder(changed(config, judge="known"))
+    write_json({"trained": 2}, folder / "config.json")
+    assert curate.work_folder(config) != before
+    assert curate.work_folder(changed(config, judge="known")) == known  # which does not ask it
 
 
 def cross_encoder(folder: Path) -> Path:
@@ -551,6 +562,14 @@ def test_a_shop_without_a_log(tmp_path: Path) -> None:
     assert set(decided_rows) == set(made["query_id"].to_pylist())
     for text in ("triplets", "rl_pairs"):
         assert pq.read_table(config.path(text)).num_rows > 0
+    with pytest.raises(DataError, match="queries.parquet does not exist: run `lrem import`, or without a query log"):
+        evaluation_input.test_set(config)  # made-up queries are no test unless one asks for it
+    kept = bootstrap.run(changed(config, test_share=0.3))["test"]
+    test = evaluation_input.test_set(config)
+    assert (len(test.queries), test.left_out) == (kept, 0)
+    assert all(test.qrels[query_id] for query_id in test.queries)
+    counts = bootstrap.run(config)
+    assert not config.path("test").exists()
     write_parquet(pa.table({"item_id": ["i"], "title": ["red coat"]}), config.path("items"))
     with pytest.raises(DataError, match="nothing left to train on"):
         bootstrap.run(config)

@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from lrem.config import Config, load_config
 from lrem.files import write_parquet
@@ -20,20 +17,7 @@ from lrem.schema import DataError
 from ray_apps import curate, durable
 from ray_apps.cluster import cluster
 from ray_apps.embed_items import build_index, embed
-
-# Words of one set mean the same: they share a vector, and the sets' vectors are orthogonal.
-MEANINGS = [
-    *({"bike", "bicycle", "cycling"}, {"helmet"}, {"gloves", "mittens"}, {"bell"}, {"soup"}, {"tin", "canned"}),
-    *({"poster"}, {"vest"}, {"steel"}, {"leather"}, {"safe", "helmet-like"}, {"ride"}, {"cold"}, {"hands"}),
-]
-TITLES = {
-    "i1": "steel helmet",
-    "i2": "leather gloves",
-    "i3": "bike poster",
-    "i4": "bicycle bell",
-    "i5": "vest",
-    "i6": "tin soup",
-}
+from tests.meanings import MEANINGS, TITLES, save_meanings
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,17 +28,7 @@ def ray_is_up() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of sentence-transformers that knows the meanings: the mean of its words' vectors."""
-    words = sorted((word, axis) for axis, same in enumerate(MEANINGS) for word in same)
-    vocabulary = {"[UNK]": 0} | {word: i for i, (word, _) in enumerate(words, start=1)}
-    weights = np.zeros((len(vocabulary), len(MEANINGS)), np.float32)
-    for word, axis in words:
-        weights[vocabulary[word], axis] = 1
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    folder = tmp_path_factory.mktemp("retriever") / "sentences"
-    SentenceTransformer(modules=[StaticEmbedding(tokenizer, weights)], device="cpu").save(str(folder))
-    return folder
+    return save_meanings(tmp_path_factory.mktemp("retriever") / "sentences")
 
 
 @pytest.fixture
@@ -72,7 +46,10 @@ def config(tmp_path: Path) -> Config:
         write_parquet(pa.table(table), tmp_path / f"world/{name}.parquet")
     return load_config(
         None,
-        [f"run_dir={tmp_path}", "curate.top_k=2", "curate.rl_share=0.4", "curate.part_rows=3", "ray.num_cpus=4"],
+        [
+            *(f"run_dir={tmp_path}", "curate.top_k=2", "curate.rl_share=0.4", "curate.test_share=0"),
+            *("curate.part_rows=3", "ray.num_cpus=4"),
+        ],
     )
 
 

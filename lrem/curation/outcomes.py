@@ -14,8 +14,9 @@ def place(settings: CurateConfig, row: dict[str, Any]) -> str | None:
     """The part of the split that a decided query belongs to; None where it must be left out.
 
     Args:
-        row: has draw, alone and outcome (curators.DECIDED).
+        settings: with a test_share. row: has draw, alone and outcome (curators.DECIDED).
     """
+    assert settings.test_share is not None
     name = part_of(row["draw"], settings.rl_share, settings.dev_share, settings.test_share)
     if row["outcome"] == EASY and name == "rl" and not settings.rl_easy:
         return "cold_start" if row["alone"] else None

@@ -35,9 +35,9 @@ class TeacherLlmConfig(LlmConfig):
 class DifficultyConfig(Section):
     """A query is hard where the retriever serves it badly by any of these; where none can be told, it is hard."""
 
-    recall_below: float | None = Field(0.7, ge=0, le=1)  # of its judged or clicked items within top_k
+    recall_below: float | None = Field(0.7, ge=0, le=1)  # of its known items, top_k of them at most, within top_k
     margin_below: float | None = Field(None, ge=0)  # best score less the k-th, as a share of the best
-    overlap_below: float | None = Field(None, ge=0, le=1)  # share of the query's words in the top results' titles
+    overlap_below: float | None = Field(None, ge=0, le=1)  # of its words in its known items' titles, or the top 10's
 
 
 class CurateConfig(Section):
@@ -46,6 +46,7 @@ class CurateConfig(Section):
     retriever: str = "bm25"  # or a folder: of sentence-transformers, of ours, or an index snapshot of paths.model
     top_k: int = Field(30, ge=1)  # of both retrievals: a first page; the paper does not state it
     difficulty: DifficultyConfig = DifficultyConfig()
+    relevant_from: int = Field(1, ge=1)  # the grade from which an item counts as relevant
     teacher: Literal["file", "catalogue", "llm"] = "file"  # file: paths.teacher; catalogue: no model at all
     llm: TeacherLlmConfig = TeacherLlmConfig()  # the teacher's
     judge: Literal["known", "cross_encoder", "llm"] = "known"
@@ -56,7 +57,8 @@ class CurateConfig(Section):
     items_per_query: int = Field(4, ge=1)  # triplets kept of one query: breadth of queries teaches more
     rl_share: float = Field(0.25, gt=0, lt=1)  # of the queries; the paper gives 4 of 75 M triplets
     dev_share: float = Field(0.0, ge=0, lt=0.5)  # of the queries, put aside to choose checkpoints by (paths.dev)
-    test_share: float = Field(0.0, ge=0, lt=0.5)  # of the queries, kept out of training and written to test.parquet
+    # of the queries, kept out of training and written to test.parquet; None: 0.1, or 0 where they bring a split
+    test_share: float | None = Field(None, ge=0, lt=0.5)
     keep_untaught: bool = True  # judged queries without a teacher's reasoning: pairs for reinforcement and the baseline
     keep_easy: bool = True  # queries served without thinking teach an empty reasoning
     rl_easy: bool = True  # such queries are reinforced too; else they go to the cold start
