@@ -43,10 +43,10 @@ from lrem.positives import identity
 from lrem.schema import read_items
 from lrem.template import COMPACT
 from lrem.template import FILE as TEMPLATE
-from ray_apps import evaluate
 from ray_apps.checkpoints import Checkpoints
 from ray_apps.cluster import cluster
 from ray_apps.engines import expected
+from ray_apps.evaluation_input import Queries, test_set
 from ray_apps.pool import ask, start_pool, stop_pool
 from ray_apps.rollout import compare
 from ray_apps.stages import run_stage
@@ -158,9 +158,10 @@ class World:
         )
 
     @cached_property
-    def test(self) -> tuple[evaluate.Queries, Qrels]:
+    def test(self) -> tuple[Queries, Qrels]:
         """The test queries and their judgements."""
-        return evaluate.test_set(self.base)
+        found = test_set(self.base)
+        return found.queries, found.qrels
 
     @property
     def budget(self) -> int:

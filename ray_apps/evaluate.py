@@ -18,20 +18,29 @@ from lrem.evaluation.metrics import DEPTH, HARD, Qrels, Run, measures
 from lrem.evaluation.overrides import OVERRIDES, override, vocabulary
 from lrem.evaluation.page import write_page
 from lrem.evaluation.report import NAMES
-from lrem.evaluation.trec import read_qrels, read_run, write_qrels, write_run
+from lrem.evaluation.trec import read_run, write_qrels, write_run
 from lrem.files import atomic_folder, sha256, write_json
 from lrem.index.snapshot import read_manifest
 from lrem.model import fingerprint
-from lrem.schema import QRELS, QUERIES, REASONINGS, DataError, read_items, read_table
+from lrem.schema import DataError, read_items
 from ray_apps import endpoint, systems
 from ray_apps.cluster import cluster
+from ray_apps.evaluation_input import (
+    Queries,
+    TestSet,
+    gold_reasonings,
+    qrels_file,
+    test_file,
+    test_set,
+    with_difficulty,
+)
 from ray_apps.judged import judge_precision
 from ray_apps.progress import console
 from ray_apps.systems import Asked, Thoughts
 from ray_apps.versions import commit, versions
 
-Queries = dict[str, dict[str, Any]]  # query_id → its row
 MODES = ("never", "auto", "always")
+TAKEN = {*NAMES, *MODES, *(f"lrem-{mode}" for mode in MODES)}  # names of systems of our own, and of their files
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -40,20 +49,21 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         DataError: the inputs cannot be used, or a setting names no measure.
     """
-    queries, qrels = test_set(config)
+    test = test_set(config)
     known = measures(config.evaluate.k, config.evaluate.precision_k)
     if config.evaluate.primary not in known:
         raise DataError(f"evaluate.primary is '{config.evaluate.primary}': one of {', '.join(known)}")
     items = read_items(config.path("items"))
-    others = systems.check_folders(config.evaluate.sentence_transformers, {*NAMES, *MODES, *config.evaluate.runs})
-    runs = {name: read_run(file) for name, file in config.evaluate.runs.items()}
+    others = systems.check_folders(config.evaluate.sentence_transformers, {*TAKEN, *config.evaluate.runs})
+    runs = given_runs(config, test.queries)
     found = {} if config.evaluate.url else trained(config)
     if "lrem" in found:
-        read_manifest(config.uri("index"), fingerprint(found["lrem"]))  # rather now than in an actor
+        check_index(config, found["lrem"])  # rather now than in an actor
+    test = test._replace(queries=with_difficulty(config, test.queries, test.qrels, items))
     depth = max(config.evaluate.k, config.evaluate.precision_k, DEPTH)
-    asked = Asked(list(queries), [row["query"] for row in queries.values()], depth)
+    asked = Asked(list(test.queries), [row["query"] for row in test.queries.values()], depth)
     with cluster(config):
-        made = Made(config, asked, items)
+        made = Made(config, asked, items, gold_reasonings(config, test.queries))
         made.outcomes |= {name: Outcome(run) for name, run in runs.items()}
         made.baselines(others)
         if config.evaluate.url:
@@ -61,15 +71,46 @@ def run(config: Config) -> dict[str, Any]:
         for name, folder in found.items():
             made.embedding(name, folder)
         made.combine()
-        judge = judge_precision(config, asked, qrels, made.outcomes, items)
-    return report(config, queries, qrels, items, made, judge)
+        judge = judge_precision(config, asked, test.qrels, made.outcomes, items)
+    return report(config, test, items, made, judge)
+
+
+def given_runs(config: Config, queries: Queries) -> dict[str, Run]:
+    """The runs of evaluate.runs, by name.
+
+    Raises:
+        DataError: a name is another system's, or a file cannot be used or has none of the test queries.
+    """
+    runs: dict[str, Run] = {}
+    for name, file in config.evaluate.runs.items():
+        if name in TAKEN:
+            raise DataError(f"evaluate.runs: '{name}' is the name of a system of ours: give {file} another")
+        runs[name] = read_run(file)
+        if not runs[name].keys() & queries.keys():
+            raise DataError(
+                f"evaluate.runs: {file} has none of the {len(queries)} test queries (as '{next(iter(queries))}'): look "
+                "whether its query ids are those of the judgements"
+            )
+    return runs
+
+
+def check_index(config: Config, model: Path) -> None:
+    """Whether paths.index is of this model and of paths.items, over which the other systems search.
+
+    Raises:
+        SnapshotError: it is none, or another model's.
+        DataError: it is of another catalogue.
+    """
+    index = config.uri("index")
+    if read_manifest(index, fingerprint(model)).get("source") != sha256(config.path("items")):
+        raise DataError(f"{index} is not of {config.path('items')}: run `lrem embed` and `lrem index build` again")
 
 
 class Made:
     """The runs of one evaluation, by name, as they come to be."""
 
-    def __init__(self, config: Config, asked: Asked, items: pa.Table) -> None:
-        self.config, self.asked, self.items = config, asked, items
+    def __init__(self, config: Config, asked: Asked, items: pa.Table, gold: dict[str, str]) -> None:
+        self.config, self.asked, self.items, self.gold = config, asked, items, gold
         self.bm25 = systems.open_bm25(items, stems=True)
         self.outcomes: dict[str, Outcome] = {}  # the systems that are compared
         self.overrides: dict[str, Outcome] = {}
@@ -120,9 +161,9 @@ class Made:
             )
             for kind in OVERRIDES
         }
-        gold = gold_reasonings(config, asked.ids)
-        if gold:
-            self.overrides["gold"] = find([gold.get(q, thought) for q, thought in zip(asked.ids, own, strict=True)])
+        if self.gold:
+            told = [self.gold.get(q, thought) for q, thought in zip(asked.ids, own, strict=True)]
+            self.overrides["gold"] = find(told)
         self.routing = {
             "never": self.overrides["empty"],
             "auto": self.outcomes["lrem"],
@@ -151,11 +192,10 @@ class Made:
         self.outcomes["rrf"] = Outcome(fused, sum(outcome.seconds or 0 for outcome in both), both[1].thinks)
 
 
-def report(
-    config: Config, queries: Queries, qrels: Qrels, items: pa.Table, made: Made, judge: dict[str, Any]
-) -> dict[str, Any]:
+def report(config: Config, test: TestSet, items: pa.Table, made: Made, judge: dict[str, Any]) -> dict[str, Any]:
     """Score the runs; write and return the report."""
-    table, size = Assembly(queries, qrels, config.evaluate, config.seed), len(queries)
+    queries, qrels = test.queries, test.qrels
+    table = Assembly(queries, qrels, config.evaluate, config.seed)
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     runs = {name: outcome.run for name, outcome in made.outcomes.items()}
     modes = {mode: outcome.run for mode, outcome in made.routing.items()}
@@ -179,19 +219,17 @@ def report(
         mode: outcome.cost() | {"scores": table.score(mode, outcome.run)} for mode, outcome in made.routing.items()
     }
     found["intervals"] = {name: table.intervals(name) for name in runs}
-    pairs = [("lrem", name) for name in runs if name != "lrem"] if "lrem" in runs else []
-    pairs += [("rrf", "bm25"), ("rrf", "bm25_stems")] if "rrf" in runs else []
-    pairs += [("cold_start", "direct")] if {"cold_start", "direct"} <= set(runs) else []
-    pairs += [("always", "never"), ("auto", "never")] if modes else []
-    found["comparisons"] = table.compare(pairs)
+    scores = {name: row["all"][config.evaluate.primary] for name, row in found["systems"].items()}
+    found["comparisons"] = table.compare(compared(scores, bool(modes)))
     found["gallery"] = table.gallery("never", "always", modes, made.thoughts, titles) if modes else []
     if judge:
         found["judge"] = judge
-    found["counts"] = {"queries": size, "items": items.num_rows, "judgements": sum(map(len, qrels.values()))}
+    found["counts"] = {"queries": len(queries), "items": items.num_rows, "judgements": sum(map(len, qrels.values()))}
+    found["counts"]["left out, trained on"] = test.left_out
     found["settings"] = public(config.model_dump(mode="json"))
     found["inputs"] = {
         "queries": str(test_file(config)),
-        **{name: digest(config.path(name)) for name in ("items", "qrels")},
+        **{name: digest(file) for name, file in (("items", config.path("items")), ("qrels", qrels_file(config)))},
     }
     found["models"] = (
         {} if config.evaluate.url else {name: fingerprint(folder) for name, folder in trained(config).items()}
@@ -200,6 +238,24 @@ def report(
     found["examples"] = examples(config, queries, qrels, runs, titles)
     _write(config, found, qrels, runs | {f"lrem-{mode}": run for mode, run in modes.items()})
     return found
+
+
+def compared(scores: dict[str, float], modes: bool) -> list[tuple[str, str]]:
+    """The pairs of systems to test: LREM with each, what it is made of, its modes, and the two best.
+
+    Args:
+        scores: of each system, over all queries. modes: whether LREM was asked in each of its modes.
+
+    >>> compared({"bm25": 0.2, "ours": 0.4, "theirs": 0.3}, False)
+    [('ours', 'theirs')]
+    """
+    pairs = [("lrem", name) for name in scores if name != "lrem"] if "lrem" in scores else []
+    pairs += [("rrf", "bm25"), ("rrf", "bm25_stems")] if "rrf" in scores else []
+    pairs += [("cold_start", "direct")] if {"cold_start", "direct"} <= set(scores) else []
+    first, second = sorted(scores, key=lambda name: -scores[name])[:2]
+    if not {(first, second), (second, first)} & set(pairs):
+        pairs.append((first, second))
+    return pairs + ([("always", "never"), ("auto", "never")] if modes else [])
 
 
 def _write(config: Config, found: dict[str, Any], qrels: Qrels, runs: dict[str, Run]) -> None:
@@ -221,32 +277,6 @@ def digest(path: Path) -> str:
     return f"{path} ({sha256(path)[:12]})" if path.is_file() else str(path)
 
 
-def test_file(config: Config) -> Path:
-    """The queries to ask: those that curation kept for the test, or paths.queries."""
-    return config.path("test") if config.path("test").exists() else config.path("queries")
-
-
-def test_set(config: Config) -> tuple[Queries, Qrels]:
-    """The test queries that have judgements, by id, and their qrels, which may be in TREC's format.
-
-    Raises:
-        DataError: a file cannot be used, or no test query is judged.
-    """
-    file, judged = test_file(config), config.path("qrels")
-    table = read_table(file, QUERIES, keep_extra=True)
-    qrels: dict[str, dict[str, int]] = {}
-    if judged.suffix in (".txt", ".qrels", ".tsv"):
-        qrels = read_qrels(judged)
-    else:
-        for row in read_table(judged, QRELS).to_pylist():
-            qrels.setdefault(row["query_id"], {})[row["item_id"]] = row["grade"]
-    rows = {row["query_id"]: row for row in table.to_pylist() if row.get("split", "test") == "test"}
-    queries = {query_id: row for query_id, row in rows.items() if query_id in qrels}
-    if not queries:
-        raise DataError(f"no test query of {file} has a judgement in {judged}")
-    return queries, {query_id: qrels[query_id] for query_id in queries}
-
-
 def trained(config: Config) -> dict[str, Path]:
     """The trained systems at hand, by name."""
     folders = {
@@ -255,18 +285,6 @@ def trained(config: Config) -> dict[str, Path]:
         "lrem": config.path("model"),
     }
     return {name: folder for name, folder in folders.items() if folder.exists()}
-
-
-def gold_reasonings(config: Config, ids: list[str]) -> dict[str, str]:
-    """Reasonings of test queries by someone who knows, if paths.gold is there.
-
-    Raises:
-        DataError: the file that is named cannot be used.
-    """
-    if not config.path("gold").exists() and config.path("gold") == config.default_path("gold"):
-        return {}
-    rows, asked = read_table(config.path("gold"), REASONINGS).to_pylist(), set(ids)
-    return {row["query_id"]: row["reasoning"] for row in rows if row["query_id"] in asked}
 
 
 def examples(
@@ -282,7 +300,7 @@ def examples(
         {
             "query": queries[q]["query"],
             "category": queries[q]["category"],
-            "relevant": [item for item, grade in qrels[q].items() if grade > 0],
+            "relevant": [item for item, grade in qrels[q].items() if grade >= config.evaluate.relevant_from],
             "direct": [{"item_id": item, "title": titles[item]} for item, _ in list(direct.get(q, ()))[:5]],
         }
         for q in chosen

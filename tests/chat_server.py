@@ -12,14 +12,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MARKED = re.compile(r"<(query|thoughts|item)>\n(.*?)\n</\1>", re.S)
-Call = tuple[str, str, str]  # think, keywords or judge; the query; the item's title, if there is one
+REWRITE = "Which words, missing in this query,"  # of evaluation's prompt
+Call = tuple[str, str, str]  # think, keywords, rewrite or judge; the query; the item's title, if there is one
 
 
 class Chat:
     """What is answered, what is refused for now, and how often everything was asked.
 
     Args:
-        keywords: query → the teacher's answer to the second question. grades: (query, title) → the judge's answer.
+        keywords: query → the answer to the teacher's second question, and to the question for a rewrite.
+        grades: (query, title) → the judge's answer.
     """
 
     def __init__(self, keywords: dict[str, str], grades: dict[tuple[str, str], str]) -> None:
@@ -34,6 +36,7 @@ class Chat:
         """What is asked, and what is said to it; None: nothing, for now."""
         said = dict(MARKED.findall(prompt))
         kind = "judge" if "item" in said else "keywords" if "thoughts" in said else "think"
+        kind = "rewrite" if REWRITE in prompt else kind
         call = (kind, said["query"], said.get("item", ""))
         with self.lock:
             self.calls[call] += 1
@@ -44,7 +47,7 @@ class Chat:
             return call, self.grades.get(call[1:], "0")
         if kind == "think":
             return call, f"Whoever asks for {call[1]} may want this or that."
-        assert said["thoughts"] == f"Whoever asks for {call[1]} may want this or that."
+        assert kind == "rewrite" or said["thoughts"] == f"Whoever asks for {call[1]} may want this or that."
         return call, self.keywords[call[1]]
 
 
