@@ -180,8 +180,9 @@ def serve(
     from ray_apps.embed_items import is_indexed
 
     settings = load(config, overrides, dry_run, model=model, items=catalogue)
+    is_new = catalogue is not None and not is_indexed(settings)
     with cluster(settings):
-        if catalogue is not None and not is_indexed(settings):
+        if is_new:
             run_stage("embed", settings)
             run_stage("index", settings)
         address = application.start(settings)
@@ -189,7 +190,8 @@ def serve(
         try:
             signal.pause()
         finally:
-            application.stop()
+            if not application.leave():
+                console.print("another `lrem serve` has taken over: its application is left as it is", highlight=False)
 
 
 @app.command()

@@ -95,12 +95,22 @@ def build_index(config: Config, vectors: Path, out: str | Path) -> dict[str, Any
 
 
 def is_indexed(config: Config) -> bool:
-    """Whether paths.index was made of paths.items with the model of paths.model."""
+    """Whether paths.index was made of paths.items with the model of paths.model.
+
+    Raises:
+        SnapshotError: it was made of no catalogue, but saved from a served index: it may hold what no catalogue does.
+    """
     try:
-        manifest = read_manifest(config.uri("index"), fingerprint(config.path("model")))
+        manifest = read_manifest(config.uri("index"))
     except SnapshotError:
         return False
-    return bool(manifest.get("source") == sha256(config.path("items")))
+    if manifest.get("source") is None:
+        raise SnapshotError(
+            f"{config.uri('index')} was saved from a served index and may hold more than {config.path('items')}: leave "
+            "--catalogue out to serve it, name another paths.index, or delete the folder to build it anew"
+        )
+    made_of = (manifest["model"], manifest["source"])
+    return made_of == (fingerprint(config.path("model")), sha256(config.path("items")))
 
 
 def _batches(items: pa.Table, vectors: np.ndarray) -> Iterator[Batch]:

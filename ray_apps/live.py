@@ -9,9 +9,10 @@ import time
 import uuid
 from typing import Any, NamedTuple
 
+import ray
 from ray.experimental import internal_kv
 
-SPACE, RECORD, SEEN, TOLD = b"lrem", b"live", b"seen/", b"told"
+SPACE, RECORD, SEEN, TOLD, OWNER = b"lrem", b"live", b"seen/", b"told", b"owner"
 POLL_S = 0.25  # how often an ingress looks
 PAUSE_S = 60.0  # the longest that writes are held back
 
@@ -62,8 +63,22 @@ def read() -> Live | None:
 
 def forget() -> None:
     """Remove the record, with the applications."""
-    for key in (RECORD, TOLD):
+    for key in (RECORD, TOLD, OWNER):
         internal_kv._internal_kv_del(key, namespace=SPACE)
+
+
+def own() -> None:
+    """Keep which process deployed last: this one."""
+    internal_kv._internal_kv_put(OWNER, _process(), namespace=SPACE)
+
+
+def owned() -> bool:
+    """Whether no other process has deployed since this one did."""
+    return bool(internal_kv._internal_kv_get(OWNER, namespace=SPACE) == _process())
+
+
+def _process() -> bytes:
+    return str(ray.get_runtime_context().get_job_id()).encode()
 
 
 def tell(told: str) -> None:

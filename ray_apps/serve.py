@@ -89,6 +89,7 @@ def start(config: Config) -> str:
         _run_ingress(config, keys, before.applications)
         _wait_until_running(NAME, deadline)
         _wait_until_ready(address, deadline)
+    live.own()
     _remove_others(planned, config.serve.drain_s)
     return address
 
@@ -179,6 +180,14 @@ def stop() -> None:
             serve.delete(name)
     if not serve.status().applications:
         serve.shutdown()
+
+
+def leave() -> bool:
+    """`stop`, unless another process has deployed since this one did. Returns whether it was stopped."""
+    if not live.owned():
+        return False
+    stop()
+    return True
 
 
 def require_free(host: str, port: int) -> None:
