@@ -328,3 +328,12 @@ class ServeConfig(Section):
     cache_ttl_s: float = Field(3600.0, gt=0)
     drain_s: float = Field(10.0, gt=0)  # how long a replaced index or model still answers what it was asked
     examples: list[str] = Field(default_factory=list)  # queries that the page offers
+
+    @model_validator(mode="after")
+    def _time_for_each(self) -> "ServeConfig":
+        if self.reason_timeout_s + self.search_timeout_s >= self.timeout_s:
+            raise ValueError(
+                f"reason_timeout_s ({self.reason_timeout_s:g}) and search_timeout_s ({self.search_timeout_s:g}) leave "
+                f"no time to answer without thinking in timeout_s ({self.timeout_s:g}): raise it, or lower the two"
+            )
+        return self

@@ -15,6 +15,7 @@ from ray_apps.access import Scope, scope_of
 from ray_apps.backend import busy
 from ray_apps.errors import ServiceError, error_answer
 
+LEFT = 499  # nginx's status of a client that did not wait for its answer: no failure of ours
 UNCOUNTED = ("/healthz", "/readyz", "/metrics")  # they answer however much is under way
 
 
@@ -34,7 +35,7 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        ingress, status = _ingress(), 500
+        ingress, status = _ingress(), 0
 
         async def counted(message: Any) -> None:
             nonlocal status
@@ -55,9 +56,12 @@ class Door:
                 await error_answer(413, message, "too_long")(scope, receive, counted)
             else:
                 await self.app(scope, _replay(body, receive), counted)
+        except asyncio.CancelledError:
+            status = status or LEFT
+            raise
         finally:
             route = scope.get("route")
-            ingress.measures.request(getattr(route, "path", "unknown"), status)
+            ingress.measures.request(getattr(route, "path", "unknown"), status or 500)
 
 
 async def _body(scope: Any, receive: Any, limit: int) -> list[Any] | None:

@@ -5,7 +5,7 @@ Knows pydantic; does not know models, Ray or how an answer is found.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, model_validator
 
 from lrem.index.filters import FilterError, parse
 from lrem.index.payload import MAX_ID, ItemError, as_json
@@ -56,7 +56,9 @@ def _inputs(value: Any) -> list[str] | list[list[int]]:
         raise ValueError(f"has {len(rows)} inputs: send 1 to {MAX_INPUTS}")
     if any(not isinstance(row, str) and len(row) > MAX_CHARACTERS for row in rows):
         raise ValueError(f"send at most {MAX_CHARACTERS} token ids of a text")
-    return [_check_text(row) if isinstance(row, str) else row for row in rows]
+    if isinstance(value, str):
+        return [_check_text(value)]
+    return TEXTS.validate_python(rows) if isinstance(rows[0], str) else rows
 
 
 def _is_tokens(value: Any) -> bool:
@@ -65,6 +67,7 @@ def _is_tokens(value: Any) -> bool:
 
 NOT_BLANK = {"minLength": 1, "maxLength": MAX_CHARACTERS, "pattern": r"\S"}  # for who reads the schema; checked here
 Text = Annotated[str, AfterValidator(_check_text), Field(json_schema_extra=NOT_BLANK)]
+TEXTS = TypeAdapter(list[Text])  # its errors say which of them is wrong
 Inputs = Annotated[
     list[str] | list[list[int]],
     PlainValidator(_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
@@ -231,7 +234,10 @@ class BulkRow(BaseModel):
 
 
 class BulkAnswer(BaseModel):
-    """Every line of a bulk write; those with an `error` were not written, the others were, durably."""
+    """Every line of a bulk write; those with an `error` were not written, the others were, durably.
+
+    Lines of a shard that is down say so; where that is every line, the answer is a 503 instead.
+    """
 
     written: int
     failed: int

@@ -26,8 +26,8 @@ from ray_apps.batcher import Batcher
 from ray_apps.errors import ServiceError
 from ray_apps.index_shard import OtherModelError, Wanted
 from ray_apps.measures import Measures
+from ray_apps.phases import Phases
 
-PHASES = ("route", "reason", "embed", "search", "total")
 REST_S = 2.0  # after a reasoner that died, or was late with so few: others need not wait for it as long
 SMALL = 8
 CLOSED = 4  # times that a shard whose collection was closed by a failure is asked again
@@ -61,44 +61,11 @@ class Found(NamedTuple):
     missing: list[int]
 
 
-class Phases:
-    """The clock of one request: one deadline for all its phases, and the milliseconds each took."""
+class Upserted(NamedTuple):
+    """How many items were new, and why those of a shard were not written: item_id → the error."""
 
-    def __init__(self, timeout_s: float, measures: Measures) -> None:
-        self.timeout_s, self.start, self.measures = timeout_s, time.perf_counter(), measures
-        self.ms = dict.fromkeys(PHASES, 0.0)
-        self.degraded = False
-
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return self.timeout_s - (time.perf_counter() - self.start)
-
-    async def run(self, name: str, work: Awaitable[T], at_most_s: float = float("inf")) -> T:
-        """Await one phase.
-
-        Raises:
-            TimeoutError: it took longer than `at_most_s`.
-            ServiceError: 504, naming the phase, once the request's time is up.
-        """
-        begun, left = time.perf_counter(), self.left()
-        try:
-            async with asyncio.timeout(min(left, at_most_s)):
-                return await work
-        except TimeoutError as error:
-            if at_most_s < left:
-                raise
-            message = f"waited {self.timeout_s:g} s, in the end for '{name}': send fewer queries or try later"
-            raise ServiceError(504, message, f"timeout_{name}") from error
-        finally:
-            now = time.perf_counter()
-            self.ms[name] = round(self.ms.get(name, 0.0) + 1000 * (now - begun), 2)
-            self.ms["total"] = round(1000 * (now - self.start), 2)
-            self.measures.phase(name, now - begun)
-
-    def part(self, name: str, of: str, seconds: float) -> None:
-        """Count so many seconds of a phase as another's."""
-        self.ms[name], self.ms[of] = round(1000 * seconds, 2), round(self.ms[of] - 1000 * seconds, 2)
-        self.measures.phase(name, seconds)
+    new: int
+    failed: dict[str, ServiceError]
 
 
 class Backend:
@@ -138,16 +105,20 @@ class Backend:
         if time.monotonic() < self._reasoner_rests_until:
             return self._without_thought(phases, texts, "resting")
         below = self.settings.think_below if reason == "auto" else None
+
+        async def ask() -> list[list[str] | None]:
+            reasonings, decided_s = await _call(self.parts.reasoner.reason, texts, count, below)
+            if below is not None:
+                phases.part("route", decided_s)
+            return list(reasonings)
+
+        at_most_s = min(self.settings.reason_timeout_s, phases.left() - self.settings.search_timeout_s)
         try:
-            asked = _call(self.parts.reasoner.reason, texts, count, below)
-            reasonings, decided_s = await phases.run("reason", asked, self.settings.reason_timeout_s)
+            return await phases.run("reason", ask(), at_most_s)
         except (TimeoutError, RayError, RayServeException) as error:
             if len(texts) * count <= SMALL or isinstance(error, RayActorError | RayServeException):
                 self._reasoner_rests_until = time.monotonic() + REST_S
             return self._without_thought(phases, texts, type(error).__name__)
-        if reason == "auto":
-            phases.part("route", "reason", decided_s)
-        return list(reasonings)
 
     def _without_thought(self, phases: Phases, texts: list[str], cause: str) -> list[list[str] | None]:
         phases.degraded = True
@@ -185,15 +156,15 @@ class Backend:
         """
         limit, wanted = self.settings.search_timeout_s, Wanted(vectors, k, where, length)
 
-        async def ask(shard: Batcher[Wanted, list[list[Hit]]]) -> list[list[Hit]] | None:
+        async def ask(shard: int) -> list[list[Hit]] | None:
             try:
                 async with asyncio.timeout(limit):
-                    return await shard(wanted)
+                    return await self._searching[shard](wanted)
             except (TimeoutError, RayError, RayServeException) as error:
-                log.warning("a shard did not answer: %s", type(error).__name__)
+                log.warning("shard %d of the index did not answer: %s", shard, _why(error))
                 return None
 
-        parts = await phases.run("search", asyncio.gather(*map(ask, self._searching)))
+        parts = await phases.run("search", asyncio.gather(*map(ask, range(len(self._searching)))))
         missing = [i for i, part in enumerate(parts) if part is None]
         if len(missing) == len(parts):
             raise down("no shard of the index answered")
@@ -205,54 +176,69 @@ class Backend:
         """Unit vectors [N, H] float32."""
         return np.asarray(await needed("embedder", self.parts.embedder.items, titles))
 
-    async def upsert(self, ids: list[str], payloads: list[dict[str, Any]]) -> int:
-        """Embed the titles and write the items, each to its shard; returns how many were new.
-
-        Raises:
-            ServiceError: 503, a part is down; what other shards have written stays.
-        """
+    async def upsert(self, ids: list[str], payloads: list[dict[str, Any]]) -> Upserted:
+        """Embed the titles and write the items, each to its shard. Raises ServiceError 503 without an embedder."""
         vectors = await self.embed_items([payload["title"] for payload in payloads])
-        return sum(
-            await self._by_owner(
-                ids,
-                lambda shard, rows: _call(
-                    shard.upsert, [ids[i] for i in rows], [payloads[i] for i in rows], vectors[rows], self.parts.model
-                ),
-            )
+        found = await self._outcomes(
+            ids,
+            lambda shard, rows: _call(
+                shard.upsert, [ids[i] for i in rows], [payloads[i] for i in rows], vectors[rows], self.parts.model
+            ),
         )
+        failed = {ids[i]: one for rows, one in found if isinstance(one, ServiceError) for i in rows}
+        return Upserted(sum(one for _, one in found if not isinstance(one, ServiceError)), failed)
 
     async def delete(self, ids: list[str]) -> int:
-        """Delete items; returns how many there were. Raises as `upsert`."""
+        """Delete items; returns how many there were.
+
+        Raises:
+            ServiceError: 503, a part is down; what other shards have done stays.
+        """
         return sum(await self._by_owner(ids, lambda shard, rows: _call(shard.delete, [ids[i] for i in rows])))
 
     async def get(self, ids: list[str]) -> dict[str, dict[str, Any]]:
-        """item_id → payload. Raises as `upsert`."""
+        """item_id → payload. Raises as `delete`."""
         parts = await self._by_owner(ids, lambda shard, rows: _call(shard.get, [ids[i] for i in rows]))
         return {item_id: payload for part in parts for item_id, payload in part.items()}
 
     async def count(self, where: dict[str, Any] | None) -> int:
-        """How many items match. Raises as `upsert`."""
+        """How many items match. Raises as `delete`."""
         return sum(await asyncio.gather(*(needed("index", shard.count, where) for shard in self.parts.shards)))
 
     async def scroll(self, limit: int, after: str) -> list[tuple[str, dict[str, Any]]]:
-        """Up to `limit` items in the order of ids, from behind `after`. Raises as `upsert`."""
+        """Up to `limit` items in the order of ids, from behind `after`. Raises as `delete`."""
         parts = await asyncio.gather(*(needed("index", s.scroll, limit, after) for s in self.parts.shards))
         return sorted((item for part in parts for item in part), key=lambda item: item[0])[:limit]
 
     async def _by_owner(self, ids: list[str], ask: Callable[[DeploymentHandle, list[int]], Awaitable[T]]) -> list[T]:
-        """One call for each shard that owns some of the ids, told which positions."""
+        """As `_outcomes`, of shards that all have to be there."""
+        done: list[T] = []
+        for _, one in await self._outcomes(ids, ask):
+            if isinstance(one, ServiceError):
+                raise one
+            done.append(one)
+        return done
+
+    async def _outcomes(
+        self, ids: list[str], ask: Callable[[DeploymentHandle, list[int]], Awaitable[T]]
+    ) -> list[tuple[list[int], T | ServiceError]]:
+        """One call for each shard that owns some of the ids, told which positions; a 503 for one that is down."""
         rows: dict[int, list[int]] = {}
         for i, item_id in enumerate(ids):
             rows.setdefault(owner(item_id, len(self.parts.shards)), []).append(i)
         found = await asyncio.gather(
             *(ask(self.parts.shards[shard], mine) for shard, mine in rows.items()), return_exceptions=True
         )
-        for shard, one in zip(rows, found, strict=True):
-            if isinstance(one, BaseException) and (isinstance(one, RayActorError | RayServeException) or _unable(one)):
-                raise down(f"shard {shard} of the index does not answer, others may have done their part") from one
-            if isinstance(one, BaseException):
+        outcomes: list[tuple[list[int], T | ServiceError]] = []
+        for (shard, mine), one in zip(rows.items(), found, strict=True):
+            if not isinstance(one, BaseException):
+                outcomes.append((mine, one))
+            elif isinstance(one, RayActorError | RayServeException) or _unable(one):
+                what = f"shard {shard} of the index cannot do its part ({_why(one)}), others may have done theirs"
+                outcomes.append((mine, down(what)))
+            else:
                 raise one
-        return list(found)  # type: ignore[arg-type]
+        return outcomes
 
     async def absent(self, timeout_s: float) -> list[str]:
         """The parts that do not answer within `timeout_s`."""
@@ -305,6 +291,12 @@ async def needed(what: str, method: Any, *args: Any) -> Any:
 def _unable(error: Any) -> bool:
     """Whether a part could not do what it would do another time: its disk is full, or it was closed by a failure."""
     return isinstance(error, RayTaskError) and isinstance(error.cause, StoreError | sqlite3.Error | OSError)
+
+
+def _why(error: BaseException) -> str:
+    """A failure in a line: its type, and the first line of its message where it has one."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {cause}".partition("\n")[0].removesuffix(": ")
 
 
 async def _call(method: Any, *args: Any) -> Any:

@@ -27,9 +27,10 @@ from lrem.vectors import shorten
 from ray_apps import api, live
 from ray_apps.access import Scope
 from ray_apps.admission import Door, admit, reader, writer
-from ray_apps.backend import Backend, Parts, Phases, Thought, needed
+from ray_apps.backend import Backend, Parts, Thought, Upserted, needed
 from ray_apps.errors import ERRORS, ServiceError, explain, install_errors
 from ray_apps.measures import Measures
+from ray_apps.phases import Phases
 
 PAGE = Path(__file__).parent / "static" / "index.html"
 READY_S = 2.0  # for a part to say that it is there
@@ -167,11 +168,15 @@ class Ingress:
     @app.put("/v1/items", dependencies=[Depends(writer)])
     async def put_items(self, request: api.Items) -> api.Written:
         """Write items; they are on disk, and found, when the answer comes."""
-        return await self._write([(item.item_id, item.payload) for item in request.items])
+        ids = {item.item_id for item in request.items}
+        done = await self._write([(item.item_id, item.payload) for item in request.items])
+        for error in done.failed.values():
+            raise error
+        return api.Written(written=len(ids), new=done.new)
 
     @app.post("/v1/items/bulk", dependencies=[Depends(writer)], openapi_extra=BULK)
     async def bulk(self, request: Request) -> api.BulkAnswer:
-        """Write items, a JSON object on each line; bad lines are reported, the others are written."""
+        """Write items, a JSON object on each line; bad lines, and those of a shard that is down, are reported."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in KINDS:  # others can be sent by any web page that a browser on this machine shows
             raise ServiceError(415, f"content-type '{kind}': send {KINDS[0]}, a JSON object on each line", "media_type")
@@ -181,9 +186,14 @@ class Ingress:
             raise ServiceError(422, message, "invalid_request")
         rows = [_bulk_line(*line) for line in lines]
         items = [(item.item_id, item.payload) for _, item in rows if item is not None]
-        if items:
-            await self._write(items)
-        return api.BulkAnswer(written=len(items), failed=len(rows) - len(items), rows=[row for row, _ in rows])
+        failed = (await self._write(items)).failed if items else {}
+        if items and len(failed) == len(dict(items)):
+            raise failed[items[0][0]]
+        for row, item in rows:
+            if item is not None and item.item_id in failed:
+                row.error = str(failed[item.item_id])
+        wrong = sum(row.error is not None for row, _ in rows)
+        return api.BulkAnswer(written=len(rows) - wrong, failed=wrong, rows=[row for row, _ in rows])
 
     @app.post("/v1/items/delete", dependencies=[Depends(writer)])
     async def delete_items(self, request: api.ItemIds) -> api.Deleted:
@@ -255,16 +265,17 @@ class Ingress:
             found = await phases.run("embed", needed("embedder", backend.parts.embedder.texts, given))
         except ValueError as error:
             raise ServiceError(422, f"input: {str(error).splitlines()[-1]}", "invalid_request") from error
-        if not all(text.strip() for text in found):
-            raise ServiceError(422, "input: token ids that spell a blank text", "invalid_request")
+        for i, text in enumerate(found):
+            if not text.strip():
+                raise ServiceError(422, f"input.{i}: token ids that spell a blank text", "invalid_request")
         return list(found)
 
-    async def _write(self, items: list[tuple[str, dict[str, Any]]]) -> api.Written:
+    async def _write(self, items: list[tuple[str, dict[str, Any]]]) -> Upserted:
         last = dict(items)
         async with self._one_write() as backend:
-            new = await self._in_time(backend.upsert(list(last), list(last.values())))
-        self.measures.written("upserted", len(last))
-        return api.Written(written=len(last), new=new)
+            done = await self._in_time(backend.upsert(list(last), list(last.values())))
+        self.measures.written("upserted", len(last) - len(done.failed))
+        return done
 
     async def _delete(self, ids: list[str]) -> api.Deleted:
         async with self._one_write() as backend:

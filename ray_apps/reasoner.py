@@ -172,7 +172,12 @@ class Reasoner:
             raise RuntimeError(f"the reasoner's engine failed: {self.stepper.failure}")
 
     async def ping(self) -> int:
-        """That the replica answers: how many requests were taken out of the engine for callers who left."""
+        """That replica and engine are well: how many requests were taken out of it for callers who left.
+
+        Raises:
+            RuntimeError: as `check_health`.
+        """
+        self.check_health()
         return self.stepper.aborted
 
     async def reason(self, queries: list[str], count: int, think_below: float | None) -> Reasoned:
