@@ -108,6 +108,26 @@ def replicas(deployment: str) -> list[psutil.Process]:
     return [process for process in family if f":{deployment}" in "".join(_words(process)[:1]).split(".")[0]]
 
 
+@contextmanager
+def suspended(deployment: str) -> Iterator[None]:
+    """The replicas of a deployment held still: they neither answer nor end."""
+    found = replicas(deployment)
+    assert found, f"no replica of {deployment}"
+    for process in found:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in found:
+            process.resume()
+
+
+def counted(served: Served, series: str) -> float:
+    """A number of /metrics, 0 where it is not there; `series` with its labels."""
+    lines = (line.rsplit(" ", 1) for line in served.http.get("/metrics").text.splitlines() if line[:1] != "#")
+    return float(dict(lines).get(series, 0))
+
+
 def _words(process: psutil.Process) -> list[str]:
     try:
         return list(process.cmdline())
