@@ -4,6 +4,7 @@ Imports neither torch nor transformers: a shard starts in a moment and holds lit
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,6 +49,8 @@ class IndexShard:
     """The items that this shard owns."""
 
     def __init__(self, part: Part) -> None:
+        logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
+        logging.getLogger("lrem").setLevel(logging.INFO)  # to say which structure is built, and why
         # OpenMP keeps its thread count for each calling thread: set it in the ones that search and write.
         self.reading = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
         self.writing = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))

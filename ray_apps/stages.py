@@ -89,10 +89,13 @@ def _embed(config: Config) -> dict[str, Any]:
 
 
 def _index(config: Config) -> dict[str, Any]:
+    from lrem.index.ann import choose
     from ray_apps import embed_items
 
     manifest = embed_items.build_index(config, config.path("vectors"), config.uri("index"))
-    return {"items": manifest["count"], "dimension": manifest["dimension"], "model": manifest["model"]}
+    structure, reason = choose(manifest["count"], manifest["dimension"], config.index.factory)
+    found = {"items": manifest["count"], "dimension": manifest["dimension"], "model": manifest["model"]}
+    return found | {"structure": f"{structure} ({reason})"}
 
 
 def _evaluate(config: Config) -> dict[str, Any]:

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from lrem.config import load_config
+from lrem.files import write_parquet
 from lrem.index import Collection
 from lrem.index.filling import Batch, take, write
 from lrem.index.snapshot import load, read_manifest
@@ -73,6 +75,28 @@ def test_a_served_index_is_saved_and_comes_back(run: Path, tmp_path: Path) -> No
         assert again.get(gone) == {}
         again.close()
     assert lrem(run, "stats").returncode == 0
+
+
+def test_the_build_says_which_structure_and_why(run: Path, tmp_path: Path) -> None:
+    vectors = np.eye(DIMENSION, dtype=np.float32)
+    ids = IDS[:DIMENSION]
+    write_parquet(pa.table({"item_id": ids, "title": ids}), tmp_path / "world" / "items.parquet")
+    rows = pa.table({"item_id": ids, "vector": pa.array(list(vectors), pa.list_(pa.float32()))})
+    write_parquet(rows, tmp_path / "vectors" / "vectors.parquet")
+    (tmp_path / "vectors" / "manifest.json").write_text('{"model": "model-a", "count": 16}')
+    done = lrem(tmp_path, "build")
+    assert done.returncode == 0, done.stderr
+    assert "structure Flat (16 vectors: exact search is fast up to 50000)" in done.stdout
+
+
+def test_a_catalogue_does_not_replace_what_was_saved_of_a_served_index(run: Path, tmp_path: Path) -> None:
+    catalogue = write_parquet(pa.table({"item_id": IDS[:3], "title": IDS[:3]}), tmp_path / "items.parquet")
+    command = [sys.executable, "-m", "ray_apps.cli", "serve", "--catalogue", str(catalogue), f"run_dir={run}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "leave --catalogue out to serve it, name another paths.index, or delete the folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert read_manifest(run / "index")["count"] >= COUNT - 10
 
 
 def test_what_is_no_index_is_said(run: Path, tmp_path: Path) -> None:
