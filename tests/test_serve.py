@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 import torch
 from ray import serve as ray_serve
 
-from lrem.config import Config, load_config
+from lrem.config import Config, ConfigError, load_config
 from lrem.evaluation.metrics import per_query, summarise
 from lrem.evaluation.trec import read_qrels, read_run
 from lrem.files import write_parquet
@@ -31,10 +32,10 @@ from lrem.model import fingerprint
 from lrem.schema import DataError
 from lrem.sequences import pad
 from ray_apps import evaluate, live, serve
-from ray_apps.backend import Phases
 from ray_apps.cluster import cluster
 from ray_apps.errors import ServiceError
 from ray_apps.measures import Measures
+from ray_apps.phases import Phases
 from tests.serving import (
     COLOURS,
     QUERIES,
@@ -44,6 +45,7 @@ from tests.serving import (
     assert_error,
     build_world,
     client,
+    counted,
     running,
     search,
 )
@@ -235,6 +237,7 @@ ERRORS = [
     ("/v1/search", {"query": "\ud800"}, 422, "query: holds half"),
     ("/v1/search", [], 422, ""),
     ("/v1/embeddings", {"input": ""}, 422, "blank"),
+    ("/v1/embeddings", {"input": ["tea", "coffee", " "]}, 422, "input.2: is blank"),
     ("/v1/embeddings", {"input": []}, 422, "1 to 2048"),
     ("/v1/embeddings", {"input": [["tea"]]}, 422, "token ids"),
     ("/v1/embeddings", {"input": [1, 999_999]}, 422, "token 999999 is none of this model's"),
@@ -344,11 +347,17 @@ def test_a_query_is_thought_over_once(served: Served) -> None:
     assert first["timings_ms"]["reason"] > 0
     assert again["timings_ms"]["reason"] == again["timings_ms"]["embed"] == 0
     assert again["results"][0]["items"] == first["results"][0]["items"]
-    page = served.http.get("/metrics").text
-    lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
-    assert float(lines['lrem_cache_queries_total{found="yes"}']) >= 1
-    assert float(lines['lrem_phase_seconds_count{phase="search"}']) >= 2
-    assert float(lines['lrem_requests_total{path="/v1/search",status="200"}']) >= 2
+    assert counted(served, 'lrem_cache_queries_total{found="yes"}') >= 1
+    assert counted(served, 'lrem_phase_seconds_count{phase="search"}') >= 2
+    assert counted(served, 'lrem_requests_total{path="/v1/search",status="200"}') >= 2
+
+
+def test_the_histograms_say_what_the_answer_says(served: Served) -> None:
+    sums = [f'lrem_phase_seconds_sum{{phase="{phase}"}}' for phase in ("route", "reason", "embed", "search")]
+    before = [counted(served, series) for series in sums]
+    timings = search(served, query="how long does this one take")["timings_ms"]
+    spent = [1000 * (counted(served, series) - was) for series, was in zip(sums, before, strict=True)]
+    assert spent == pytest.approx([timings[phase] for phase in ("route", "reason", "embed", "search")], abs=0.02)
 
 
 def test_ready(served: Served) -> None:
@@ -381,6 +390,40 @@ def test_one_deadline_for_all_phases_and_the_late_one_is_named() -> None:
         return caught.value
 
     assert asyncio.run(late()).status == 504
+
+
+def test_time_is_left_to_answer_without_thinking() -> None:
+    message = r"reason_timeout_s \(10\) and search_timeout_s \(5\) leave no time .* in timeout_s \(15\)"
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, ["serve.timeout_s=15"])
+
+
+@pytest.fixture
+def think_below(served: Served, world: Config) -> Iterator[float]:
+    """A `serve.think_below` that some of QUERIES are thought over with, and some are not."""
+    chances = sorted(served.embedder.chances(QUERIES))
+    low, high = max(pairwise(chances), key=lambda pair: pair[1] / pair[0])
+    assert high > 1.01 * low  # vLLM's chances are the same up to a thousandth
+    changed = world.serve.model_copy(update={"think_below": (low + high) / 2})
+    serve.start(world.model_copy(update={"serve": changed}))
+    yield changed.think_below
+    serve.start(world)
+
+
+def test_auto_thinks_where_the_chance_of_no_thought_is_low(served: Served, think_below: float) -> None:
+    found, never, always = (
+        search(served, queries=QUERIES, k=12, reason=reason)["results"] for reason in ("auto", "never", "always")
+    )
+    thinks = [chance < think_below for chance in served.embedder.chances(QUERIES)]
+    assert set(thinks) == {True, False}
+    for result, thought_over, direct, thought in zip(found, thinks, never, always, strict=True):
+        assert result["reasoning"] == (thought["reasoning"] if thought_over else None)
+        expected = (thought if thought_over else direct)["items"]
+        assert [item["item_id"] for item in result["items"]] == [item["item_id"] for item in expected]
+        scores = [[item["score"] for item in items] for items in (result["items"], expected)]
+        np.testing.assert_allclose(*scores, atol=1e-5)
+    several = search(served, queries=QUERIES, k=12, reasonings=2)["results"]
+    assert [result["reasoning"] is not None for result in several] == thinks
 
 
 def test_no_request_of_the_contract_ends_in_a_server_error(served: Served, tmp_path: Path) -> None:

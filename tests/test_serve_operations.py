@@ -2,22 +2,34 @@
 
 import asyncio
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import ray
 from ray.serve import get_deployment_handle
 
-from lrem.config import Config, ConfigError
+from lrem.config import Config, ConfigError, to_yaml
 from lrem.index import Collection, snapshot
+from lrem.index.shard import owner
+from lrem.settings import ServeConfig
 from ray_apps import live, serve
+from ray_apps.backend import Backend, Parts
 from ray_apps.cluster import cluster
 from ray_apps.index_commands import live_folder, take_snapshot
+from ray_apps.measures import Measures
+from ray_apps.phases import Phases
 from tests.serving import (
     QUERIES,
     TITLES,
@@ -25,9 +37,11 @@ from tests.serving import (
     assert_error,
     build_world,
     client,
+    counted,
     replicas,
     running,
     search,
+    suspended,
 )
 
 READ, WRITE = "r" * 20, "w" * 20
@@ -124,6 +138,43 @@ def test_a_bulk_write_reports_every_line(served: Served) -> None:
     assert served.http.post("/v1/items/delete", json={"item_ids": ["b1", "gone"]}).json() == {"deleted": 1}
 
 
+@contextmanager
+def refusing(shard: int) -> Iterator[None]:
+    """A shard whose file takes no item, as on a full disk."""
+    record = live.read()
+    assert record is not None
+    store = sqlite3.connect(Path(record.folder) / f"shard-{shard}-of-2" / "items.sqlite", timeout=30)
+    store.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'the disk is full'); END")
+    try:
+        yield
+    finally:
+        store.execute("DROP TRIGGER full")
+        store.close()
+
+
+def bulk(served: Served, ids: list[str]) -> httpx.Response:
+    lines = "\n".join(json.dumps({"item_id": item_id, "title": f"hose {item_id}"}) for item_id in ids)
+    return served.http.post("/v1/items/bulk", content=lines, headers={"content-type": "application/x-ndjson"})
+
+
+def test_a_bulk_write_says_which_lines_a_shard_could_not_take(served: Served) -> None:
+    ids = [f"h{i}" for i in range(8)]
+    lost = [item_id for item_id in ids if owner(item_id, 2) == 1]
+    assert 0 < len(lost) < len(ids)
+    with refusing(1):
+        answer = bulk(served, [*ids, ids[0]]).json()
+        assert_error(bulk(served, lost), 503, "the disk is full")
+        whole = served.http.put("/v1/items", json={"items": [{"item_id": i, "title": "hose"} for i in ids]})
+        assert_error(whole, 503, "shard 1 of the index cannot do its part")
+    assert {row["item_id"] for row in answer["rows"] if row["error"]} == set(lost)
+    assert all("shard 1" in row["error"] for row in answer["rows"] if row["error"])
+    assert answer["written"] == sum(row["error"] is None for row in answer["rows"]) == 9 - answer["failed"]
+    assert [i for i in ids if served.http.get(f"/v1/items/{i}").status_code == 404] == lost
+    again = bulk(served, ids).json()
+    assert (again["written"], again["failed"]) == (8, 0)
+    assert served.http.post("/v1/items/delete", json={"item_ids": ids}).json() == {"deleted": 8}
+
+
 def test_items_a_page_at_a_time(served: Served) -> None:
     seen, after = [], ""
     while after is not None:
@@ -214,6 +265,11 @@ def test_a_client_that_leaves_ends_its_generation(served: Served) -> None:
             break
     else:
         pytest.fail("nothing was taken out of the engine")
+    left = 'lrem_requests_total{path="/v1/search",status="499"}'
+    while counted(served, left) == 0 and time.monotonic() < deadline + 10:
+        time.sleep(0.1)
+    assert counted(served, left) > 0
+    assert counted(served, 'lrem_requests_total{path="/v1/search",status="500"}') == 0
     assert not search(served, query="right behind", reason="always")["degraded"]
 
 
@@ -248,13 +304,18 @@ def test_a_shard_answers_from_its_other_replica(served: Served) -> None:
 def test_without_a_shard_the_rest_answers_and_writes_survive(served: Served) -> None:
     items = [{"item_id": f"kept{i}", "title": f"kept through the crash {i}"} for i in range(20)]
     assert put(served, *items)["new"] == 20
+    body = {"query": QUERIES[0], "k": 100, "reason": "never"}
+    with suspended("IndexShard1"), ThreadPoolExecutor(3) as pool:
+        found = pool.submit(search, served, **body)
+        whole = pool.submit(served.http.post, "/v1/search", json=body | {"complete": True})
+        ready = pool.submit(served.http.get, "/readyz")
+        answer, refused = found.result(), whole.result()
+        assert (ready.result().status_code, ready.result().json()["missing"]) == (503, ["shard 1"])
+    assert answer["missing_shards"] == [1]
+    assert 0 < len(answer["results"][0]["items"]) < len(TITLES) + 20
+    assert_error(refused, 503, "shards [1]")
+    assert refused.json()["error"]["code"] == "incomplete"
     kill("IndexShard1")
-    answer = search(served, query=QUERIES[0], k=100, reason="never")
-    if answer["missing_shards"]:  # it came before the replacement was up
-        assert answer["missing_shards"] == [1]
-        assert 0 < len(answer["results"][0]["items"]) < len(TITLES) + 20
-    refused = served.http.post("/v1/search", json={"query": QUERIES[0], "complete": True, "reason": "never"})
-    assert refused.status_code == 200 or "shards [1]" in refused.json()["error"]["message"]
     wait_ready(served)
     assert count(served) == len(TITLES) + 20
     found = {item["item_id"] for item in search(served, query="kept", k=100, reason="never")["results"][0]["items"]}
@@ -263,18 +324,71 @@ def test_without_a_shard_the_rest_answers_and_writes_survive(served: Served) -> 
 
 
 def test_without_the_reasoner_queries_are_embedded_as_they_are(served: Served) -> None:
+    with suspended("Reasoner"):
+        answer = search(served, query="who thinks about this now", k=49)
+        direct = search(served, query="who thinks about this now", k=49, reason="never")
+        assert asyncio.run(degraded_in(6.0))
+    assert answer["degraded"]
+    assert answer["results"][0]["reasoning"] is None
+    assert answer["results"][0]["items"] == direct["results"][0]["items"]
+    assert counted(served, 'lrem_degraded_total{cause="TimeoutError"}') >= 1
     kill("Reasoner")
-    answer = search(served, query="who thinks about this now", k=49)
-    direct = search(served, query="who thinks about this now", k=49, reason="never")
-    if answer["degraded"]:
-        assert answer["results"][0]["reasoning"] is None
-        assert answer["results"][0]["items"] == direct["results"][0]["items"]
-    page = served.http.get("/metrics").text
-    assert "lrem_degraded_total{" in page or not answer["degraded"]
     wait_ready(served)
     again = search(served, query="who thinks about this now", k=49)
     assert not again["degraded"]
     assert again["results"][0]["reasoning"]
+
+
+async def degraded_in(seconds: float) -> bool:
+    """Whether a query goes unthought where a request has less time left than the reasoner may take."""
+    record = live.read()
+    assert record is not None
+    names = ("Reasoner", "Embedder", "IndexShard0", "IndexShard1")
+    reasoner, embedder, *shards = (get_deployment_handle(name, record.application) for name in names)
+    measures = Measures()
+    backend = Backend(Parts(record.model, reasoner, embedder, shards), ServeConfig(reason_timeout_s=50), measures)
+    phases = Phases(seconds, measures)
+    await backend.think(phases, ["short of time"], "always", 1)
+    return phases.degraded
+
+
+def test_queries_are_not_in_the_logs(served: Served) -> None:
+    marker = "unmistakable7c1e9"
+    assert search(served, queries=[f"{marker} shoes", f"{marker} boots"], reasonings=2)["results"]
+    refused = served.http.post("/v1/search", json={"query": marker, "k": 0, "filter": {marker: {"$has": marker}}})
+    assert refused.status_code == 422
+    assert client(served, WRITE).embeddings.create(model="lrem", input=marker).data
+    with suspended("Reasoner"):
+        assert search(served, query=f"{marker} without a thought")["degraded"]
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    written = b"".join(file.read_bytes() for file in logs.rglob("*") if file.is_file())
+    assert b"exact search is fast" in written  # the shards' reason for their structure: these are the logs
+    assert marker.encode() not in written
+
+
+def test_who_deployed_first_leaves_what_another_deployed(served: Served, world: Config, tmp_path: Path) -> None:
+    """Two processes: this one, and `lrem serve`, which takes over; then this one again."""
+    file, told = tmp_path / "config.yaml", tmp_path / "told"
+    file.write_text(to_yaml(world))
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-m", "ray_apps.cli", "serve", "--config", str(file)]
+    with told.open("w") as out:
+        other = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 120
+        while "serving on" not in told.read_text():
+            assert other.poll() is None, told.read_text()
+            assert time.monotonic() < deadline, told.read_text()
+            time.sleep(0.2)
+        assert not serve.leave()
+        assert served.http.get("/readyz").status_code == 200
+        serve.start(world)
+    finally:
+        other.terminate()
+        code = other.wait(60)
+    assert code == 130
+    assert "another `lrem serve` has taken over" in told.read_text()
+    assert served.http.get("/readyz").status_code == 200
 
 
 class Load(threading.Thread):
@@ -346,7 +460,7 @@ def test_after_a_restart_everything_written_is_there(served: Served, world: Conf
     record = live.read()
     assert record is not None
     expected = count(served)
-    serve.stop()
+    assert serve.leave()
     found = [Collection(folder) for folder in Path(record.folder).glob("shard-*-of-2")]
     assert sum(map(len, found)) == expected
     for collection in found:
