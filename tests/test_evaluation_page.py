@@ -213,6 +213,13 @@ def test_probes(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_choice_by_difficulty_is_said_to_be_unfair(tmp_path: Path) -> None:
+    report = full_report()
+    assert "unfair to it" not in read(report, tmp_path).text
+    report["slices"]["difficulty=hard"] = 300
+    assert "a choice by its failures, which is unfair to it" in read(report, tmp_path).text
+
+
 def test_a_probe_without_the_primary_measure_shows_one_that_it_has(tmp_path: Path) -> None:
     page = read(full_report() | {"overrides": {"own": {"all": {"hit_rate": 0.123}}}}, tmp_path)
     assert page.row("HitRate@30 by reasoning, percent", "own") == {
