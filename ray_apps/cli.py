@@ -226,10 +226,8 @@ def _guard(command: Callable[..., Any]) -> int:
         if hasattr(error, "show"):  # a usage error of the command line itself
             error.show()
             return 2
-        if type(error).__name__ in (
-            "TrainingError",
-            "RolloutError",
-        ):  # their modules bring Ray and torch, which help does not need
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"TrainingError", "RolloutError"}:  # their modules bring Ray and torch, which help does not need
             return _fail(error, 1)
         raise
 

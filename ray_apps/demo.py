@@ -47,7 +47,7 @@ def run(config: Config) -> None:
                 console.print(f"the search page is at {address} (Ctrl-C stops it)", highlight=False)
                 signal.pause()
         finally:
-            serve.stop()
+            serve.leave()
 
 
 def _with_examples(config: Config, examples: list[dict[str, Any]]) -> Config:

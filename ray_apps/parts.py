@@ -21,6 +21,7 @@ from ray_apps.backend import Parts
 from ray_apps.cluster import gpu_count
 from ray_apps.embedder import Embedder
 from ray_apps.index_shard import IndexShard, Part
+from ray_apps.placement import Bundle, bundle
 from ray_apps.reasoner import Reasoner
 
 NAME = "lrem"
@@ -59,11 +60,8 @@ def plan(config: Config) -> Plan:
 
 def build(config: Config, planned: Plan) -> Parts:
     """The deployments of a generation, bound to what they start with."""
-    folder, served = str(config.path("model")), config.serve
-    gpus, asked = served.reasoner.gpus, config.placement.reasoner
-    reasoner = deployment(
-        Reasoner, served.reasoner, float(gpu_count(config) > 0) if gpus is None else gpus, resources=asked
-    )
+    folder, served, asked = str(config.path("model")), config.serve, config.placement.reasoner
+    reasoner = deployment(Reasoner, served.reasoner, _reasoner_gpus(config), resources=asked)
     shards = [
         deployment(IndexShard, served.shard, name=f"IndexShard{i}", node=planned.nodes[i]).bind(
             Part(
@@ -83,6 +81,20 @@ def build(config: Config, planned: Plan) -> Parts:
         deployment(Embedder, served.embedder, resources=asked).bind(folder, planned.model),
         shards,  # Serve makes handles of them
     )
+
+
+def needs(config: Config, planned: Plan) -> list[Bundle]:
+    """What the machines have to give before a generation can run: a bundle for each replica of its start."""
+    served, asked = config.serve, config.placement.reasoner
+    reasoners = [bundle(served.reasoner.cpus, _reasoner_gpus(config), asked)] * served.reasoner.replicas
+    embedders = [bundle(served.embedder.cpus, served.embedder.gpus, asked)] * served.embedder.replicas
+    shards = [bundle(served.shard.cpus, served.shard.gpus, {f"node:{node}": PINNED}) for node in planned.nodes]
+    return [*reasoners, *embedders, *shards * served.shard.replicas]
+
+
+def _reasoner_gpus(config: Config) -> float:
+    gpus = config.serve.reasoner.gpus
+    return float(gpu_count(config) > 0) if gpus is None else gpus
 
 
 def deployment(

@@ -28,6 +28,7 @@ from ray_apps.backend import Parts
 from ray_apps.ingress import Ingress
 from ray_apps.live import Generation
 from ray_apps.parts import NAME, Plan
+from ray_apps.placement import await_room
 from ray_apps.progress import console
 
 POLL_S = 0.2
@@ -63,6 +64,7 @@ def start(config: Config) -> str:
     Raises:
         FileNotFoundError, SnapshotError: as `parts.plan`.
         ConfigError: the address can be reached by others and there are no keys, or a machine is not in the cluster.
+        DataError: the cluster will never have room for it.
         ConnectionError: the port is taken, or a deployment cannot start (its own error is in the message).
         TimeoutError: not ready within ray.start_timeout_s; the message names what was missing.
     """
@@ -71,6 +73,8 @@ def start(config: Config) -> str:
     if not before.proxies:  # a running Serve holds its port itself
         require_free(config.serve.host, config.serve.port)
     address, old = base_url(config), live.read() if NAME in before.applications else None
+    if planned.name not in before.applications:
+        await_room(parts.needs(config, planned), "the service", config.ray.start_timeout_s)
     deadline = time.monotonic() + config.ray.start_timeout_s
     with _undone_on_failure(before.applications, planned):
         serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
