@@ -262,15 +262,14 @@ def _engines(config: Config, llm: LlmConfig) -> "Callable[[Dataset], Dataset]":
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     from ray_apps.cluster import gpu_count
+    from ray_apps.placement import await_room, bundle
 
     gpus = gpu_count(config)
     if 0 < gpus < llm.tensor_parallel:
         raise DataError(f"tensor_parallel={llm.tensor_parallel} needs as many GPUs, there are {gpus}: lower it")
     cpu_env = {"VLLM_CPU_KVCACHE_SPACE": str(llm.kv_cache_gib), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    cpu: dict[str, Any] = {
-        "placement_group_config": {"bundles": [{"CPU": 1}] * llm.tensor_parallel},
-        "runtime_env": {"env_vars": cpu_env},
-    }
+    bundles = [bundle(1.0, float(gpus > 0), config.placement.data)] * llm.tensor_parallel
+    await_room(bundles, f"a vLLM engine of {llm.model}", config.ray.start_timeout_s)
     engine: dict[str, Any] = {"dtype": llm.dtype, "max_model_len": llm.max_model_len, "seed": config.seed}
     engine |= {"tensor_parallel_size": llm.tensor_parallel, "enforce_eager": gpus == 0, "disable_log_stats": True}
     sampling = {"temperature": llm.temperature, "max_tokens": llm.max_tokens}
@@ -285,7 +284,8 @@ def _engines(config: Config, llm: LlmConfig) -> "Callable[[Dataset], Dataset]":
         chat_template_stage=False,
         tokenize_stage=False,
         detokenize_stage=False,  # vLLM's own
-        **({} if gpus else cpu),
+        placement_group_config={"bundles": bundles},
+        **({} if gpus else {"runtime_env": {"env_vars": cpu_env}}),
     )
     return build_processor(
         settings,

@@ -14,8 +14,11 @@ from ray_apps.placement import await_room, bundle, held, here
 from ray_apps.rollout import ENGINES, RolloutError, RolloutPool, engine_bundle
 
 
-def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
+def start_pool(folder: Path, config: Config, workers: int = 0, started: bool = False) -> ActorHandle:
     """Start a pool on one model folder, beside `workers` training workers; returns when its engines are up.
+
+    Args:
+        started: whether these run already, and need no more room.
 
     Raises:
         DataError: the cluster will never have room for engines and workers together.
@@ -26,10 +29,10 @@ def start_pool(folder: Path, config: Config, workers: int = 0) -> ActorHandle:
     plan = gpu_plan(config, workers, rollout.actors, rollout.tensor_parallel)
     share = 0.4 if plan.shared else 0.9  # of the GPU's memory: half where a training worker has the other
     actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here())(RolloutPool)
-    training = [bundle(1.0, plan.worker, config.placement.training)] * plan.workers
+    training = [] if started else [bundle(1.0, plan.worker, config.placement.training)] * plan.workers
     gpus = plan.engine * rollout.tensor_parallel
     engines = [engine_bundle(config, gpus)] * rollout.actors
-    what = f"{rollout.actors} rollout engines and {plan.workers} training workers"
+    what = f"{rollout.actors} rollout engines" + (f" and {plan.workers} training workers" if training else "")
     await_room([*training, *engines], what, limit)
     await_room(engines, what, limit, config.placement.engines)
     pool = actor.remote(str(folder), config, ENGINES.get(rollout.engine, rollout.engine), gpus, share)

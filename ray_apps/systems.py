@@ -26,8 +26,9 @@ from lrem.retrievers import kind_of, open_retriever
 from lrem.schema import DataError
 from lrem.vectors import means
 from ray_apps.asking import ask as ask_model
-from ray_apps.cluster import gpu_count
+from ray_apps.cluster import gpu_plan
 from ray_apps.embed_items import build_index, embed
+from ray_apps.placement import await_room, bundle
 from ray_apps.pool import ask as ask_pool
 from ray_apps.pool import start_pool, stop_pool, wait
 from ray_apps.progress import console
@@ -183,7 +184,9 @@ def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
         vectors, index = (config.run_dir / "systems" / name / part for part in ("vectors", "index"))
         embed(config, folder, vectors)
         build_index(config, vectors, index)
-    searcher = _actor(Searcher, gpu_count(config)).remote(str(folder), str(index), depth)
+    gpus = gpu_plan(config, 1, config.rollout.actors, config.rollout.tensor_parallel).worker  # engines will come
+    await_room([bundle(1.0, gpus, {})], f"the searcher of {name}", config.ray.start_timeout_s)
+    searcher = _actor(Searcher, gpus).remote(str(folder), str(index), depth)
     _call(searcher.search.remote(["warm up"], [None]), config)
     return searcher
 
@@ -218,7 +221,7 @@ def think(config: Config, folder: Path, searcher: Any, queries: list[str], sampl
     """Reasonings by the engines of a rollout pool; `samples` of each query at the rollouts' temperature."""
     chances, decided_s = timed(lambda: _in_batches(searcher.chances, config, queries))
     hard = [chance < config.serve.think_below for chance in chances]
-    pool = start_pool(folder, config)
+    pool = start_pool(folder, config, workers=1, started=True)  # beside the searcher
 
     def reason(texts: list[str], temperature: float = 0.0, seeds: list[int] | None = None) -> list[str]:
         asked = pool.reason.remote(texts, temperature, seeds, True)
@@ -245,8 +248,8 @@ def share_of_thoughts(reasonings: list[Any]) -> float:
     return round(sum(said) / max(1, len(said)), 4)
 
 
-def _actor(kind: type, gpus: int = 0) -> Any:
-    return ray.remote(num_cpus=1, num_gpus=min(1, gpus))(kind)
+def _actor(kind: type, gpus: float = 0) -> Any:
+    return ray.remote(num_cpus=1, num_gpus=gpus)(kind)
 
 
 def _in_batches(method: Any, config: Config, texts: list[str], more: Any = None) -> list[Any]:

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import httpx
 import openai
 import psutil
+import pyarrow as pa
 import torch
 
 from lrem.config import Config
+from lrem.files import sha256, write_parquet
 from lrem.index import Collection
 from lrem.index.filling import Batch, write
 from lrem.index.snapshot import load
@@ -55,7 +57,10 @@ def build_world(folder: Path, port: int, seed: int = 0, **serving: Any) -> Confi
         for i, title in enumerate(TITLES)
     ]
     ids = [f"p{i}" for i in range(len(TITLES))]
-    write(folder / "index", [Batch(ids, payloads, embedder.encode_items(TITLES))], model, embedder.dimension)
+    items = folder / "world/items.parquet"
+    write_parquet(pa.table({"item_id": ids, "title": TITLES}), items)
+    batch = Batch(ids, payloads, embedder.encode_items(TITLES))
+    write(folder / "index", [batch], model, embedder.dimension, None, sha256(items))
     return Config.model_validate(
         {
             "run_dir": folder,

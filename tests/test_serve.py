@@ -145,7 +145,7 @@ def test_evaluation_of_the_service_equals_that_of_its_files(served: Served, worl
     assert set(whole["systems"]) == {"bm25", "bm25_stems", "lrem", "rewrite", "rrf"}
     assert set(whole["overrides"]) == {"own", "empty", "random", "query"}
     assert (set(whole["lengths"]), set(whole["fusion"])) == ({"4", "8", "16"}, {"1", "2"})
-    assert whole["slices"] == {"all": 7, "hard": 3, "negative": 3, "easy": 4}
+    assert whole["slices"] == {"all": 7, "hard": 3, "negative": 3, "easy": 4, "difficulty=hard": 7}
     found = read_run(tmp_path / "evaluation" / "lrem-always.run")  # the second evaluation wrote it, from the service
     again = per_query(found, read_qrels(tmp_path / "evaluation" / "qrels.txt"), world.evaluate.k, 10)
     assert summarise(again, {"all": list(queries)})["all"] == pytest.approx(whole["routing"]["always"]["scores"]["all"])
