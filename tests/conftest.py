@@ -4,8 +4,10 @@ import os
 import random
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import hypothesis
 import pytest
@@ -15,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from lrem.model import ReasoningEmbedder
 from lrem.settings import ModelConfig
 from lrem.tokenizer import train_tokenizer
+from ray_apps.cli import main
 from tests.heads import Head, ray_head
 
 TITLES = [
@@ -60,7 +63,33 @@ def _pick_port() -> int:
     raise OSError("no free port between 20000 and 32000")
 
 
-@pytest.fixture(scope="session")
+class Done(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def lrem(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """A command from its entry point on, in this process: one of its own takes seconds to import everything."""
+
+    def run(*words: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["lrem", *words])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        said = capsys.readouterr()
+        return Done(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")  # idle it still takes time from whoever comes after
 def head() -> Iterator[Head]:
     """A cluster that asks for a token and says what it measures every second."""
     measuring = '--system-config={"metrics_report_interval_ms": 1000}'

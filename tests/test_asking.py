@@ -363,6 +363,7 @@ def greedy(folder: Path, questions: list[Question], length: int) -> dict[str, st
     return said
 
 
+@pytest.mark.slow
 def test_vllm_answers_as_transformers_does(talkative: Path, answers: Answers) -> None:
     llm = LlmConfig(model=str(talkative), dtype="float32", max_model_len=64, max_tokens=8, batch_size=2)
     short = list(questions(llm, TITLES[:7]))

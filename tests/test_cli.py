@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,9 @@ import yaml
 from lrem.files import write_parquet
 from lrem.schema import TRIPLETS
 from lrem.world import make_world
+from tests.conftest import Done
 
+Lrem = Callable[..., Done]
 LREM = [sys.executable, "-m", "ray_apps.cli"]
 COMMANDS = (
     "world",
@@ -32,17 +35,13 @@ COMMANDS = (
 )
 
 
-def lrem(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*LREM, *words], capture_output=True, text=True, timeout=120, check=False)
-
-
 def test_help_lists_every_command() -> None:
-    done = lrem("--help")
+    done = subprocess.run([*LREM, "--help"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0
     assert all(command in done.stdout for command in COMMANDS)
 
 
-def test_dry_run_prints_the_resolved_tree(tmp_path: Path) -> None:
+def test_dry_run_prints_the_resolved_tree(lrem: Lrem, tmp_path: Path) -> None:
     done = lrem("cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", "seed=7", "--dry-run")
     assert done.returncode == 0
     tree = yaml.safe_load(done.stdout)
@@ -52,7 +51,7 @@ def test_dry_run_prints_the_resolved_tree(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dry_run_plans_rows_steps_and_memory(tmp_path: Path) -> None:
+def test_dry_run_plans_rows_steps_and_memory(lrem: Lrem, tmp_path: Path) -> None:
     """256 rows on two workers of 32: four steps an epoch; the parameters are those of the model that is made."""
     write_triplets(tmp_path)
     done = lrem("cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", "--dry-run")
@@ -85,7 +84,7 @@ def test_dry_run_plans_rows_steps_and_memory(tmp_path: Path) -> None:
         (["cold-start", "cold_start.trackers=[wandb]"], 1, "pip install wandb"),
     ],
 )
-def test_mistakes_end_in_one_line(words: list[str], code: int, message: str) -> None:
+def test_mistakes_end_in_one_line(lrem: Lrem, words: list[str], code: int, message: str) -> None:
     done = lrem(*words)
     said = done.stdout + done.stderr
     assert done.returncode == code, said
@@ -93,7 +92,8 @@ def test_mistakes_end_in_one_line(words: list[str], code: int, message: str) -> 
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, number: signal.Signals) -> None:
     """Stopped in the midst of training: exit 130, no model folder, no temporary folder."""
     make_world(0, 600, 300, 50).write(tmp_path / "world")
@@ -133,7 +133,7 @@ def write_triplets(run: Path) -> None:
     write_parquet(pa.Table.from_pylist(rows, TRIPLETS), run / "curated/triplets.parquet")
 
 
-def test_a_filter_that_is_no_json() -> None:
+def test_a_filter_that_is_no_json(lrem: Lrem) -> None:
     done = lrem("search", "tea", "--filter", "price < 20")
     assert done.returncode == 1
     assert done.stderr.startswith("error: the filter is not JSON")

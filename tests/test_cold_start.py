@@ -178,7 +178,12 @@ def test_a_checkpoint_without_its_records_is_damaged(tmp_path: Path) -> None:
         (["paths.dev={run}/lost.parquet"], DataError, "has no positive: none of its items is in .*items.parquet"),
         (["cold_start.trackers=[wandb]"], DataError, "wandb is not installed: pip install wandb"),
         (["cold_start.matryoshka=[64]"], DataError, "each has to be below the embedding's 64"),
-        (["cold_start.optim.lr=1e30", "cold_start.optim.clip=0", "cold_start.restarts=0"], TrainingError, "not finite"),
+        pytest.param(
+            ["cold_start.optim.lr=1e30", "cold_start.optim.clip=0", "cold_start.restarts=0"],
+            TrainingError,
+            "not finite",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_bad_input_ends_in_a_clear_error(

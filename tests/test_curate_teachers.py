@@ -205,6 +205,7 @@ def test_running_again_asks_what_could_not_be_read(untroubled: tuple[Config, dic
     assert outputs(config) == before
 
 
+@pytest.mark.slow
 def test_what_failed_is_asked_again_and_only_that(
     untroubled: tuple[Config, dict[str, Any], Counter], tmp_path: Path
 ) -> None:
@@ -401,6 +402,7 @@ def test_nothing_leaks_between_the_parts_of_the_split(taught: Config) -> None:
     assert min(draws["triplets"]) >= 0.25
 
 
+@pytest.mark.slow
 def test_what_lies_there_is_replaced_only_by_rows(tmp_path: Path) -> None:
     """No share for dev or test: a dev file of one's own is not ours to write, a test file of an earlier split is."""
     config = shop(tmp_path)

@@ -214,6 +214,7 @@ def healthy(address: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_search_of_a_catalogue_of_ones_own(server: str, run: Path, shop: list[str]) -> None:
     """The served answer is the one that the files give, and the command line prints any title as it is."""
     answer = httpx.post(f"{server}/v1/search", json={"query": "café", "k": 100}, timeout=60).json()
@@ -231,6 +232,7 @@ def test_search_of_a_catalogue_of_ones_own(server: str, run: Path, shop: list[st
     assert AWKWARD in found.stdout
 
 
+@pytest.mark.slow
 def test_a_catalogue_is_indexed_once(run: Path, shop: list[str], tmp_path: Path) -> None:
     """What `lrem serve --catalogue` asks before it embeds: the same catalogue and the same model."""
     folder = next(word for word in shop if word.startswith("run_dir="))

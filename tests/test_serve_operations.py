@@ -366,6 +366,7 @@ def test_queries_are_not_in_the_logs(served: Served) -> None:
     assert marker.encode() not in written
 
 
+@pytest.mark.slow
 def test_who_deployed_first_leaves_what_another_deployed(served: Served, world: Config, tmp_path: Path) -> None:
     """Two processes: this one, and `lrem serve`, which takes over; then this one again."""
     file, told = tmp_path / "config.yaml", tmp_path / "told"
