@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -132,6 +133,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _quieten() -> None:
+    """No bars of transformers'. It is not loaded for this: that takes seconds, and not all stages need it."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if bars := sys.modules.get("transformers.utils.logging"):
+        bars.disable_progress_bar()
+
+
 def address_of(config: Config, default: str) -> str:
     """Where Ray is: ray.address, RAY_ADDRESS, or `default`.
 
@@ -173,9 +181,7 @@ def cluster(config: Config) -> Iterator[None]:
         )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray has put an aborting handler in its place
-    from transformers.utils import logging as bars  # here: the rollout pool imports this module, and stays light
-
-    bars.disable_progress_bar()
+    _quieten()
     data = DataContext.get_current()
     data.enable_progress_bars = False  # each stage draws its own
     data.use_datasource_v2 = False  # it starts actors to list files: 8 s a read on two cores, against 0.1 s

@@ -14,7 +14,6 @@ from lrem.files import atomic_folder, sha256
 from lrem.index.filling import Batch, write
 from lrem.index.payload import plain
 from lrem.index.snapshot import SnapshotError, read_manifest
-from lrem.model import fingerprint
 from lrem.retrievers import name_of, text_model
 from lrem.schema import ITEMS, DataError, read_items, read_table
 from ray_apps import meters
@@ -109,6 +108,8 @@ def is_indexed(config: Config) -> bool:
             f"{config.uri('index')} was saved from a served index and may hold more than {config.path('items')}: leave "
             "--catalogue out to serve it, name another paths.index, or delete the folder to build it anew"
         )
+    from lrem.model import fingerprint  # here: it brings torch, which curation by words does not need
+
     made_of = (manifest["model"], manifest["source"])
     return made_of == (fingerprint(config.path("model")), sha256(config.path("items")))
 

@@ -385,6 +385,7 @@ def test_vllm_answers_as_transformers_does(talkative: Path, answers: Answers) ->
     assert asking.ask(CONFIG, gone, short, answers) == {}  # asks nothing, so needs neither the model nor Ray
 
 
+@pytest.mark.slow
 def test_vllm_that_gives_no_answer_is_not_waited_for(talkative: Path, answers: Answers) -> None:
     llm = LlmConfig(model=str(talkative), dtype="float32", max_model_len=64, max_tokens=8, timeout_s=0.01)
     config = load_config(None, ["ray.num_cpus=4", "ray.start_timeout_s=1"])

@@ -240,6 +240,7 @@ def test_what_failed_is_asked_again_and_only_that(
     assert outputs(config) == outputs(whole)
 
 
+@pytest.mark.slow
 def test_a_log_without_judgements_needs_none(tmp_path: Path) -> None:
     chat = Chat(KEYWORDS, GRADES)
     with serve(chat) as url:
@@ -498,6 +499,7 @@ def cross_encoder(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_cross_encoder_judges(tmp_path: Path) -> None:
     model = CrossEncoder(str(cross_encoder(tmp_path / "cross")))
     config = shop(tmp_path, judge="cross_encoder", cross_encoder=str(tmp_path / "cross"))

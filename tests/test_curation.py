@@ -137,6 +137,7 @@ def test_judged_queries_without_a_teacher_are_left_to_reinforcement(config: Conf
     assert curate.run(changed(config, keep_untaught=False))["no teacher"] == 1
 
 
+@pytest.mark.slow
 def test_a_dev_set_is_put_aside_and_taken_back(config: Config) -> None:
     aside = changed(config, dev_share=0.49, rl_share=0.1).model_copy(update={"seed": 5})
     counts = curate.run(aside)
@@ -156,6 +157,7 @@ def test_nothing_to_learn_from_is_said(config: Config) -> None:
         curate.run(config)
 
 
+@pytest.mark.slow
 def test_other_brands_and_banned_words_are_dropped_and_counted(config: Config) -> None:
     items = pq.read_table(config.path("items")).to_pylist()
     shoes = {"i7": ("nike pegasus running shoe", "Nike"), "i8": ("adidas runner", "adidas"), "i9": ("sneaker", None)}
@@ -179,6 +181,7 @@ def test_other_brands_and_banned_words_are_dropped_and_counted(config: Config) -
     assert decided(unguarded)["q5"]["reasoning"] == "nike pegasus, sneaker, cheap sneaker, running shoe"
 
 
+@pytest.mark.slow
 def test_relevant_is_what_has_the_grade(config: Config) -> None:
     rows = pq.read_table(config.path("qrels")).to_pylist()
     graded = [row | {"grade": 1 if row["item_id"] == "i2" else 2} for row in rows]

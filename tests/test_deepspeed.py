@@ -129,9 +129,7 @@ def test_partly_cached_is_a_test(tiny: ReasoningEmbedder) -> None:
     assert one != other
 
 
-@pytest.mark.parametrize(
-    "zero_stage", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
-)
+@pytest.mark.parametrize("zero_stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 2)), 3])
 def test_two_ranks_are_one_process(tiny_folder: Path, tmp_path: Path, zero_stage: int) -> None:
     """Gradients of each loss and of both, with every way of chunking, to 1e-5; then weights after three updates."""
     mp.spawn(run_rank, args=(zero_stage, str(tiny_folder), str(tmp_path)), nprocs=2)

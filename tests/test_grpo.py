@@ -205,9 +205,7 @@ def run_rank(number: int, zero_stage: int, start: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "zero_stage", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
-)
+@pytest.mark.parametrize("zero_stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 2)), 3])
 def test_two_ranks_are_one(tiny_folder: Path, tmp_path: Path, zero_stage: int) -> None:
     """Two queries on one rank and three on the other: the gradient and the values of the whole batch."""
     mp.spawn(run_rank, args=(zero_stage, str(tiny_folder), str(tmp_path)), nprocs=2)

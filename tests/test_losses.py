@@ -147,7 +147,13 @@ def _rank(rank: int, shares: list[list[int]], folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("shares", [[[0, 1, 2], [3, 4, 5]], [[0, 1, 2, 3, 4], [5, 6]]], ids=["even", "uneven"])
+@pytest.mark.parametrize(
+    "shares",
+    [
+        pytest.param([[0, 1, 2], [3, 4, 5]], id="even", marks=pytest.mark.slow),
+        pytest.param([[0, 1, 2, 3, 4], [5, 6]], id="uneven"),
+    ],
+)
 def test_two_ranks_give_the_gradient_of_one(tmp_path: Path, shares: list[list[int]]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     mp.spawn(_rank, args=(shares, str(tmp_path)), nprocs=2)

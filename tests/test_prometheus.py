@@ -1,5 +1,6 @@
-"""A real Prometheus scrapes a cluster while stages run on it, by the file that Ray writes for it."""
+"""A real Prometheus scrapes a cluster while stages run on it as jobs, by the file that Ray writes for it."""
 
+import json
 import shutil
 import subprocess
 import time
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from lrem.world import make_world
 from tests.heads import Head
 
 TINY = ("--config", "configs/tiny.yaml")
@@ -74,15 +77,26 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def run(head: Head, folder: Path, *stages: str) -> None:
+def run(head: Head, folder: Path, *stages: str) -> list[str]:
+    """Each as a job; what they printed."""
+    printed = []
     for stage in stages:
         code, said = head.submit(None, *stage.split(), *TINY, f"run_dir={folder}")
         assert code == 0, said
+        printed.append(said)
+    return printed
 
 
 def test_curation_and_training_are_seen(head: Head, prometheus: Prometheus, tmp_path: Path) -> None:
+    """Two jobs, from their first word to their files, and what they counted meanwhile."""
     folder = tmp_path / "seen"
-    run(head, folder, "world", "curate", "cold-start")
+    make_world(0, 600, 300, 50).write(folder / "world")
+    said = run(head, folder, "curate", "cold-start")
+    assert f"curate wrote {folder}/curated/triplets.parquet" in said[0]
+    assert f"cold-start wrote {folder}/cold_start" in said[1]
+    sheet = json.loads((folder / "curated/datasheet.json").read_text())
+    assert pq.read_metadata(folder / "curated/triplets.parquet").num_rows == sheet["split"]["cold start"]["rows"]
+    assert (folder / "cold_start/model.safetensors").exists()
     rows = "sum by (stage) (max_over_time(ray_lrem_curation_rows_total{run='seen'}[1h]))"
     steps = prometheus.until(rows, lambda series: len(series) == 3)
     assert {one["stage"]: one["is"] for one in steps} == dict.fromkeys(("find", "teach", "judge"), 300)
@@ -103,7 +117,8 @@ def test_rollouts_and_the_service_are_seen(
     head: Head, prometheus: Prometheus, tmp_path: Path, new_port: Callable[[], int]
 ) -> None:
     folder, port = tmp_path / "served", new_port()
-    run(head, folder, "world", "curate", "cold-start", "reinforce reinforce.steps=30", "embed", "index build")
+    make_world(0, 600, 300, 50).write(folder / "world")
+    run(head, folder, "curate", "cold-start", "reinforce reinforce.steps=30", "embed", "index build")
     samples = "max_over_time(ray_lrem_rollout_samples_total{run='served'}[1h])"
     assert prometheus.until(samples, lambda series: bool(series))[0]["is"] > 0
     versions = "max_over_time(ray_lrem_rollout_version{run='served'}[1h])"

@@ -235,6 +235,7 @@ class Refusing(TransformersEngine):
         raise ValueError("the prompt is longer than 256 tokens")
 
 
+@pytest.mark.slow
 def test_what_every_engine_refuses_is_not_asked_of_all(tiny_folder: Path) -> None:
     pool = start_pool(tiny_folder, configured(f"rollout.engine={__name__}:Refusing"))
     try:
@@ -245,6 +246,7 @@ def test_what_every_engine_refuses_is_not_asked_of_all(tiny_folder: Path) -> Non
         stop_pool(pool)
 
 
+@pytest.mark.slow
 def test_a_sync_that_takes_too_long_names_the_actor(slow_pool: ActorHandle, tiny: ReasoningEmbedder) -> None:
     ray.get(engines(slow_pool)[1].call.remote("hang", "load"), timeout=30)
     with pytest.raises(RolloutError, match="rollout actor 1 did not take policy version 9 within 3 s"):

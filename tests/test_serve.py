@@ -84,6 +84,7 @@ def test_another_models_snapshot_is_refused(world: Config, tmp_path: Path) -> No
     assert read_manifest(other)["model"] in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_damaged_snapshot_is_never_served(world: Config, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(world.path("index"), tmp_path / "index"))
     with (damaged / "ann/index.faiss").open("ab") as stream:
@@ -364,6 +365,7 @@ def test_ready(served: Served) -> None:
     assert served.http.get("/readyz").json() == {"ready": True, "missing": []}
 
 
+@pytest.mark.slow
 def test_everything_as_one_application(served: Served, world: Config) -> None:
     """As `serve deploy` runs it: one shard of its own, and the same answers."""
     settings = [f"run_dir={world.run_dir}", "serve.shards=1", "serve.embedder.max_replicas=2"]

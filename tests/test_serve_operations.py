@@ -323,6 +323,7 @@ def test_without_a_shard_the_rest_answers_and_writes_survive(served: Served) -> 
     served.http.post("/v1/items/delete", json={"item_ids": [item["item_id"] for item in items]})
 
 
+@pytest.mark.slow
 def test_without_the_reasoner_queries_are_embedded_as_they_are(served: Served) -> None:
     with suspended("Reasoner"):
         answer = search(served, query="who thinks about this now", k=49)
@@ -417,6 +418,7 @@ class Load(threading.Thread):
                     self.models.add(found.json()["model"])
 
 
+@pytest.mark.slow
 def test_a_new_model_takes_over_under_load(served: Served, world: Config, tmp_path: Path) -> None:
     """Another model with an index of its own, while it is searched and written to: nothing fails, nothing is lost."""
     put(served, {"item_id": "before", "title": "written before"}, {"item_id": "p3", "title": "changed before"})
