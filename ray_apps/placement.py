@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lrem.schema import DataError
 
 POLL_S, ASK_S = 1.0, 10.0
+SURE_S = 12.0  # what the autoscaler says is up to two of its rounds old, of 5 s; what is free is known at once
 Bundle = dict[str, float]  # resources that one machine has to give: {"CPU": 1, "GPU": 2}
 
 
@@ -47,9 +48,12 @@ def await_room(bundles: list[Bundle], what: str, timeout_s: float, strategy: str
         machines = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
         refuse_impossible(bundles, what, strategy, machines)
     group, deadline = placement_group(bundles, strategy), time.monotonic() + timeout_s
+    hoped = time.monotonic()  # when last there was a way
     try:
         while not group.wait(min(POLL_S, max(0.0, deadline - time.monotonic()))):
-            if grows and _never(group.id.hex(), bundles):
+            if not grows or not _never(group.id.hex(), bundles):
+                hoped = time.monotonic()
+            if time.monotonic() - hoped > SURE_S:
                 raise DataError(_cannot_grow(bundles, what, strategy))
             if time.monotonic() > deadline:
                 raise TimeoutError(no_room(bundles, what, timeout_s))
