@@ -28,6 +28,7 @@ from ray_apps import meters
 from ray_apps.placement import Bundle, bundle, no_room
 
 Answer = TypeVar("Answer")
+AGAIN_S = 1.0  # before an actor is made again
 ENGINES = {"vllm": "ray_apps.engines:VllmEngine", "transformers": "ray_apps.engines:TransformersEngine"}
 
 
@@ -273,16 +274,27 @@ class RolloutPool:
         return actor.remote(self.engine, self.folder, self.rollout, seed, self.gpu_memory)
 
     async def _ready(self, member: _Member) -> None:
+        """Wait until a member is up; one that was lost before it ran is sent again.
+
+        For some time Ray goes on sending actors to a machine that has died.
+        """
         limit = self.config.ray.start_timeout_s
-        try:
-            await _within(member.actor.__ray_ready__.remote(), limit)
-        except TimeoutError as error:
-            raise RolloutError(
-                f"{member.name} was not up on {self.folder} within {limit:.0f} s: look at `ray status` for what is "
-                "missing, or raise ray.start_timeout_s"
-            ) from error
-        except RayError as error:
-            raise RolloutError(f"{member.name} could not start on {self.folder}: {error}") from error
+        deadline = time.monotonic() + limit
+        while True:
+            try:
+                await _within(member.actor.__ray_ready__.remote(), max(0.0, deadline - time.monotonic()))
+                return
+            except TimeoutError as error:
+                raise RolloutError(
+                    f"{member.name} was not up on {self.folder} within {limit:.0f} s: look at `ray status` for what is "
+                    "missing, or raise ray.start_timeout_s"
+                ) from error
+            except RayError as error:
+                failed = not isinstance(error, RayActorError) or error.actor_init_failed
+                if failed or time.monotonic() > deadline:
+                    raise RolloutError(f"{member.name} could not start on {self.folder}: {error}") from error
+            await asyncio.sleep(AGAIN_S)
+            member.actor = self._actor(member.number)
 
 
 def engine_bundle(config: Config, gpus: float) -> Bundle:
