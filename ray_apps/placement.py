@@ -125,12 +125,13 @@ def _cannot_grow(bundles: list[Bundle], what: str, strategy: str) -> str:
 
 
 def refuse_impossible(bundles: list[Bundle], what: str, strategy: str, machines: Sequence[Bundle]) -> None:
-    """Raises DataError where all `machines` together, wholly free, could not give all `bundles`.
+    """Whether `machines`, wholly free, could give all `bundles`.
 
-    >>> refuse_impossible([{"GPU": 1.0}] * 3, "three ranks", "STRICT_SPREAD", [{"GPU": 2.0}] * 2)
-    Traceback (most recent call last):
-    lrem.schema.DataError: three ranks have to be on 3 machines (STRICT_SPREAD), and 2 of this cluster have room for \
-any of them: lower their number, add machines, or choose another strategy
+    Args:
+        strategy: Ray's, of the group. machines: what each has.
+
+    Raises:
+        DataError: they could not; the message names what is missing.
     """
     if strategy == "STRICT_PACK":
         bundles = [_sum(bundles)]
