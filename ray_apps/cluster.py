@@ -69,7 +69,7 @@ def gpu_plan(config: Config, workers: int, engines: int, tensor_parallel: int = 
     needed = workers + engines * tensor_parallel
     share = config.placement.share_gpus
     if share and tensor_parallel > 1:
-        raise DataError("placement.share_gpus=true gives an engine a part of a GPU: set rollout.tensor_parallel=1, or unset it")
+        raise DataError("placement.share_gpus=true shares single GPUs: set rollout.tensor_parallel=1, or unset it")
     if gpus == 0 or (gpus >= needed and not (share and workers and engines)):
         return GpuPlan(workers, float(gpus > 0), float(gpus > 0))
     if share is False:
