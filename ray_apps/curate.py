@@ -35,7 +35,7 @@ from ray_apps.asking import ask
 from ray_apps.cluster import cluster, gpu_count
 from ray_apps.curation_input import cut
 from ray_apps.curation_output import finish
-from ray_apps.embed_items import build_index, embed
+from ray_apps.embed_items import build_index, check_index, embed
 from ray_apps.progress import progress
 
 TEST_SHARE = 0.1  # of queries that bring no split, where curate.test_share does not say
@@ -107,11 +107,7 @@ def check(config: Config) -> None:
     if settings.rl_share + settings.dev_share + (settings.test_share or 0.0) >= 1:
         raise DataError("curate.rl_share, dev_share and test_share leave nothing for the cold start: lower one")
     if kind_of(settings.retriever) == "snapshot":
-        made_of = _snapshot(config).get("source")
-        if made_of != sha256(config.path("items")):
-            raise DataError(
-                f"{settings.retriever} is not of {config.path('items')}: run `lrem embed` and `lrem index build` again"
-            )
+        check_index(settings.retriever, name_of(str(config.path("model"))), config.path("items"))
     if settings.teacher == "file" and not config.path("teacher").exists():
         raise DataError(
             f"{config.path('teacher')} does not exist: set paths.teacher to a file of reasonings, or curate.teacher to "

@@ -114,6 +114,17 @@ def is_indexed(config: Config) -> bool:
     return made_of == (fingerprint(config.path("model")), sha256(config.path("items")))
 
 
+def check_index(index: str, model: str, items: Path) -> None:
+    """Whether an index snapshot is of this model, by its fingerprint, and of this catalogue.
+
+    Raises:
+        SnapshotError: it is none, or another model's.
+        DataError: it is of another catalogue.
+    """
+    if read_manifest(index, model).get("source") != sha256(items):
+        raise DataError(f"{index} is not of {items}: run `lrem embed` and `lrem index build` again")
+
+
 def _batches(items: pa.Table, vectors: np.ndarray) -> Iterator[Batch]:
     for start in range(0, items.num_rows, BATCH):
         rows = plain(items.slice(start, BATCH).to_pylist())

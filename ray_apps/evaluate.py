@@ -20,11 +20,11 @@ from lrem.evaluation.page import write_page
 from lrem.evaluation.report import NAMES
 from lrem.evaluation.trec import read_run, write_qrels, write_run
 from lrem.files import atomic_folder, sha256, write_json
-from lrem.index.snapshot import read_manifest
 from lrem.model import fingerprint
 from lrem.schema import DataError, read_items
 from ray_apps import endpoint, systems
 from ray_apps.cluster import cluster
+from ray_apps.embed_items import check_index
 from ray_apps.evaluation_input import (
     Queries,
     TestSet,
@@ -58,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     runs = given_runs(config, test.queries)
     found = {} if config.evaluate.url else trained(config)
     if "lrem" in found:
-        check_index(config, found["lrem"])  # rather now than in an actor
+        check_index(config.uri("index"), fingerprint(found["lrem"]), config.path("items"))  # rather than in an actor
     test = test._replace(queries=with_difficulty(config, test.queries, test.qrels, items))
     depth = max(config.evaluate.k, config.evaluate.precision_k, DEPTH)
     asked = Asked(list(test.queries), [row["query"] for row in test.queries.values()], depth)
@@ -92,18 +92,6 @@ def given_runs(config: Config, queries: Queries) -> dict[str, Run]:
                 "whether its query ids are those of the judgements"
             )
     return runs
-
-
-def check_index(config: Config, model: Path) -> None:
-    """Whether paths.index is of this model and of paths.items, over which the other systems search.
-
-    Raises:
-        SnapshotError: it is none, or another model's.
-        DataError: it is of another catalogue.
-    """
-    index = config.uri("index")
-    if read_manifest(index, fingerprint(model)).get("source") != sha256(config.path("items")):
-        raise DataError(f"{index} is not of {config.path('items')}: run `lrem embed` and `lrem index build` again")
 
 
 class Made:

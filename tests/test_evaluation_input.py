@@ -16,6 +16,7 @@ from lrem.index.filling import Batch, write
 from lrem.model import fingerprint
 from lrem.schema import DataError
 from ray_apps import bootstrap, curate, curation_input, evaluate
+from ray_apps.embed_items import check_index
 from ray_apps.evaluation_input import gold_reasonings, qrels_file, with_difficulty
 from ray_apps.evaluation_input import test_set as chosen
 
@@ -131,10 +132,10 @@ def test_an_index_of_another_catalogue_is_refused(config: Config, tmp_path: Path
     table(config.path("items"), [{"item_id": "i1", "title": "red coat"}])
     batch = Batch(["i1"], [{"title": "red coat"}], np.array([[1, 0]], np.float32))
     write(config.path("index"), [batch], fingerprint(model), 2, None, sha256(config.path("items")))
-    evaluate.check_index(config, model)
+    check_index(config.uri("index"), fingerprint(model), config.path("items"))
     table(config.path("items"), [{"item_id": "i1", "title": "blue coat"}])
     with pytest.raises(DataError, match=r"is not of .*items\.parquet: run `lrem embed` and `lrem index build` again"):
-        evaluate.check_index(config, model)
+        check_index(config.uri("index"), fingerprint(model), config.path("items"))
 
 
 def test_the_two_best_are_compared_once() -> None:
