@@ -30,7 +30,7 @@ chaos-rl: setup ## stage 2 with a process killed every 20 steps
 	$(BIN)/python benchmarks/chaos_reinforce.py --out benchmarks/results/chaos_rl.json
 
 chaos: setup ## each fault once: a killed worker, machine, driver, shard, a full disk, a damaged checkpoint, a silent store
-	CHAOS_OUT=benchmarks/results/chaos.json $(BIN)/pytest tests/test_chaos.py
+	CHAOS_OUT=benchmarks/results/chaos.json $(BIN)/pytest tests/ray/cluster/test_chaos.py
 
 bench-search: setup ## the live index beside the Faiss index inside it
 	$(BIN)/python benchmarks/search.py --out benchmarks/results/search.json
@@ -42,7 +42,7 @@ chaos-serve: setup ## the service under load while its parts are killed and a ne
 	$(BIN)/python benchmarks/chaos_serve.py --out benchmarks/results/chaos_serve.json
 
 bench-capacity: setup ## the model of `lrem plan` beside measurements at 10k, 100k and 1M vectors
-	$(BIN)/python benchmarks/capacity.py --out benchmarks/results/capacity.json --constants lrem/capacity.json
+	$(BIN)/python benchmarks/capacity.py --out benchmarks/results/capacity.json --constants lrem/capacity/constants.json
 
 bench-curate: setup ## curation of a million made-up queries: rows a second, memory, one actor beside two
 	$(BIN)/python benchmarks/curate.py --out benchmarks/results/curate.json

@@ -5,7 +5,7 @@ fresh process and opened in another, as a shard opens it (capacity_sides.py). A 
 vectors, without PQ, so that what a number costs can be told from what a vector costs. From all of it the constants are
 fitted that `lrem plan` reckons with. Knows the model and the tables; the measuring is the sides' own.
 
-    python benchmarks/capacity.py --out benchmarks/results/capacity.json --constants lrem/capacity.json
+    python benchmarks/capacity.py --out benchmarks/results/capacity.json --constants lrem/capacity/constants.json
     python benchmarks/capacity.py --table benchmarks/results/capacity.json    # the tables of docs/capacity.md
 """
 
@@ -25,10 +25,10 @@ import numpy as np
 from capacity_sides import BATCH, QUERIES, K, payload
 from scipy.optimize import nnls
 
-from lrem.capacity import FAMILIES
-from lrem.files import write_json
-from lrem.footprint import Item, Structure, held, rebuilt, saved, store, structure, trained_on
-from lrem.search_cost import Asked, Constants, candidates, expected_recall, probed, search_ms
+from lrem.capacity.footprint import Item, Structure, held, rebuilt, saved, store, structure, trained_on
+from lrem.capacity.model import FAMILIES
+from lrem.capacity.search_cost import Asked, Constants, candidates, expected_recall, probed, search_ms
+from lrem.data.files import write_json
 
 LIMIT_S = 1200  # of one process
 WITHIN = 0.10  # of what is measured, for memory

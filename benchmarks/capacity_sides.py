@@ -29,12 +29,12 @@ import faiss
 import numpy as np
 from search import vectors
 
-from lrem.files import write_json
-from lrem.footprint import PAGE
+from lrem.capacity.footprint import PAGE
+from lrem.data.files import write_json
 from lrem.index import Collection
 from lrem.index.building import BATCH
+from lrem.index.bulk_load import Batch, fill
 from lrem.index.collection import ANN, ITEMS
-from lrem.index.filling import Batch, fill
 from lrem.index.recall import TIE
 from lrem.index.store import Store
 
@@ -156,7 +156,7 @@ def small(folder: Path) -> Found:
     for k in (1, 101):
         us[k] = 1000 * float(np.median([timed(lambda k=k: collection.search(query, k)) for _ in range(500)]))
     memory = anon() - before
-    for name in ("ray.serve", "ray_apps.index_shard"):
+    for name in ("ray.serve", "ray_apps.serving.index_shard"):
         importlib.import_module(name)
     return {"memory": memory, "process": anon(), "items": len(collection), "us": us}
 
@@ -177,9 +177,9 @@ def model(folder: Path) -> list[str]:
     import torch
     from serve_common import query, words
 
-    from lrem.model import ReasoningEmbedder
-    from lrem.settings import ModelConfig
-    from lrem.tokenizer import train_tokenizer
+    from lrem.config.settings import ModelConfig
+    from lrem.modeling.model import ReasoningEmbedder
+    from lrem.modeling.tokenizer import train_tokenizer
     from lrem.world import make_world
 
     titles = make_world(0, 2000, 3000, 50).items["title"].to_pylist()
@@ -197,7 +197,7 @@ def embedder(folder: Path) -> Found:
     """Queries with a reasoning of the usual length, 32 at a time."""
     import torch
 
-    from lrem.model import ReasoningEmbedder
+    from lrem.modeling.model import ReasoningEmbedder
 
     queries = model(folder)
     torch.set_num_threads(1)
@@ -210,8 +210,8 @@ def embedder(folder: Path) -> Found:
 
 def reasoner(folder: Path) -> Found:
     """Reasonings at their full budget, 64 queries at once, each asked once, so that no prefix is remembered."""
-    from lrem.settings import RolloutConfig
-    from ray_apps.engines import VllmEngine
+    from lrem.config.settings import RolloutConfig
+    from ray_apps.rollouts.engines import VllmEngine
 
     queries = model(folder)
     engine = VllmEngine(str(folder), RolloutConfig())

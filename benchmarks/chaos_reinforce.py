@@ -22,9 +22,9 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from lrem.positives import identity
+from lrem.training.known_positives import identity
 
-LREM = [sys.executable, "-m", "ray_apps.cli"]
+LREM = [sys.executable, "-m", "ray_apps.cli.main"]
 PATIENCE_S, SEED = 300, 3
 VICTIMS = {"ray::EngineActor": "rollout actor", "ray::RayTrainWorker": "training worker"}
 

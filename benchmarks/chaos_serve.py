@@ -39,16 +39,16 @@ from rich.console import Console
 from rich.table import Table
 from serve_common import free_port
 
-from lrem.config import Config
-from lrem.files import write_json
+from lrem.config.loader import Config
+from lrem.config.settings import ModelConfig
+from lrem.data.files import write_json
 from lrem.index import Collection
-from lrem.index.filling import Batch, write
-from lrem.model import ReasoningEmbedder
-from lrem.settings import ModelConfig
-from lrem.tokenizer import train_tokenizer
-from ray_apps import serve
-from ray_apps.cluster import cluster
-from ray_apps.parts import NAME, plan
+from lrem.index.bulk_load import Batch, write
+from lrem.modeling.model import ReasoningEmbedder
+from lrem.modeling.tokenizer import train_tokenizer
+from ray_apps.cluster.session import cluster
+from ray_apps.serving import deploy
+from ray_apps.serving.generation import NAME, plan
 
 STUFFS = ["wool", "steel", "oak", "cotton", "leather", "glass", "paper", "rubber", "stone", "bamboo"]
 THINGS = ["coat", "boots", "stove", "helmet", "pot", "chair", "lamp", "table", "bag", "bottle", "clock", "ladder"]
@@ -196,7 +196,7 @@ def run(config: Config, new: Config, given: argparse.Namespace) -> dict[str, Any
     """Serve, ask, break, roll out, and look for what was written."""
     setting = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "load before": round(os.getloadavg()[0], 1)}
     setting |= {"items": len(TITLES), "options": {key: str(value) for key, value in vars(given).items()}}
-    url, over = serve.start(config), threading.Event()
+    url, over = deploy.start(config), threading.Event()
     try:
         wait_until_ready(config)
         shares = [[f"p{i}" for i in range(first, len(TITLES), CALLERS)] for first in range(CALLERS)]
@@ -211,7 +211,7 @@ def run(config: Config, new: Config, given: argparse.Namespace) -> dict[str, Any
                 future.result()  # raises what a caller ended with
             served = {item_id: read(http, item_id) for caller in callers for item_id in caller.ids}
     finally:
-        serve.stop()
+        deploy.stop()
     report = requests(windows, [asked for caller in callers for asked in caller.asked])
     return {"setting": setting} | report | {"items": items(callers, served, *on_disk(new))}
 
@@ -223,7 +223,7 @@ def faults(config: Config, new: Config, rounds: int) -> Iterator[Window]:
         time.sleep(QUIET_S)
         yield window(fault, config, draw.choice(replicas(deployment)).kill)
     time.sleep(QUIET_S)
-    yield window(ROLL_OUT, new, lambda: serve.start(new))
+    yield window(ROLL_OUT, new, lambda: deploy.start(new))
     time.sleep(QUIET_S)  # the load goes on
 
 
@@ -269,7 +269,7 @@ def unready(config: Config) -> str:
         return f"Serve counts {counted}"
     if (processes := {part: len(replicas(part[1])) for part in parts}) != parts:
         return f"there are so many processes: {processes}"
-    with httpx.Client(base_url=serve.base_url(config), timeout=REQUEST_S) as http:
+    with httpx.Client(base_url=deploy.base_url(config), timeout=REQUEST_S) as http:
         return once(http, "GET", "/readyz")[1]
 
 

@@ -80,9 +80,9 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(folder: Path, rows: int) -> None:
     """Weights, and the token ids of `rows` triplets of the demo world."""
-    from lrem.model import ReasoningEmbedder
-    from lrem.settings import ModelConfig
-    from lrem.tokenizer import train_tokenizer
+    from lrem.config.settings import ModelConfig
+    from lrem.modeling.model import ReasoningEmbedder
+    from lrem.modeling.tokenizer import train_tokenizer
     from lrem.world import make_world
 
     world = make_world(0, 3000, 3000, 50)
@@ -181,7 +181,7 @@ def run_side(side: str, folder: Path, size: int, graph_tokens: int) -> None:
 
 
 def settings(graph_tokens: int | None) -> Any:
-    from lrem.settings import ColdStartConfig
+    from lrem.config.settings import ColdStartConfig
 
     optim = {"lr": 1e-4, "zero_stage": 0}
     given = {"temperature": TAU, "sft_weight": 1.0, "chunk_tokens": CHUNK_TOKENS, "graph_tokens": graph_tokens}
@@ -193,10 +193,10 @@ def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Cal
     import numpy as np
     import torch.distributed as dist
 
-    from lrem.joint import accumulate_gradients, collate, state_gradient_norms
-    from lrem.model import ReasoningEmbedder
-    from lrem.positives import KnownPositives
-    from ray_apps.training import engine_backward, make_engine, update
+    from lrem.modeling.model import ReasoningEmbedder
+    from lrem.training.cold_start_step import accumulate_gradients, collate, state_gradient_norms
+    from lrem.training.known_positives import KnownPositives
+    from ray_apps.training.launch import engine_backward, make_engine, update
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
@@ -217,8 +217,8 @@ def bare_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], None]:
     """Each of our chunks forward and backward once, nothing else: what no trainer can go below."""
     import torch
 
-    from lrem.gradcache import cut
-    from lrem.model import ReasoningEmbedder
+    from lrem.modeling.model import ReasoningEmbedder
+    from lrem.training.gradcache import cut
 
     model = ReasoningEmbedder.load(folder / "model").train()
     scored = [(row["start"], len(row["query_ids"])) for row in rows]

@@ -36,9 +36,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from lrem.config import Config, load_config
-from lrem.files import sha256, write_json, write_parquet
-from lrem.schema import ITEMS, QRELS, QUERIES, REASONINGS
+from lrem.config.loader import Config, load_config
+from lrem.data.files import sha256, write_json, write_parquet
+from lrem.data.schema import ITEMS, QRELS, QUERIES, REASONINGS
 
 PACKAGES = ("ray", "pyarrow", "bm25s", "numpy", "scipy")
 INPUTS = {"queries": QUERIES, "qrels": QRELS, "teacher": REASONINGS}
@@ -181,8 +181,8 @@ def settings(inputs: Path, run_dir: Path, actors: int) -> Config:
 
 def work(inputs: Path, run_dir: Path, actors: int) -> None:
     """What the measured process does."""
-    from ray_apps.cluster import cluster
-    from ray_apps.curate import run  # here: only this process needs Ray
+    from ray_apps.cluster.session import cluster
+    from ray_apps.curation.curate import run  # here: only this process needs Ray
 
     config = settings(inputs, run_dir, actors)
     with cluster(config):

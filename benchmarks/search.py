@@ -24,7 +24,7 @@ import faiss
 import hnswlib  # type: ignore[import-untyped]
 import numpy as np
 
-from lrem.files import write_json
+from lrem.data.files import write_json
 from lrem.index.ann import EF_CONSTRUCTION, EF_SEARCH
 from lrem.index.collection import Collection
 

@@ -1,4 +1,4 @@
-"""Part c of serve.py: ray_apps.embed_items.embed, what `lrem embed` calls, beside SentenceTransformer.encode.
+"""Part c of serve.py: ray_apps.indexing.embed.embed, what `lrem embed` calls, beside SentenceTransformer.encode.
 
 Both have the same weights, titles and number of torch threads: ours one actor a thread, the peer one process of them
 all. Two ratios of titles a second:
@@ -32,7 +32,7 @@ SETTLE_S = 10  # before each turn
 
 def compare(config: Any, titles: list[str], pairs: int, threads: int) -> dict[str, Any]:
     """Both sides over the catalogue, `pairs` times after a first that warms up and tunes the peer."""
-    from ray_apps.cluster import cluster
+    from ray_apps.cluster.session import cluster
 
     with tempfile.TemporaryDirectory(prefix="bench-") as name, cluster(config):
         folder, model = Path(name), config.path("model")
@@ -69,7 +69,7 @@ def summary(taken: list[dict[str, dict[str, float]]], titles: list[str]) -> dict
 def catalogue(folder: Path, titles: list[str]) -> Path:
     import pyarrow as pa
 
-    from lrem.files import write_parquet
+    from lrem.data.files import write_parquet
 
     table = pa.table({"item_id": [f"p{i}" for i in range(len(titles))], "title": titles})
     return write_parquet(table, folder / "items.parquet")
@@ -93,7 +93,7 @@ def ours(config: Any, out: Path) -> dict[str, float]:
     """Seconds of the whole, of the encoding in it, and of all its batches added up."""
     from ray.data import DataContext
 
-    from ray_apps.embed_items import embed
+    from ray_apps.indexing.embed import embed
 
     callbacks = DataContext.get_current().custom_execution_callback_classes
     if Spans not in callbacks:

@@ -1,6 +1,6 @@
 """Part b of serve.py: the application over HTTP beside its parts in one process and beside a bare FastAPI server.
 
-    ours        ray_apps.serve on a Ray of its own, asked with reason=never, auto and always
+    ours        ray_apps.serving.deploy on a Ray of its own, asked with reason=never, auto and always
     in process  the same model, called one query after the other: VllmEngine.reason, encode_queries, Collection.search
     fastapi     uvicorn, one process: SentenceTransformer.encode, faiss.IndexFlatIP, JSON with the payload; it does not
                 think, and its query is rendered as an item, two tokens shorter than ours
@@ -48,15 +48,15 @@ class Turn(NamedTuple):
 
 def compare(config: Any, pairs: int, seconds: float) -> dict[str, Any]:
     """All sides, `pairs` times after a first that warms up. paths.model and paths.index have to be there."""
-    from ray_apps import serve
-    from ray_apps.cluster import cluster
+    from ray_apps.cluster.session import cluster
+    from ray_apps.serving import deploy
 
     with tempfile.TemporaryDirectory(prefix="bench-") as name, cluster(config), ExitStack() as stack:
         folder = Path(name)
         vocabulary = export(config, folder)
         sides = Sides(vocabulary, seconds)
-        sides.addresses["ours"] = f"{serve.start(config)}/v1/search"
-        stack.callback(serve.stop)
+        sides.addresses["ours"] = f"{deploy.start(config)}/v1/search"
+        stack.callback(deploy.stop)
         port = free_port()
         for who in ("fastapi", "in process"):
             sides.processes[who] = stack.enter_context(side(*command(who, config, folder, port)))
@@ -77,7 +77,7 @@ def export(config: Any, folder: Path) -> list[str]:
     import numpy as np
 
     from lrem.index.snapshot import load
-    from ray_apps.embed_items import build_index, embed
+    from ray_apps.indexing.embed import build_index, embed
 
     if not config.path("index").exists():
         with within(START_S, "the index"):
@@ -98,7 +98,7 @@ def export(config: Any, folder: Path) -> list[str]:
 
 def command(who: str, config: Any, folder: Path, port: int) -> tuple[list[str], dict[str, str], Path]:
     """What starts a side: its command line, its environment, and the file of its stderr."""
-    from ray_apps.cluster import worker_env
+    from ray_apps.cluster.session import worker_env
 
     told = [sys.executable, __file__, "--side", who, "--folder", str(folder), "--port", str(port)]
     told += ["--model", str(config.path("model")), "--index", str(config.path("index"))]
@@ -216,10 +216,10 @@ def row(callers: int, reason: str, taken: list[dict[Turn, Taken]]) -> dict[str, 
 
 def run_in_process(model: str, index: Path, vocabulary: list[str]) -> None:
     """Answer turns: the parts of the application, called one after the other."""
+    from lrem.config.settings import RolloutConfig
     from lrem.index.snapshot import load
-    from lrem.model import ReasoningEmbedder
-    from lrem.settings import RolloutConfig
-    from ray_apps.engines import VllmEngine
+    from lrem.modeling.model import ReasoningEmbedder
+    from ray_apps.rollouts.engines import VllmEngine
 
     engine, embedder = VllmEngine(model, RolloutConfig()), ReasoningEmbedder.load(model).eval()
     items = load(index)

@@ -9,16 +9,16 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from lrem.config import Config
+from lrem.config.loader import Config
+from lrem.data.files import write_json
 from lrem.evaluation.report import plot, print_tables
-from lrem.files import write_json
-from lrem.model import RECORD
-from ray_apps import serve
-from ray_apps.client import search
-from ray_apps.cluster import cluster
-from ray_apps.progress import console
-from ray_apps.stages import run_stage
-from ray_apps.versions import versions
+from lrem.modeling.model import RECORD
+from ray_apps.cluster.progress import console
+from ray_apps.cluster.session import cluster
+from ray_apps.cluster.versions import versions
+from ray_apps.pipeline import run_stage
+from ray_apps.serving import deploy
+from ray_apps.serving.client import search
 
 ORDER = ("world", "curate", "cold-start", "direct", "reinforce", "embed", "index", "evaluate")
 
@@ -28,14 +28,14 @@ def run(config: Config) -> None:
 
     The report is written as soon as the systems are scored, and again with the answers over HTTP.
     """
-    serve.require_free(config.serve.host, config.serve.port)  # rather now than after the training
+    deploy.require_free(config.serve.host, config.serve.port)  # rather now than after the training
     with cluster(config):
         results = {name: run_stage(name, config) for name in ORDER}
         report = assemble(config, results)
         write_json(report, config.run_dir / "report.json")
         plot(report, config.run_dir / "report.png")
         started = time.monotonic()
-        address = serve.start(_with_examples(config, results["evaluate"]["examples"]))
+        address = deploy.start(_with_examples(config, results["evaluate"]["examples"]))
         try:
             report["seconds"]["serve"] = round(time.monotonic() - started, 1)
             report["examples"] = [_ask(example, address) for example in results["evaluate"]["examples"]]
@@ -47,7 +47,7 @@ def run(config: Config) -> None:
                 console.print(f"the search page is at {address} (Ctrl-C stops it)", highlight=False)
                 signal.pause()
         finally:
-            serve.leave()
+            deploy.leave()
 
 
 def _with_examples(config: Config, examples: list[dict[str, Any]]) -> Config:

@@ -23,7 +23,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lrem.config import DEFAULT_PATHS, Config, PathsConfig
+from lrem.config.loader import DEFAULT_PATHS, Config, PathsConfig
 
 PAGE = Path(__file__).parent.parent / "docs/configuration.md"
 WORDS = {int: "whole number", float: "number", str: "text", Path: "path", bool: "`true`, `false`", type(None): "`null`"}

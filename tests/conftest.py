@@ -14,11 +14,11 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from lrem.model import ReasoningEmbedder
-from lrem.settings import ModelConfig
-from lrem.tokenizer import train_tokenizer
-from ray_apps.cli import main
-from tests.heads import Head, ray_head
+from lrem.config.settings import ModelConfig
+from lrem.modeling.model import ReasoningEmbedder
+from lrem.modeling.tokenizer import train_tokenizer
+from ray_apps.cli.main import main
+from tests.ray_cluster import Head, ray_head
 
 TITLES = [
     f"{colour} {material} {kind}"

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from tests.heads import Head, ray_head
+from tests.ray_cluster import Head, ray_head
 
 IDLE_MINUTES = 0.1
 

@@ -11,15 +11,15 @@ import psutil
 import pyarrow as pa
 import torch
 
-from lrem.config import Config
-from lrem.files import sha256, write_parquet
+from lrem.config.loader import Config
+from lrem.config.settings import ModelConfig
+from lrem.data.files import sha256, write_parquet
 from lrem.index import Collection
-from lrem.index.filling import Batch, write
+from lrem.index.bulk_load import Batch, write
 from lrem.index.snapshot import load
-from lrem.model import ReasoningEmbedder
-from lrem.settings import ModelConfig
-from lrem.tokenizer import train_tokenizer
-from ray_apps import serve
+from lrem.modeling.model import ReasoningEmbedder
+from lrem.modeling.tokenizer import train_tokenizer
+from ray_apps.serving import deploy
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow", "silver")
 THINGS = (
@@ -73,7 +73,7 @@ def build_world(folder: Path, port: int, seed: int = 0, **serving: Any) -> Confi
 @contextmanager
 def running(config: Config, **headers: str) -> Iterator[Served]:
     """The application over a world, started and stopped again."""
-    url = serve.start(config)
+    url = deploy.start(config)
     try:
         embedder = ReasoningEmbedder.load(config.path("model")).eval()
         index = load(config.path("index"))
@@ -81,7 +81,7 @@ def running(config: Config, **headers: str) -> Iterator[Served]:
             yield Served(url, http, embedder, index)
         index.close()
     finally:
-        serve.stop()
+        deploy.stop()
 
 
 def search(served: Served, **body: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from ray.util.metrics import Counter
 
-from ray_apps.meters import METRICS
+from ray_apps.cluster.metrics import METRICS
 
 HERE = Path(__file__).parent
 STEP, WINDOW, WINDOW_S = "$__rate_interval", "5m", 300

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from lrem.config.curation import BootstrapConfig
 from lrem.curation import contrast
 from lrem.curation.rules import brand_name
-from lrem.curation.settings import BootstrapConfig
-from lrem.positives import query_identity
-from lrem.schema import QRELS, DataError
-from lrem.words import NEGATIONS, STOP, content, stem, words
+from lrem.data.schema import QRELS, DataError
+from lrem.data.words import NEGATIONS, STOP, content, stem, words
+from lrem.training.known_positives import query_identity
 
 COMMON = 8  # titles that a word must stand in to count as a thing
 LEAST = 3  # items that a kind of product, a feature or a use needs

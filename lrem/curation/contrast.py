@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from lrem.words import NEGATIONS, STOP, stem, words
+from lrem.data.words import NEGATIONS, STOP, stem, words
 
 LINKS = frozenset(("in", "off", "on", "up"))  # stop words that may end a pair, as in slip on
 COVERED = 0.2  # share of the wanted titles that a keyword has to stand in: it is to lead to them all, not to a few

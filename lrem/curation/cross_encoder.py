@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lrem.schema import DataError
+from lrem.data.schema import DataError
 
 
 class CrossEncoderJudge:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from lrem.words import content
+from lrem.data.words import content
 
 BINS = 10
 SHOWN = 10  # results whose titles stand in for those of known items

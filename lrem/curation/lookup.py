@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lrem.files import atomic_file
+from lrem.data.files import atomic_file
 
 ASKED = 500  # ids of one statement; SQLite takes some hundreds everywhere
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from lrem.words import literals, words
+from lrem.data.words import literals, words
 
 SEPARATOR = ","
 LONGEST_BRAND = 4  # words, and of a banned phrase

@@ -1,7 +1,7 @@
 """From foreign files to the project's tables: what of a catalogue, queries and judgements is fit for use.
 
-Knows rows: blank ones, repeated ones, unknown ones, labels. Does not know file formats (`lrem.curation.published` reads
-them), nor where the tables are written.
+Knows rows: blank ones, repeated ones, unknown ones, labels. Does not know file formats
+(`lrem.curation.dataset_readers` reads them), nor where the tables are written.
 """
 
 import re
@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lrem.curation.published import READERS, Raw, Source, missing, read_any
-from lrem.curation.settings import SourcesConfig
-from lrem.positives import query_identity
-from lrem.schema import ITEMS, QRELS, QUERIES, TEXT, DataError
+from lrem.config.curation import SourcesConfig
+from lrem.curation.dataset_readers import READERS, Raw, Source, missing, read_any
+from lrem.data.schema import ITEMS, QRELS, QUERIES, TEXT, DataError
+from lrem.training.known_positives import query_identity
 
 # What each file may hold of the columns that mean something here; any other mapped name is payload.
 MEANINGS = {
@@ -27,7 +27,7 @@ LABELS = {"grade", "label", "relevance", "gain"}  # words of a column's name: su
 
 
 class Imported(NamedTuple):
-    """What every stage reads (`lrem.schema`: ITEMS and QUERIES with payload, QRELS), and how many rows were dropped."""
+    """The tables of every stage (`lrem.data.schema`: ITEMS, QUERIES, QRELS), and how many rows were dropped."""
 
     items: pa.Table
     queries: pa.Table

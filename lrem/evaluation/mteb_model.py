@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrem.model import RECORD, ReasoningEmbedder, fingerprint
-from lrem.schema import DataError
-from lrem.settings import ModelConfig
+from lrem.config.settings import ModelConfig
+from lrem.data.schema import DataError
+from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
 
 if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta

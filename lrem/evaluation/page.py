@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from lrem.data.files import atomic_file
+from lrem.data.schema import DataError
 from lrem.evaluation import charts
-from lrem.files import atomic_file
-from lrem.schema import DataError
 
 MISSING = "–"
 ALPHA = 0.05

@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lrem.data.files import atomic_file
 from lrem.evaluation.page import probability, verdict
-from lrem.files import atomic_file
 
 CATEGORIES = ("question", "alternative", "negative", "knowledge", "easy", "hard", "all")
 NAMES = {

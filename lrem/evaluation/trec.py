@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from lrem.data.files import atomic_file
+from lrem.data.schema import DataError
 from lrem.evaluation.metrics import Qrels, Run
-from lrem.files import atomic_file
-from lrem.schema import DataError
 
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)  # tiny: the least normal one
 RUN_COLUMNS = ("query_id", "Q0", "item_id", "rank", "score", "tag")

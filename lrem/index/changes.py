@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from lrem.files import write_json
+from lrem.data.files import write_json
 from lrem.index.collection import FORMAT, ITEMS
 from lrem.index.store import Store, StoreError
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lrem.files import atomic_folder, sha256
+from lrem.data.files import atomic_folder, sha256
 from lrem.index.ann import Ann
 from lrem.index.segment import Segment
 

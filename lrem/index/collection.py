@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lrem.files import only_one
+from lrem.data.files import only_one
 from lrem.index import checkpoint
 from lrem.index.ann import BuildError, choose
 from lrem.index.building import build, catch_up, load

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from lrem.files import atomic_folder, sha256
+from lrem.data.files import atomic_folder, sha256
 from lrem.index import checkpoint
 from lrem.index.collection import ANN, CLOSE_TIMEOUT_S, FORMAT, ITEMS, PART, Collection
 from lrem.index.store import Store, StoreError

@@ -13,7 +13,7 @@ from random import Random
 
 import pyarrow as pa
 
-from lrem.files import write_parquet
+from lrem.data.files import write_parquet
 from lrem.world.catalogue import Item, make_items
 from lrem.world.combinations import Combination, all_combinations, bridged_combinations
 from lrem.world.facts import load_facts

@@ -1,0 +1,1 @@
+"""What a catalogue and its traffic need: a table and a formula."""

@@ -1,0 +1,1 @@
+"""Settings: one typed tree for every stage, read from YAML and dotted overrides."""

@@ -1,0 +1,1 @@
+"""The model, its template and tokenizer, and how sequences are laid out."""

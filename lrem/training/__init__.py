@@ -1,0 +1,1 @@
+"""Losses, rewards and the gradient steps of both stages, as plain PyTorch."""

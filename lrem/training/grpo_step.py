@@ -1,0 +1,245 @@
+"""One step of stage 2: GRPO on the sampled reasonings and InfoNCE on the embeddings that have read them.
+
+One forward of each prompt with its G completions serves all: the ratio's log-probabilities, the embeddings that the
+reward's ranks are taken from, and InfoNCE. Knows rollouts, the model's forward and the losses; who sampled, and what
+drives the backward, is handed in. Source: paper, "Stage 2".
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrem.config.settings import ReinforceConfig
+from lrem.modeling.model import Encoded
+from lrem.modeling.sequences import Group, Sequences
+from lrem.modeling.template import Parsed, Renderer
+from lrem.training.distributed import gather, total, world_size
+from lrem.training.gradcache import Backward, Chunk, backward, cut, cut_groups
+from lrem.training.known_positives import KnownPositives
+from lrem.training.losses import info_nce
+from lrem.training.policy_loss import (
+    Clip,
+    Correction,
+    clipped,
+    group_advantage,
+    kl_to_reference,
+    policy_gradient,
+    token_weights,
+    varied,
+)
+from lrem.training.rewards import Outcome, evaluate, rank
+from lrem.training.rollout import Rollout
+
+PERCENTILES = (10, 50, 90)
+
+
+class Batch(NamedTuple):
+    """A rank's part of a step: Q queries with G rollouts each (B = Q·G), then M ≥ Q items, the positives first."""
+
+    queries: list[str]
+    groups: list[Group]
+    parsed: list[Parsed]  # [B]
+    reasonings: list[str]  # [B]
+    old: Tensor  # [B, T] log-probabilities as sampled
+    sampled: Tensor  # [B, T] bool
+    versions: Tensor  # [B] of the policy that wrote each
+    items: list[list[int]]  # [M]
+    item_keys: Tensor  # [M]
+    known: Tensor  # [Q, P], see info_nce
+
+
+class Candidates(NamedTuple):
+    """Further items that a rank is taken among: unit embeddings [C, H] without gradient, and keys [C]."""
+
+    embeddings: Tensor
+    keys: Tensor
+
+
+class Step(NamedTuple):
+    """What a step found: values of the global batch for the log; this rank's rewards [B], their parts and ranks."""
+
+    values: dict[str, float]
+    rewards: Tensor
+    parts: dict[str, Tensor]
+    ranks: Tensor
+
+
+def collate(
+    rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Sequence[Rollout]], renderer: Renderer, known: KnownPositives
+) -> Batch:
+    """Rows and their rollouts → a batch.
+
+    A malformed rollout gets a forced `</think><emb>` to be embedded at; forced tokens are never scored.
+
+    Args:
+        rows: `query`, `title`, `query_key`, `item_key`, and perhaps `negative_titles` with `negative_keys`.
+    """
+    groups, parsed, flat = [], [], [rollout for group in rollouts for rollout in group]
+    for row, group in zip(rows, rollouts, strict=True):
+        read = [renderer.parse(rollout.tokens) for rollout in group]
+        forced = [[] if one.well_formed else [renderer.close, renderer.emb] for one in read]
+        completions = [rollout.tokens + tail for rollout, tail in zip(group, forced, strict=True)]
+        groups.append(Group(renderer.query_prompt(row["query"]), completions, [len(r.tokens) for r in group]))
+        parsed += read
+    old = torch.zeros(len(flat), max(len(rollout.tokens) for rollout in flat))
+    sampled = torch.zeros_like(old, dtype=torch.bool)
+    for i, rollout in enumerate(flat):
+        old[i, : len(rollout.tokens)] = torch.tensor(rollout.log_probs)
+        sampled[i, : len(rollout.tokens)] = True
+    titles = [row["title"] for row in rows] + [t for row in rows for t in row.get("negative_titles") or []]
+    keys = [row["item_key"] for row in rows] + [key for row in rows for key in row.get("negative_keys") or []]
+    return Batch(
+        [row["query"] for row in rows],
+        groups,
+        parsed,
+        [renderer.reasoning_text(one.reasoning) for one in parsed],
+        old,
+        sampled,
+        torch.tensor([rollout.version for rollout in flat]),
+        [renderer.item(title) for title in titles],
+        torch.tensor(keys),
+        torch.from_numpy(np.asarray(known.table([row["query_key"] for row in rows]))),
+    )
+
+
+def accumulate_gradients(
+    batch: Batch,
+    settings: ReinforceConfig,
+    budget: int,
+    longest: int,
+    forward: Callable[[Sequences], Encoded],
+    step_backward: Backward,
+    device: torch.device,
+    candidates: Candidates,
+    reference: Callable[[Sequences], Encoded] | None = None,
+) -> Step:
+    """Back-propagate L = grpo_weight · L_GRPO + info_nce_weight · L_InfoNCE + kl_weight · KL, in chunks.
+
+    Args:
+        budget: tokens of reasoning that earn the length reward. longest: tokens of the longest possible sample.
+        forward: at the temperature that the rollouts were sampled at.
+        reference: the policy that KL is taken against; None: no KL.
+    """
+    objective = _Objective(batch, settings, (budget, longest), device, candidates, reference)
+    parts = cut_groups(batch.groups, settings.chunk_tokens, device)
+    parts += cut(batch.items, None, len(batch.parsed), settings.chunk_tokens, device)
+    backward(parts, forward, objective.contrast, objective.policy, step_backward, settings.graph_tokens)
+    return objective.found()
+
+
+class _Objective:
+    """The loss of one step: `contrast` sees all embeddings, rewards them, and so comes before `policy`."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        settings: ReinforceConfig,
+        limits: tuple[int, int],
+        device: torch.device,
+        candidates: Candidates,
+        reference: Callable[[Sequences], Encoded] | None,
+    ) -> None:
+        self.settings, self.batch = settings, batch
+        self.budget, self.longest = limits
+        self.candidates, self.reference = candidates, reference
+        self.old, self.sampled = batch.old.to(device), batch.sampled.to(device)
+        self.item_keys, self.known = batch.item_keys.to(device), batch.known.to(device)
+        group = len(batch.parsed) // len(batch.groups)
+        self.owner = torch.arange(len(batch.groups), device=device).repeat_interleave(group)  # [B]
+        self.clip = Clip(settings.ratio, settings.clip_low, settings.clip_high)
+        correction = settings.correction
+        self.correction = None if correction == "none" else Correction(correction, settings.correction_cap)
+        self.sums: dict[str, Tensor] = {}
+        self.policy_loss = torch.zeros((), device=device)
+
+    def contrast(self, embeddings: Tensor) -> Tensor:
+        """Reward the embeddings [B+M, H], then InfoNCE over all G reasonings of each query."""
+        settings, size = self.settings, len(self.owner)
+        queries, items = embeddings[:size], embeddings[size:]
+        started = time.perf_counter()
+        with torch.no_grad():
+            self._reward(queries.detach(), items.detach())
+        self.reward_s = time.perf_counter() - started
+        loss = info_nce(queries, items, self.owner, self.item_keys, self.known[self.owner], settings.temperature)
+        self.info_nce = loss.detach()
+        return settings.info_nce_weight * loss
+
+    def _reward(self, queries: Tensor, items: Tensor) -> None:
+        settings, batch = self.settings, self.batch
+        vectors = gather(torch.cat([items, self.candidates.embeddings]))
+        keys = gather(torch.cat([self.item_keys, self.candidates.keys]))
+        wanted = self.item_keys[: len(batch.groups)][self.owner]
+        self.ranking = rank(queries, wanted, vectors, keys, self.known[self.owner])
+        device = queries.device
+        self.lengths = torch.tensor([len(read.reasoning) for read in batch.parsed], device=device)
+        self.well_formed = torch.tensor([read.well_formed for read in batch.parsed], device=device)
+        queries_of = [batch.queries[i] for i in self.owner.tolist()]
+        outcome = Outcome(queries_of, batch.reasonings, self.well_formed, self.lengths, self.budget, self.ranking)
+        self.rewards, self.parts = evaluate(outcome, settings.rewards.weights())
+        grouped = self.rewards.view(len(batch.groups), -1)  # [Q, G]
+        self.varied = varied(grouped)
+        self.advantages = group_advantage(grouped, settings.advantage).flatten()
+        counted = self.sampled
+        if settings.zero_variance == "drop":
+            counted = counted & self.varied[self.owner][:, None]
+        self.weights = token_weights(counted, settings.aggregate, self.longest)
+
+    def policy(self, encoded: Encoded, part: Chunk) -> Tensor | None:
+        """The policy's term of one chunk of groups; items have none."""
+        if encoded.log_probs is None:
+            return None
+        settings, rows = self.settings, part.rows
+        log_probs = encoded.log_probs[: len(rows)]  # [b, t]
+        here = slice(log_probs.shape[1])
+        old, scored, weights = self.old[rows, here], self.sampled[rows, here], self.weights[rows, here]
+        term = policy_gradient(log_probs, old, self.advantages[rows], weights, self.clip, self.correction)
+        self.policy_loss += term.detach()
+        loss = settings.grpo_weight * term
+        if self.reference is not None:
+            with torch.no_grad():
+                given = self.reference(part.sequences).log_probs
+            assert given is not None  # the same sequences, scored alike
+            divergence = kl_to_reference(log_probs, given[: len(rows)], weights)
+            self._add("kl", divergence.detach())
+            loss = loss + settings.kl_weight * divergence
+        self._watch(log_probs.detach(), old, scored)
+        return loss
+
+    def _watch(self, log_probs: Tensor, old: Tensor, scored: Tensor) -> None:
+        difference = (log_probs - old)[scored]
+        self._add("entropy", -log_probs[scored].sum())  # unbiased on-policy: the policy's own samples
+        self._add("mismatch_kl", (difference.exp() - difference - 1).sum())
+        cut = clipped(log_probs, old, scored, self.clip) if self.correction is None else torch.zeros_like(scored)
+        self._add("clip_fraction", cut.sum())
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums.get(name, torch.zeros_like(self.policy_loss)) + value
+
+    def found(self) -> Step:
+        """The step's values, over the global batch."""
+        shares = total(torch.stack([self.policy_loss, self.info_nce, *self.sums.values()]))
+        losses = (shares[:2] / world_size()).tolist()
+        sums = dict(zip(self.sums, shares[2:].tolist(), strict=True))
+        values = {"policy": losses[0], "info_nce": losses[1], "reward_s": self.reward_s}
+        if "kl" in sums:
+            values["kl"] = sums.pop("kl") / world_size()
+        tokens = total(self.sampled.sum().float()).item()
+        values |= {name: value / tokens for name, value in sums.items()}
+        shown = {f"reward_{name}": part for name, part in self.parts.items()}
+        shown |= {"reward": self.rewards, "format_rate": self.well_formed, "reasoning_length": self.lengths}
+        shown |= {"varied_groups": self.varied}
+        values |= {name: _mean(part.float()) for name, part in shown.items()}
+        ranks = gather(self.ranking.ranks).float()
+        marks = torch.quantile(ranks, torch.tensor(PERCENTILES, device=ranks.device) / 100).tolist()
+        values |= {f"rank_p{mark}": value for mark, value in zip(PERCENTILES, marks, strict=True)}
+        values["candidates"] = float(self.ranking.candidates)
+        return Step(values, self.rewards, self.parts, self.ranking.ranks)
+
+
+def _mean(values: Tensor) -> float:
+    """Mean over every rank's elements."""
+    return (total(values.sum()) / total(torch.tensor(float(values.numel()), device=values.device))).item()

@@ -1,0 +1,84 @@
+"""The losses of stage 1, and what stage 2 shares with it, as pure functions of tensors.
+
+Each returns this rank's share, scaled so that the MEAN over ranks, which is what data-parallel training
+takes of gradients, is exactly the loss over the global batch: weights between terms mean the same at any
+number of ranks. Source: paper, "Stage 1".
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrem.training.distributed import gather, rank, row_counts, total, world_size
+
+
+def sft(log_probs: Tensor, scored: Tensor, count: Tensor | None = None) -> Tensor:
+    """L_SFT: negative log-likelihood of the scored tokens over `count`.
+
+    Args:
+        log_probs: [B, L], nats. scored: [B, L] bool.
+        count: what the global sum is divided by; by default the scored tokens of the global batch. A part of
+            a batch passes the whole batch's, and then the parts add up to the whole's loss.
+
+    >>> sft(torch.log(torch.tensor([[.5, .25]])), torch.tensor([[True, True]])).item()
+    1.03972...
+    """
+    if count is None:
+        count = total(scored.sum())
+    return -(log_probs * scored).sum() * world_size() / count.clamp(min=1)
+
+
+def info_nce(
+    queries: Tensor,
+    items: Tensor,
+    positives: Tensor,
+    item_keys: Tensor,
+    known: Tensor,
+    temperature: float,
+) -> Tensor:
+    """L_InfoNCE: query → item, every item of the global batch as a negative, false negatives masked.
+
+    A column is left out of a row's denominator where it is the same product as the row's positive, or
+    another product that is known to be relevant to the row's query.
+
+    Args:
+        queries: [B, H] unit. items: [M, H] unit, this rank's: positives, and hard negatives if there are any.
+        positives: [B] row of `items` each query wants. item_keys: [M] int64, identity of each row's product.
+        known: [B, P] int64, identities of the products relevant to each query, filled up with -1.
+        temperature: τ.
+
+    >>> e, i = torch.eye(2), torch.arange(2)
+    >>> round(info_nce(e, e, i, i, i[:, None], 1.0).item(), 6)  # -log(e / (e + 1))
+    0.313262
+    """
+    candidates, keys = gather(items), gather(item_keys)  # [N, H], [N]
+    rows = torch.arange(queries.shape[0], device=queries.device)
+    own = sum(row_counts(items)[: rank()]) + positives  # [B] column of each row's positive
+    false_negative = _is_known(torch.cat([known, item_keys[positives][:, None]], 1), keys)  # [B, N]
+    false_negative[rows, own] = False
+    logits = (queries @ candidates.T / temperature).masked_fill(false_negative, float("-inf"))
+    row_losses = torch.logsumexp(logits, dim=1) - logits[rows, own]  # [B]
+    return row_losses.sum() * world_size() / sum(row_counts(queries))
+
+
+def _is_known(known: Tensor, keys: Tensor) -> Tensor:
+    """Which of `keys` [N] stand in each row of `known` [B, P]; → [B, N] bool, without a [B, P, N] between."""
+    unique, column = keys.unique(return_inverse=True)  # [U] sorted, [N]
+    place = torch.searchsorted(unique, known).clamp(max=len(unique) - 1)  # [B, P]
+    found = torch.zeros(known.shape[0], len(unique), dtype=torch.int32, device=keys.device)
+    found.scatter_add_(1, place, (unique[place] == known).int())
+    return (found > 0)[:, column]
+
+
+def truncate(embeddings: Tensor, dimensions: int) -> Tensor:
+    """The first `dimensions` of each embedding, unit length again. [B, H] → [B, d].
+
+    >>> truncate(torch.tensor([[.6, .8, 0.]]), 1).tolist()
+    [[1.0]]
+    """
+    return F.normalize(embeddings[:, :dimensions], dim=-1)
+
+
+def global_loss(share: Tensor) -> float:
+    """The loss over the global batch, from each rank's share: for the log."""
+    return (total(share) / world_size()).item()

@@ -1,0 +1,204 @@
+"""The rewards of stage 2: named, weighted, pure functions of what came of a batch of rollouts.
+
+`format`, `length` and `accuracy` are the paper's; the others are options from its neighbours. A user's own is any
+function Outcome → Tensor [B], named by its import path. Source: paper, "Stage 2".
+"""
+
+import math
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrem.data.words import literals, words
+
+
+class RewardError(ValueError):
+    """A reward that cannot be found or used; the message names it."""
+
+
+class Ranking(NamedTuple):
+    """Where each query's item stands: rank [B] from 1, N candidates, and its margin [B], the item's cosine less the
+    best other candidate's."""
+
+    ranks: Tensor
+    candidates: int
+    margins: Tensor
+
+
+class Outcome(NamedTuple):
+    """What came of B rollouts. Queries and reasonings are text; lengths count the reasoning's tokens."""
+
+    queries: list[str]
+    reasonings: list[str]
+    well_formed: Tensor  # [B] bool
+    lengths: Tensor  # [B]
+    budget: int
+    ranking: Ranking
+
+
+Reward = Callable[[Outcome], Tensor]
+
+
+def rank(queries: Tensor, wanted: Tensor, items: Tensor, keys: Tensor, known: Tensor | None = None) -> Ranking:
+    """rank(d_i) = 1 + Σ_j 1[s(q, d_j) > s(q, d_i)] over distinct products, strictly greater: a tie costs nothing.
+
+    Args:
+        queries: [B, H] unit. wanted: [B] key of the product each query wants, one of `keys`.
+        items: [M, H] unit, with a product more than once or not. keys: [M] int64, identity of each product.
+        known: [B, P] keys of other products that are relevant too; these cost nothing either.
+
+    >>> items = torch.tensor([[1., 0.], [0., 1.], [1., 0.]])
+    >>> ranking = rank(torch.tensor([[.6, .8]]), torch.tensor([5]), items, torch.tensor([5, 7, 5]))
+    >>> ranking.ranks.tolist(), ranking.candidates
+    ([2], 2)
+    """
+    distinct, inverse = keys.unique(return_inverse=True)  # [N], [M]
+    first = torch.full_like(distinct, len(keys)).scatter_reduce(
+        0, inverse, torch.arange(len(keys), device=keys.device), reduce="amin"
+    )
+    similarities = queries @ items[first].T  # [B, N]
+    place = torch.searchsorted(distinct, wanted)[:, None]
+    own = similarities.gather(1, place)  # [B, 1]
+    others = similarities.scatter(1, place, -math.inf)
+    if known is not None:
+        column = torch.searchsorted(distinct, known).clamp(max=len(distinct) - 1)  # [B, P]
+        relevant = torch.zeros_like(others).scatter_add(1, column, (distinct[column] == known).float()) > 0
+        others = others.masked_fill(relevant, -math.inf)
+    best = others.max(1).values if others.shape[1] > 1 else own[:, 0]
+    margins = torch.where(best.isinf(), torch.zeros_like(best), own[:, 0] - best)
+    return Ranking(1 + (others > own).sum(1), len(distinct), margins)
+
+
+def nearest(queries: Tensor, items: Tensor, count: int) -> Tensor:
+    """Places of the items that are among the `count` nearest of some query, ascending; [K ≤ B · count].
+
+    Args:
+        queries: [B, H] unit. items: [M, H] unit.
+
+    >>> nearest(torch.tensor([[1., 0.], [.8, .6]]), torch.tensor([[0., 1.], [1., 0.], [-1., 0.]]), 1).tolist()
+    [1]
+    """
+    return (queries @ items.T).topk(min(count, len(items)), dim=1).indices.unique()
+
+
+def format_reward(outcome: Outcome) -> Tensor:
+    """r_format: 1 for `<think> … </think><emb>`, else 0."""
+    return outcome.well_formed.float()
+
+
+def length_reward(outcome: Outcome) -> Tensor:
+    """r_length: 1 if the reasoning has at most `budget` tokens, else 0."""
+    return (outcome.lengths <= outcome.budget).float()
+
+
+def accuracy_reward(outcome: Outcome) -> Tensor:
+    """r_acc = 1 − log rank / log N: 1 at rank 1, 0 at rank N.
+
+    Raises:
+        RewardError: fewer than two candidates.
+    """
+    ranks, candidates, _ = outcome.ranking
+    if candidates < 2:
+        raise RewardError(f"a rank among {candidates} candidates says nothing: use a batch of at least 2 items")
+    return 1 - torch.log(ranks.float()) / math.log(candidates)
+
+
+def top_ranks_reward(outcome: Outcome) -> Tensor:
+    """Straight lines in place of the logarithm: 1 → ½ over ranks 1 to 10, ½ → 0 over 11 to 100, 0 beyond.
+
+    Less convex at the top, where 1 − log rank favours betting on one keyword. Source: ConvSearch-R1 (arXiv
+    2505.15776), whose 2 … 0 is halved here so that the weights of all parts mean the same.
+    """
+    ranks = outcome.ranking.ranks.float()
+    top, middle = 1 - (ranks - 1) / 18, 0.5 - (ranks - 10) / 180
+    return torch.where(ranks <= 10, top, middle.clamp(min=0))
+
+
+def margin_reward(outcome: Outcome) -> Tensor:
+    """½ + ¼ of (the wanted item's cosine less the best other's), in [0, 1]: goes on where a rank is 1 already."""
+    return 0.5 + outcome.ranking.margins / 4
+
+
+def exclusivity_reward(outcome: Outcome) -> Tensor:
+    """Share of the reasoning's words that the query does not have: repeating it is no reasoning.
+
+    Source: Retrieval-GRPO (arXiv 2511.13885), "exclusivity".
+    """
+    return _each(outcome, _new_words)
+
+
+def literals_reward(outcome: Outcome) -> Tensor:
+    """1 unless the reasoning holds a literal (a word with a digit, as a model number) that the query does not have.
+
+    Source: PROSPER (arXiv 2510.18527): expansions that invent literal terms lead astray.
+    """
+    return _each(outcome, lambda query, reasoning: float(not literals(reasoning) - literals(query)))
+
+
+def _each(outcome: Outcome, score: Callable[[str, str], float]) -> Tensor:
+    values = [score(query, text) for query, text in zip(outcome.queries, outcome.reasonings, strict=True)]
+    return torch.tensor(values, device=outcome.lengths.device)
+
+
+def _new_words(query: str, reasoning: str) -> float:
+    written = set(words(reasoning))
+    return len(written.difference(words(query))) / len(written) if written else 0.0
+
+
+BUILT_IN: dict[str, Reward] = {
+    "format": format_reward,
+    "length": length_reward,
+    "accuracy": accuracy_reward,
+    "top_ranks": top_ranks_reward,
+    "margin": margin_reward,
+    "exclusivity": exclusivity_reward,
+    "literals": literals_reward,
+}
+
+
+def find(name: str) -> Reward:
+    """A built-in reward by name, or a user's own by `module:function`.
+
+    Raises:
+        RewardError: there is no such reward; the message names what there is.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    if ":" not in name:
+        raise RewardError(f"no reward '{name}': one of {', '.join(BUILT_IN)}, or your own as package.module:function")
+    try:
+        reward: Reward = pkgutil.resolve_name(name)
+        return reward
+    except (ImportError, AttributeError) as error:
+        raise RewardError(f"reward '{name}' cannot be imported ({error}): is its package on every worker?") from error
+
+
+def evaluate(outcome: Outcome, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    """r = Σ w·r_part [B], and the parts by name [B] each. Malformed output earns nothing, so no part may be negative.
+
+    Args:
+        weights: name (see `find`) → weight; a part of weight 0 is left out.
+
+    Raises:
+        RewardError: a part is not [B] finite numbers from 0 up.
+    """
+    parts: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if weight == 0:
+            continue
+        value = find(name)(outcome).float()
+        if value.shape != outcome.lengths.shape:
+            raise RewardError(f"reward '{name}' gave {tuple(value.shape)} values for {len(outcome.queries)} rollouts")
+        if not value.isfinite().all() or (value < 0).any():
+            raise RewardError(
+                f"reward '{name}' gave {value.min().item():.4g} to {value.max().item():.4g}: finite values from 0 up "
+                "are due, or malformed output, which earns 0, would be worth more"
+            )
+        parts[name] = value * outcome.well_formed
+    rewards = torch.zeros(len(outcome.queries), device=outcome.lengths.device)
+    for name, value in parts.items():
+        rewards = rewards + weights[name] * value
+    return rewards, parts

@@ -1,0 +1,38 @@
+"""Options that several commands share, and how they become a configuration."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lrem.config.loader import Config, load_config, to_yaml
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value …")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of a stopped run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+Model = Annotated[Path | None, typer.Option("--model", help="Model folder (paths.model).")]
+Catalogue = Annotated[Path | None, typer.Option("--catalogue", help="Items parquet (paths.items).")]
+Source = Annotated[
+    str | None, typer.Option("--from", help="A snapshot (folder or address) or a served folder; else paths.index.")
+]
+Where = Annotated[
+    str | None, typer.Option("--filter", help='Which items may be found, as JSON: {"price": {"$lt": 20}}.')
+]
+
+
+def load(config: Path | None, overrides: list[str] | None, dry_run: bool, **paths: Path | None) -> Config:
+    """The settings of a command; with `dry_run` they are printed, and the command ends.
+
+    Args:
+        paths: keys of `paths` that have an option of their own.
+
+    Raises:
+        ConfigError: see load_config.
+    """
+    given = [f"paths.{name}={path}" for name, path in paths.items() if path is not None]
+    settings = load_config(config, [*(overrides or []), *given])
+    if dry_run:
+        typer.echo(to_yaml(settings))
+        raise typer.Exit
+    return settings

@@ -1,0 +1,26 @@
+"""`lrem status`: what runs where."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from lrem.config.loader import load_config
+from ray_apps.cli.options import ConfigFile, Overrides
+from ray_apps.cluster.progress import console
+
+
+def status(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what runs where in a Ray cluster: machines, jobs, stages, actors, the service."""
+    from ray_apps.cluster.status import show
+    from ray_apps.cluster.status import status as look
+
+    found = look(load_config(config, overrides or []))
+    if as_json:
+        typer.echo(json.dumps(found._asdict(), default=str))
+        return
+    console.print(show(found))

@@ -1,0 +1,1 @@
+"""Ray itself: joining a cluster, placement, progress, metrics, status."""

@@ -1,0 +1,1 @@
+"""Curation on Ray Data: from a catalogue and queries to triplets."""

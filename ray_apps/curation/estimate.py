@@ -1,0 +1,60 @@
+"""What a curation would do and cost, before it is begun: rows, questions, tokens, time. Reckons; asks nobody."""
+
+import json
+
+from lrem.config.loader import Config
+from lrem.config.settings import LlmConfig
+from lrem.curation.cost_estimate import Load, cost
+from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
+from lrem.data.schema import read_items
+from ray_apps.curation import resumable
+from ray_apps.curation.curate import check, resolved, work_folder
+from ray_apps.curation.inputs import queries
+
+
+def plan(config: Config) -> str:
+    """Some lines to print; an upper bound where difficulty is not known yet.
+
+    Raises:
+        DataError: an input cannot be used, or a setting lacks its model.
+    """
+    config = resolved(config)
+    check(config)
+    items = read_items(config.path("items"))
+    sizes = [(table.num_rows, sum(map(len, table["query"].to_pylist()))) for table in queries(config)]
+    count, characters = sum(n for n, _ in sizes), sum(n for _, n in sizes)
+    hard = _known_hard(config)
+    lines = [f"{count} queries, {items.num_rows} items; retriever {config.curate.retriever}"]
+    lines.append(f"hard: {hard} of them" if hard is not None else "hard: not known yet, so reckoned as all of them")
+    asked, query = count if hard is None else hard, "q" * (characters // count)
+    if config.curate.teacher == "llm":
+        llm = config.curate.llm
+        thought = "t" * (4 * llm.max_tokens)
+        calls = [Load(asked, reasoning_messages(query, None)), Load(asked, extraction_messages(query, thought))]
+        lines.append(_told("teacher", llm, calls))
+    if config.curate.judge == "llm":
+        title = "t" * (sum(map(len, items["title"].to_pylist())) // items.num_rows)
+        pairs = count * config.curate.judged_per_query
+        lines.append(_told("judge", config.curate.judge_llm, [Load(pairs, judge_messages(query, title))]))
+    parts = -(-count // config.curate.part_rows)
+    done = len(resumable.parts_of(work_folder(config) / "decided"))
+    lines.append(f"{parts} parts of {config.curate.part_rows} queries, {done} of them done")
+    return "\n".join(lines)
+
+
+def _known_hard(config: Config) -> int | None:
+    """How many queries are hard, if an earlier run has found that out."""
+    folder = work_folder(config)
+    cut = folder / "input" / "cut.json"
+    if not cut.exists() or len(resumable.parts_of(folder / "found")) < json.loads(cut.read_text())["parts"]:
+        return None
+    return int(resumable.total(folder / "found")["hard"])
+
+
+def _told(who: str, llm: LlmConfig, calls: list[Load]) -> str:
+    found = cost(calls, llm)
+    money = f", {found.money:.2f} at the prices set" if llm.price_in or llm.price_out else ""
+    return (
+        f"{who} {llm.model}: at most {found.calls} questions, {found.tokens_in:,} tokens in, {found.tokens_out:,} out"
+        f"{money}; {found.seconds / 3600:.1f} h at {llm.tokens_a_second:g} tokens/s"
+    )

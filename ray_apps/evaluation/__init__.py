@@ -1,0 +1,1 @@
+"""Evaluation of systems on the same queries."""

@@ -1,0 +1,1 @@
+"""Offline embedding, index snapshots and hard negatives."""

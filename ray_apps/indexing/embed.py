@@ -1,0 +1,132 @@
+"""Offline embedding of a catalogue: Ray Data with model actors. Writes vectors, then the index snapshot."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from lrem.config.loader import Config
+from lrem.data.files import atomic_folder, sha256
+from lrem.data.schema import ITEMS, DataError, read_items, read_table
+from lrem.index.bulk_load import Batch, write
+from lrem.index.payload import plain
+from lrem.index.snapshot import SnapshotError, read_manifest
+from lrem.retrieval.retrievers import name_of, text_model
+from ray_apps.cluster import metrics
+from ray_apps.cluster.placement import await_room, bundle
+from ray_apps.cluster.progress import progress
+from ray_apps.cluster.session import cluster, gpu_count
+
+BATCH = 5000  # items turned into payloads at a time
+VECTORS = pa.schema([("item_id", pa.string()), ("vector", pa.list_(pa.float32()))])
+
+
+class ItemEncoder:
+    """A model actor: a batch of titles in, their unit vectors out."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = text_model(folder)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """item_id, title → item_id, vector [H]."""
+        vectors = self.model.items(batch["title"].to_pylist())
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        return pa.table({"item_id": batch["item_id"], "vector": flat})
+
+
+def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
+    """Embed paths.items with the model folder `model` into the folder `out`, tied to its fingerprint.
+
+    The folder may be ours or one of sentence-transformers.
+    """
+    items = read_items(config.path("items")).select(ITEMS.names)
+    made_by = name_of(str(model))
+    with cluster(config), progress("embed", config.run_dir.name) as board, atomic_folder(out) as part:
+        gpus = 1 if gpu_count(config) else 0
+        await_room([bundle(1.0, gpus, config.placement.data)], "an actor of 'embed'", config.ray.start_timeout_s)
+        rows = ray.data.from_arrow(items).repartition(-(-items.num_rows // config.embed.batch_size))
+        vectors = rows.map_batches(
+            ItemEncoder,
+            fn_constructor_args=(str(model),),
+            batch_size=config.embed.batch_size,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=config.embed.actors),
+            num_cpus=1,
+            num_gpus=gpus,
+            resources=config.placement.data,
+        )
+        done = 0
+        with pa.parquet.ParquetWriter(part / "vectors.parquet", VECTORS) as writer:
+            for table in vectors.iter_batches(batch_size=None, batch_format="pyarrow"):
+                writer.write_table(table.cast(VECTORS))
+                done += table.num_rows
+                metrics.count("items_embedded", table.num_rows, run=config.run_dir.name)
+                board.update.remote(done, items.num_rows)
+        if name_of(str(model)) != made_by:
+            raise DataError(f"{model} was replaced while it embedded the catalogue: run `lrem embed` again")
+        (part / "manifest.json").write_text(json.dumps({"model": made_by, "count": done}) + "\n")
+    return {"items": done}
+
+
+def build_index(config: Config, vectors: Path, out: str | Path) -> dict[str, Any]:
+    """Build the index snapshot `out` from the folder that `embed` wrote and paths.items.
+
+    Raises:
+        DataError: the vectors are not those of this catalogue.
+    """
+    items = read_items(config.path("items"))
+    table = read_table(vectors / "vectors.parquet", VECTORS)
+    manifest = json.loads((vectors / "manifest.json").read_text())
+    position = {item_id: i for i, item_id in enumerate(table["item_id"].to_pylist())}
+    missing = [item_id for item_id in items["item_id"].to_pylist() if item_id not in position]
+    if missing or len(position) != items.num_rows:
+        raise DataError(
+            f"{vectors} holds {len(position)} vectors, {config.path('items')} {items.num_rows} items "
+            f"({len(missing)} without a vector): run `lrem embed` again"
+        )
+    matrix = np.stack(table["vector"].to_numpy())[[position[i] for i in items["item_id"].to_pylist()]]
+    batches, source = _batches(items, matrix), sha256(config.path("items"))
+    return write(out, batches, manifest["model"], matrix.shape[1], config.index.factory, source)
+
+
+def is_indexed(config: Config) -> bool:
+    """Whether paths.index was made of paths.items with the model of paths.model.
+
+    Raises:
+        SnapshotError: it was made of no catalogue, but saved from a served index: it may hold what no catalogue does.
+    """
+    try:
+        manifest = read_manifest(config.uri("index"))
+    except SnapshotError:
+        return False
+    if manifest.get("source") is None:
+        raise SnapshotError(
+            f"{config.uri('index')} was saved from a served index and may hold more than {config.path('items')}: leave "
+            "--catalogue out to serve it, name another paths.index, or delete the folder to build it anew"
+        )
+    from lrem.modeling.model import fingerprint  # here: it brings torch, which curation by words does not need
+
+    made_of = (manifest["model"], manifest["source"])
+    return made_of == (fingerprint(config.path("model")), sha256(config.path("items")))
+
+
+def check_index(index: str, model: str, items: Path) -> None:
+    """Whether an index snapshot is of this model, by its fingerprint, and of this catalogue.
+
+    Raises:
+        SnapshotError: it is none, or another model's.
+        DataError: it is of another catalogue.
+    """
+    if read_manifest(index, model).get("source") != sha256(items):
+        raise DataError(f"{index} is not of {items}: run `lrem embed` and `lrem index build` again")
+
+
+def _batches(items: pa.Table, vectors: np.ndarray) -> Iterator[Batch]:
+    for start in range(0, items.num_rows, BATCH):
+        rows = plain(items.slice(start, BATCH).to_pylist())
+        ids = [row.pop("item_id") for row in rows]
+        yield Batch(ids, rows, np.ascontiguousarray(vectors[start : start + BATCH]))

@@ -1,0 +1,101 @@
+"""Hard negatives for a triplet file, from the current model and its index; writes the file that training reads.
+
+Every triplet keeps its row and gets `negative_ids` and `negative_titles`, best first, perhaps empty.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+
+from lrem.config.loader import Config
+from lrem.config.settings import MineConfig
+from lrem.curation.negatives import select
+from lrem.data.files import write_parquet
+from lrem.data.schema import NEGATIVES, TRIPLETS, DataError, read_table
+from lrem.index import Hit
+from lrem.index.snapshot import load, read_manifest
+from lrem.modeling.model import ReasoningEmbedder, fingerprint
+from lrem.training.known_positives import query_identity
+from ray_apps.cluster.placement import await_room, bundle
+from ray_apps.cluster.progress import progress
+from ray_apps.cluster.session import cluster, gpu_count
+
+
+class Miner:
+    """A model actor with the index: a batch of triplets in, the same with their negatives out."""
+
+    def __init__(self, folder: str, index: str, relevant: dict[int, set[str]], mine: MineConfig) -> None:
+        faiss.omp_set_num_threads(1)
+        self.model = ReasoningEmbedder.load(folder).eval()
+        if torch.cuda.is_available():
+            self.model.cuda()
+        self.index, self.relevant, self.mine = load(index, fingerprint(Path(folder))), relevant, mine
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Triplets → triplets with `negative_ids` and `negative_titles`."""
+        rows = batch.to_pylist()
+        queries = self.model.encode_queries([row["query"] for row in rows], [row["reasoning"] for row in rows])
+        positives = self.model.encode_items([row["title"] for row in rows])
+        scores = (queries * positives).sum(axis=1)
+        found = self.index.search(np.ascontiguousarray(queries), self.mine.window[1])
+        ids = [self._choose(*one) for one in zip(rows, found, scores, strict=True)]
+        title = {hit.item_id: hit.payload["title"] for hits in found for hit in hits}
+        columns = {"negative_ids": ids, "negative_titles": [[title[item] for item in row] for row in ids]}
+        return pa.table(
+            {name: batch[name] for name in TRIPLETS.names}
+            | {name: pa.array(values, NEGATIVES.field(name).type) for name, values in columns.items()}
+        )
+
+    def _choose(self, row: dict[str, Any], hits: list[Hit], score: float) -> list[str]:
+        relevant = self.relevant[query_identity(row["query"])] | {row["item_id"]}
+        ranking = [(hit.item_id, hit.score) for hit in hits]
+        return select(ranking, float(score), relevant, self.mine.window, self.mine.margin, self.mine.count)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Write paths.mined; returns counts for the report.
+
+    Raises:
+        DataError: no triplet got a negative, or the triplets cannot be read.
+        SnapshotError: the index is missing, or another model's.
+    """
+    table = read_table(config.uri("triplets"), TRIPLETS)
+    read_manifest(config.uri("index"), fingerprint(config.path("model")))
+    relevant: dict[int, set[str]] = {}
+    for query, item in zip(table["query"].to_pylist(), table["item_id"].to_pylist(), strict=True):
+        relevant.setdefault(query_identity(query), set()).add(item)
+    with cluster(config), progress("mine-negatives", config.run_dir.name) as board:
+        made = pa.concat_tables(_mine(config, table, relevant, board))
+    sizes = np.array([len(ids) for ids in made["negative_ids"].to_pylist()])
+    if not sizes.any():
+        raise DataError("no triplet got a negative: widen mine.window or lower mine.margin")
+    write_parquet(made, config.path("mined"))
+    return {"rows": made.num_rows, "without": int((sizes == 0).sum()), "per row": round(float(sizes.mean()), 2)}
+
+
+def _mine(config: Config, table: pa.Table, relevant: dict[int, set[str]], board: Any) -> Iterator[pa.Table]:
+    settings = (str(config.path("model")), config.uri("index"), relevant, config.mine)
+    gpus = 1 if gpu_count(config) else 0
+    await_room([bundle(1.0, gpus, config.placement.data)], "an actor of 'mine-negatives'", config.ray.start_timeout_s)
+    rows = ray.data.from_arrow(table).repartition(-(-table.num_rows // config.embed.batch_size))
+    mined = rows.map_batches(
+        Miner,
+        fn_constructor_args=settings,
+        batch_size=config.embed.batch_size,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=config.embed.actors),
+        num_cpus=1,
+        num_gpus=gpus,
+        resources=config.placement.data,
+    )
+    done = 0
+    for part in mined.iter_batches(batch_size=None, batch_format="pyarrow"):
+        done += part.num_rows
+        board.update.remote(done, table.num_rows)
+        yield part.cast(pa.schema([*TRIPLETS, *NEGATIVES]))

@@ -1,0 +1,1 @@
+"""Batch LLM client: OpenAI-compatible HTTP, or vLLM on Ray Data."""

@@ -1,0 +1,1 @@
+"""The rollout pool: inference engines in Ray actors, and their weight sync."""

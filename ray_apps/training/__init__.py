@@ -1,0 +1,1 @@
+"""Both training stages on Ray Train and DeepSpeed."""

@@ -1,0 +1,78 @@
+"""What a training run would take, before it is started: rows, steps, memory. Starts nothing."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from lrem.config.loader import Config
+from lrem.config.settings import ColdStartConfig, ModelConfig
+from lrem.data.schema import RL_PAIRS, TRIPLETS, DataError, open_table
+from lrem.modeling.lora import adapt
+from lrem.modeling.model import small_config, with_limits
+from lrem.modeling.template import COMPACT
+from lrem.training.batching import steps_per_epoch
+from lrem.training.memory_estimate import Load, Shape, memory
+
+
+def plan(config: Config, stage: ColdStartConfig) -> str:
+    """A few lines of text: rows, steps, parameters, and the memory of one worker by its parts.
+
+    Raises:
+        DataError: the triplets are no parquet or lack a column, or model.source cannot be loaded.
+    """
+    sizes = _sizes(config.model)
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(sizes)
+        shape = Shape.of(lm)
+        trained = adapt(lm, stage.lora, [0, 1, 2]) if stage.lora.rank else lm  # any three: it is their number
+        trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    optim = stage.optim
+    held = memory(
+        shape,
+        sizes,
+        _load(config, stage),
+        trainable,
+        stage.workers,
+        optim.zero_stage,
+        optim.bf16,
+        stage.gradient_checkpointing,
+    )
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in held._asdict().items())
+    return (
+        f"# {_steps(config, stage)}\n"
+        f"# parameters {shape.parameters / 1e6:.1f} M\n"
+        f"# memory of a worker, GiB, estimated: {sum(held) / 2**30:.2f} ({parts})"
+    )
+
+
+def _sizes(model: ModelConfig) -> PretrainedConfig:
+    if not model.source:
+        return small_config(model)
+    try:
+        return AutoConfig.from_pretrained(model.source)
+    except OSError as error:
+        raise DataError(f"model.source={model.source} cannot be loaded: {error}") from error
+
+
+def _steps(config: Config, stage: ColdStartConfig) -> str:
+    sources = [(config.uri("triplets"), TRIPLETS)]
+    if stage.objective == "direct":
+        sources.append((config.uri("rl_pairs"), RL_PAIRS))
+    missing = [uri for uri, _ in sources if "://" not in uri and not Path(uri).exists()]
+    if missing:
+        return f"steps unknown: {missing[0]} does not exist yet"
+    rows = sum(open_table(uri, schema).count_rows() for uri, schema in sources)
+    steps = steps_per_epoch(rows, stage.workers, stage.batch_size) * stage.epochs
+    return f"rows {rows}, epochs {stage.epochs}, steps {steps} ({stage.workers} workers x {stage.batch_size} rows)"
+
+
+def _load(config: Config, stage: ColdStartConfig) -> Load:
+    """At most every sequence of the step at its full length; a chat template's fixed words come on top."""
+    limits = with_limits(COMPACT, config.model)
+    completion = limits.budget + 3
+    query, item = limits.max_query_tokens + completion, limits.max_item_tokens
+    whole = stage.batch_size * (query + item)
+    kept = whole if stage.graph_tokens is None else min(whole, max(stage.graph_tokens, stage.chunk_tokens))
+    scored = min(stage.batch_size, stage.chunk_tokens // query) * completion if stage.objective == "joint" else 0
+    return Load(kept, scored)

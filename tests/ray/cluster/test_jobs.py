@@ -1,0 +1,100 @@
+"""Stages as jobs of a cluster that asks for a token: exit codes, logs, artefacts, stopping, two at once, status."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+
+from lrem.world import make_world
+from tests.ray.cli.test_main import write_triplets
+from tests.ray_cluster import Head
+
+TINY = ("--config", "configs/tiny.yaml")
+
+
+def state(head: Head, name: str) -> str:
+    return head.run("ray", "job", "status", name).stdout
+
+
+def until(happened: Callable[[], bool], limit: float, what: str, head: Head, name: str) -> None:
+    deadline = time.monotonic() + limit
+    while not happened():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} not within {limit} s: {head.run('ray', 'job', 'logs', name).stdout}")
+        time.sleep(0.5)
+
+
+def test_a_job_writes_and_says_what_the_command_does(head: Head, tmp_path: Path) -> None:
+    """Stages that join the cluster: test_prometheus.py."""
+    code, said = head.submit("world", "world", *TINY, f"run_dir={tmp_path}")
+    assert code == 0, said
+    assert f"world wrote {tmp_path}/world/items.parquet" in said
+    assert pq.read_table(tmp_path / "world/items.parquet").num_rows == 600
+
+
+def test_a_job_that_fails_says_why_and_fails(head: Head, tmp_path: Path) -> None:
+    code, said = head.submit("nothing", "curate", f"run_dir={tmp_path}")
+    assert code == 1
+    assert "queries.parquet does not exist" in " ".join(said.split())
+    assert "Traceback" not in said.split("Running entrypoint")[1].split("Job 'nothing' failed")[0]
+    assert "Job 'nothing' failed" in state(head, "nothing")
+
+
+def test_without_the_token_nothing_is_run_or_told(head: Head, tmp_path: Path) -> None:
+    assert httpx.get(f"{head.dashboard}/api/jobs/").status_code == 401
+    for env in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}):
+        done = head.run("ray", "job", "submit", "--", "lrem", "world", f"run_dir={tmp_path}", **env)
+        assert done.returncode != 0
+        assert "RAY_AUTH_TOKEN_PATH" in done.stdout + done.stderr  # it says what is missing
+    wrong = tmp_path / "wrong"
+    wrong.write_text("another token that is not the cluster's")
+    done = head.run("ray", "job", "list", RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert done.returncode != 0
+    assert "Invalid authentication token" in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == [wrong]
+
+
+def test_a_command_that_is_no_job_says_how_it_becomes_one(head: Head, tmp_path: Path) -> None:
+    done = head.run("lrem", "status")  # RAY_ADDRESS is the jobs API's
+    assert done.returncode == 2
+    assert "run this as `ray job submit --working-dir . -- lrem" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
+def test_a_stopped_job_goes_on_beside_another(head: Head, tmp_path: Path) -> None:
+    """Training is stopped in its midst while another job runs; `--resume` ends it with every step taken once."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder in (run, other):
+        make_world(0, 600, 300, 50).write(folder / "world")
+    write_triplets(run)
+    words = ["cold-start", *TINY, f"run_dir={run}", "cold_start.epochs=60", "cold_start.checkpoint.every=10"]
+    code, said = head.submit("training", *words, wait=False)
+    assert code == 0, said
+    checkpoints = run / "checkpoints/cold_start"
+    until(lambda: any(checkpoints.glob("step-*/state/cursor.json")), 200, "a checkpoint", head, "training")
+    seen = head.run("lrem", "status", f"ray.address={head.address}")
+    assert seen.returncode == 0, seen.stderr
+    assert "cold_start" in seen.stdout
+    assert "/240 " in seen.stdout  # steps
+    assert "lrem cold-start" in seen.stdout
+    code, said = head.submit("beside", "curate", *TINY, f"run_dir={other}")
+    assert code == 0, said
+    stopped = head.run("ray", "job", "stop", "training")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "Job 'training' was stopped" in state(head, "training")
+    newest = max(int(path.parent.parent.name[5:]) for path in checkpoints.glob("step-*/state/cursor.json"))
+    assert 0 < newest < 240, "it was stopped too late to show anything"
+    assert not (run / "cold_start").exists()
+    assert pq.read_metadata(other / "curated/triplets.parquet").num_rows > 0
+    code, said = head.submit("again", *words)
+    assert code == 1
+    assert "go on with --resume" in " ".join(said.split())
+    code, said = head.submit("resumed", *words, "--resume")
+    assert code == 0, said
+    steps = [json.loads(line)["step"] for line in (run / "logs/cold_start.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 241))
+    assert (run / "cold_start/model.safetensors").exists()

@@ -1,0 +1,185 @@
+"""What evaluation asks and by what it judges: nothing that was trained on; bootstrapped judgements; difficulty."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lrem.config.loader import Config, load_config
+from lrem.curation.datasheet import NEAR_OTHERS
+from lrem.data.files import sha256, write_parquet
+from lrem.data.schema import DataError
+from lrem.evaluation.trec import write_qrels, write_run
+from lrem.index.bulk_load import Batch, write
+from lrem.modeling.model import fingerprint
+from ray_apps.curation import bootstrap, curate, inputs
+from ray_apps.evaluation import evaluate
+from ray_apps.evaluation.inputs import gold_reasonings, qrels_file, with_difficulty
+from ray_apps.evaluation.inputs import test_set as chosen
+from ray_apps.indexing.embed import check_index
+
+QUERIES = {"q1": "red coat", "q2": "wool hat", "q3": "warm boots"}
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_parquet(pa.Table.from_pylist(rows), path)
+
+
+def asked(**more: Any) -> list[dict[str, Any]]:
+    return [{"query_id": q, "query": text} | more for q, text in QUERIES.items()]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """Three judged queries without a split."""
+    config = load_config(None, [f"run_dir={tmp_path}"])
+    table(config.path("queries"), asked())
+    table(config.path("qrels"), [{"query_id": q, "item_id": "i1", "grade": 1} for q in QUERIES])
+    return config
+
+
+def changed(config: Config, section: str, **change: Any) -> Config:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=change)})
+
+
+def test_queries_that_were_trained_on_are_left_out(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chosen(config).left_out == 0  # nothing was trained yet
+    row = {"reasoning": "", "item_id": "i1", "title": "red coat"}
+    parts = config.run_dir / "triplets"
+    trained = changed(config, "paths", triplets=parts)
+    table(parts / "1.parquet", [{"query_id": "q1", "query": "red coat"} | row] * 2)
+    table(parts / "2.parquet", [{"query_id": "q2", "query": "another shop's"} | row])  # the id alone is no proof
+    test = chosen(trained)
+    assert (list(test.queries), list(test.qrels), test.left_out) == (["q2", "q3"], ["q2", "q3"], 1)
+    assert "1 of 3 test queries left out: they were trained on" in capsys.readouterr().out
+    pairs = [{"query_id": q, "query": QUERIES[q]} | row for q in ("q1", "q3")]
+    table(config.path("rl_pairs"), pairs)
+    assert list(chosen(trained).queries) == ["q2"]
+    by_address = changed(trained, "paths", triplets=parts.as_uri(), rl_pairs=(config.run_dir / "nothing").as_uri())
+    assert list(chosen(by_address).queries) == ["q2", "q3"]
+    table(config.path("rl_pairs"), [*pairs, {"query_id": "q2", "query": "wool hat"} | row])
+    with pytest.raises(DataError, match=r"queries\.parquet was trained on: keep some apart .*curate\.test_share=0\.1"):
+        chosen(trained)
+
+
+def test_bootstrapped_judgements_stand_in_where_there_are_no_others(config: Config, tmp_path: Path) -> None:
+    made = tmp_path / "bootstrap" / "qrels.parquet"
+    table(made, [{"query_id": "q2", "item_id": "i2", "grade": 1}])
+    assert qrels_file(config) == config.path("qrels")
+    config.path("qrels").unlink()
+    assert qrels_file(config) == made
+    assert chosen(config).qrels == {"q2": {"i2": 1}}
+    named = changed(config, "paths", qrels=tmp_path / "mine.parquet")
+    assert qrels_file(named) == tmp_path / "mine.parquet"  # a file that is named is not replaced
+    with pytest.raises(DataError, match=r"mine\.parquet does not exist"):
+        chosen(named)
+    made.unlink()
+    with pytest.raises(DataError, match=r"qrels\.parquet does not exist: run `lrem import`.* `lrem bootstrap"):
+        chosen(config)
+
+
+def test_judgements_in_trecs_format(config: Config, tmp_path: Path) -> None:
+    write_qrels({"q1": {"i1": 2, "i2": 0}, "q9": {"i1": 1}}, tmp_path / "judged.qrels")
+    assert chosen(changed(config, "paths", qrels=tmp_path / "judged.qrels")).qrels == {"q1": {"i1": 2, "i2": 0}}
+
+
+def test_difficulty_is_told_where_the_queries_do_not(config: Config) -> None:
+    items = pa.table({"item_id": ["i1", "i2"], "title": ["red coat", "winter shoes"]})
+    queries = {row["query_id"]: row for row in asked()}
+    qrels = {"q1": {"i1": 1}, "q2": {"i1": 1, "gone": 1}, "q3": {"i2": 0}}
+
+    def told(config: Config) -> dict[str, str]:
+        return {q: row["difficulty"] for q, row in with_difficulty(config, queries, qrels, items).items()}
+
+    # found; not found; no relevant item that could be found, so hard as curation has it
+    assert told(config) == {"q1": "easy", "q2": "hard", "q3": "hard"}
+    overlap = config.curate.difficulty.model_copy(update={"recall_below": None, "overlap_below": 0.5})
+    assert told(changed(config, "curate", difficulty=overlap)) == {"q1": "easy", "q2": "hard", "q3": "hard"}
+    none = config.curate.difficulty.model_copy(update={"recall_below": None})
+    assert with_difficulty(changed(config, "curate", difficulty=none), queries, qrels, items) is queries
+    own = {q: row | {"difficulty": "rare" if q == "q1" else None} for q, row in queries.items()}
+    assert with_difficulty(config, own, qrels, items) is own
+
+
+def test_gold_reasonings_are_those_of_the_file_or_of_the_queries(config: Config) -> None:
+    queries = {"q1": {"query": "red coat", "reasoning": "wool"}, "q2": {"reasoning": ""}, "q3": {"reasoning": None}}
+    assert gold_reasonings(config, queries) == {"q1": "wool"}
+    assert gold_reasonings(config, {"q1": {"query": "red coat"}}) == {}
+    table(config.path("gold"), [{"query_id": q, "reasoning": "down"} for q in ("q2", "q9")])
+    assert gold_reasonings(config, queries) == {"q2": "down"}
+
+
+def test_runs_are_of_other_systems_and_of_these_queries(config: Config, tmp_path: Path) -> None:
+    queries = {row["query_id"]: row for row in asked()}
+    ours = write_run({"q2": [("i1", 1.0)]}, tmp_path / "ours.run", "ours")
+    theirs = write_run({"x": [("i1", 1.0)]}, tmp_path / "theirs.run", "theirs")
+    assert evaluate.given_runs(changed(config, "evaluate", runs={"ours": ours}), queries) == {
+        "ours": {"q2": [("i1", 1)]}
+    }
+    for name in ("bm25", "lrem", "rrf", "always", "lrem-auto"):
+        with pytest.raises(DataError, match=f"'{name}' is the name of a system of ours"):
+            evaluate.given_runs(changed(config, "evaluate", runs={name: ours}), queries)
+    with pytest.raises(DataError, match=r"theirs\.run has none of the 3 test queries \(as 'q1'\)"):
+        evaluate.given_runs(changed(config, "evaluate", runs={"theirs": theirs}), queries)
+
+
+def test_an_index_of_another_catalogue_is_refused(config: Config, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    table(config.path("items"), [{"item_id": "i1", "title": "red coat"}])
+    batch = Batch(["i1"], [{"title": "red coat"}], np.array([[1, 0]], np.float32))
+    write(config.path("index"), [batch], fingerprint(model), 2, None, sha256(config.path("items")))
+    check_index(config.uri("index"), fingerprint(model), config.path("items"))
+    table(config.path("items"), [{"item_id": "i1", "title": "blue coat"}])
+    with pytest.raises(DataError, match=r"is not of .*items\.parquet: run `lrem embed` and `lrem index build` again"):
+        check_index(config.uri("index"), fingerprint(model), config.path("items"))
+
+
+def test_the_two_best_are_compared_once() -> None:
+    scores = {"bm25": 0.2, "bm25_stems": 0.3, "direct": 0.4, "lrem": 0.1}
+    assert evaluate.compared(scores, False) == [
+        *(("lrem", "bm25"), ("lrem", "bm25_stems"), ("lrem", "direct"), ("direct", "bm25_stems"))
+    ]
+    assert evaluate.compared({"bm25": 0.2, "bm25_stems": 0.1, "lrem": 0.3}, True) == [
+        *(("lrem", "bm25"), ("lrem", "bm25_stems"), ("always", "never"), ("auto", "never"))
+    ]
+
+
+def test_a_share_is_kept_for_the_test_where_nothing_else_says_so(config: Config) -> None:
+    def share(**change: Any) -> float | None:
+        return curate.resolved(changed(config, "curate", **change)).curate.test_share
+
+    assert (share(), share(test_share=0.0), share(test_share=0.3)) == (0.1, 0.0, 0.3)
+    assert bootstrap.taught_by_catalogue(config).curate.test_share == 0
+    wanted = changed(config, "curate", test_share=0.2)
+    assert bootstrap.taught_by_catalogue(wanted).curate.test_share == 0.2
+    table(config.path("queries"), asked(split="train"))
+    assert (share(), share(test_share=0.3)) == (0.0, 0.3)
+    config.path("queries").unlink()
+    with pytest.raises(DataError, match=r"queries\.parquet does not exist"):
+        share()
+
+
+def test_no_near_duplicate_of_another_split_is_curated(config: Config) -> None:
+    rows = {
+        **{"t1": ("red wool coat for men", "test"), "t2": ("blue hat", "dev"), "t3": ("green scarf", None)},
+        **{"a": ("coats of red wool, men", "train"), "b": ("long warm red wool coat men", "train")},
+        **{"c": ("warm red wool coat men", "train"), "d": ("blue hats", "train"), "e": ("blue hat xl", "train")},
+        **{"f": ("green scarf", "train")},
+    }
+    table(
+        config.path("queries"),
+        [{"query_id": q, "query": text, "split": split} for q, (text, split) in rows.items()],
+    )
+    left_out = Counter[str]()
+    kept = [q for found in inputs.queries(config, left_out) for q in found["query_id"].to_pylist()]
+    # "a" and "d" have the very words; "c" has four of its five; "b" two more than t1, "e" is too short to lose one
+    assert (kept, left_out) == (["b", "e", "f"], {NEAR_OTHERS: 3})
+    table(config.path("queries"), asked())
+    left_out = Counter[str]()
+    assert sum(found.num_rows for found in inputs.queries(config, left_out)) == 3
+    assert not left_out

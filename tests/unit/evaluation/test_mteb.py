@@ -1,0 +1,196 @@
+"""A model folder in mteb: the scores of a real task are those of the model's own embeddings."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import ir_measures
+import mteb
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from ir_measures import nDCG
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.types import PromptType
+
+from lrem.config.settings import ModelConfig, RolloutConfig
+from lrem.data.schema import DataError
+from lrem.evaluation.mteb_model import MtebModel
+from lrem.modeling.model import ReasoningEmbedder, fingerprint
+from ray_apps.rollouts.engines import TransformersEngine
+
+MATERIALS, KINDS = ("wool", "linen", "silk"), ("coat", "shirt", "scarf", "hat")
+# a document without a title, and one with: mteb joins the two with a space
+CORPUS = [
+    {"id": f"{colour}-{material}-{kind}", "title": title, "text": text}
+    for colour in ("red", "blue", "green", "black")
+    for material in MATERIALS
+    for kind in KINDS
+    for title, text in [(colour, f"{material} {kind}") if kind == "hat" else ("", f"{colour} {material} {kind}")]
+]
+DOCUMENTS = [f"{row['title']} {row['text']}".strip() for row in CORPUS]
+QUERIES = ["hat", "something red and warm", "blue linen", "a scarf for a green coat in winter", "silk", "black wool"]
+QRELS: dict[str, dict[str, int]] = {f"q{i}": {} for i in range(len(QUERIES))}
+for i, query in enumerate(QUERIES):  # a document is relevant by any word, and more so by its colour
+    for row, title in zip(CORPUS, DOCUMENTS, strict=True):
+        words = title.split()
+        if set(words) & set(query.split()):
+            QRELS[f"q{i}"][row["id"]] = 2 if words[0] in query.split() else 1
+
+
+class TinyShop(AbsTaskRetrieval):
+    """A retrieval task of mteb whose data is made here."""
+
+    metadata = TaskMetadata(
+        name="TinyShop",
+        description="Products by words of their titles.",
+        reference=None,
+        dataset={"path": "none", "revision": "1"},
+        type="Retrieval",
+        category="t2t",
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10",
+    )
+
+    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+        rows = [{"id": f"q{i}", "text": query} for i, query in enumerate(QUERIES)]
+        data = RetrievalSplitData(
+            corpus=Dataset.from_list(CORPUS), queries=Dataset.from_list(rows), relevant_docs=QRELS, top_ranked=None
+        )
+        self.dataset, self.data_loaded = {"default": {"test": data}}, True
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client reads the variable when it is imported, which it is by now: so its constant too."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with weights far apart: it thinks something else about each query, and about each padding."""
+    made = ReasoningEmbedder.load(tiny_folder)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    folder = tmp_path_factory.mktemp("mteb") / "lively"
+    made.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> ReasoningEmbedder:
+    """The same, loaded."""
+    return ReasoningEmbedder.load(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def thoughts(folder: Path) -> list[str]:
+    """Of another implementation: the engine that takes one prompt at a time."""
+    engine = TransformersEngine(str(folder), RolloutConfig(dtype="float32"))
+    return engine.reason(QUERIES, must_think=True)
+
+
+def ndcg(model: ReasoningEmbedder, reasonings: list[str]) -> float:
+    """nDCG@10 by ir-measures from the model's own embeddings."""
+    scores = model.encode_queries(QUERIES, reasonings) @ model.encode_items(DOCUMENTS).T
+    ids = [row["id"] for row in CORPUS]
+    run = {f"q{i}": dict(zip(ids, map(float, row), strict=True)) for i, row in enumerate(scores)}
+    return float(ir_measures.calc_aggregate([nDCG @ 10], QRELS, run)[nDCG @ 10])
+
+
+def test_a_task_scores_as_the_models_own_embeddings(
+    model: ReasoningEmbedder, folder: Path, thoughts: list[str], tmp_path: Path
+) -> None:
+    cache = mteb.ResultCache(tmp_path)
+    found = {}
+    for reason, reasonings in (("never", [""] * len(QUERIES)), ("always", thoughts)):
+        adapter = MtebModel(folder, reason)
+        [result] = mteb.evaluate(adapter, [TinyShop()], cache=cache, show_progress_bar=False).task_results
+        [scores] = result.scores["test"]
+        found[reason] = scores["ndcg_at_10"]
+        assert found[reason] == pytest.approx(ndcg(model, reasonings), abs=1e-4)
+        assert 0 < found[reason] < 1
+        kept = cache.load_task_result("TinyShop", adapter.mteb_model_meta)
+        assert kept.scores["test"][0]["ndcg_at_10"] == found[reason]
+    assert found["never"] != found["always"]  # so neither came from the other's place in the cache
+    assert len(list(tmp_path.rglob("TinyShop.json"))) == 2
+
+
+def test_what_is_embedded(model: ReasoningEmbedder, folder: Path, thoughts: list[str]) -> None:
+    """Batches of prompts of many lengths get the thoughts that each prompt gets alone."""
+    assert all(thoughts)
+    batch = [{"text": QUERIES[:4]}, {"text": QUERIES[4:]}]
+    always, never = MtebModel(folder), MtebModel(folder, "never")
+    assert always.reasonings(QUERIES, 4) == always.reasonings(QUERIES, 1) == thoughts
+    assert never.reasonings(QUERIES) == [""] * len(QUERIES)
+    with_thoughts = always.encode(batch, prompt_type=PromptType.query, batch_size=4)
+    np.testing.assert_allclose(with_thoughts, model.encode_queries(QUERIES, thoughts), atol=1e-6)
+    without = never.encode(batch, prompt_type=PromptType.query)
+    np.testing.assert_allclose(without, model.encode_queries(QUERIES, [""] * len(QUERIES)), atol=1e-6)
+    assert np.abs(with_thoughts - without).max(1).min() > 1e-3
+    items = model.encode_items(QUERIES)
+    for prompt_type in (PromptType.document, None):
+        np.testing.assert_allclose(always.encode(batch, prompt_type=prompt_type), items, atol=1e-6)
+    np.testing.assert_allclose(always.similarity(without, items), without @ items.T, atol=1e-6)
+    np.testing.assert_allclose(always.similarity_pairwise(3 * without, items), (without * items).sum(1), atol=1e-6)
+
+
+def test_auto_thinks_where_nothing_is_unlikely(model: ReasoningEmbedder, folder: Path, thoughts: list[str]) -> None:
+    prompts = [torch.tensor([model.renderer.thinking_prompt(query)]) for query in QUERIES]
+    with torch.no_grad():
+        chances = [model.lm(ids).logits[0, -1].softmax(-1)[model.renderer.close].item() for ids in prompts]
+    middle = sum(sorted(chances)[2:4]) / 2
+    expected = [thought if chance < middle else "" for thought, chance in zip(thoughts, chances, strict=True)]
+    assert expected.count("") == 3
+    assert MtebModel(folder, "auto", think_below=middle).reasonings(QUERIES, 4) == expected
+
+
+def test_the_meta_tells_models_and_settings_apart(model: ReasoningEmbedder, folder: Path) -> None:
+    adapter = MtebModel(folder, "auto", think_below=0.25, limits=ModelConfig(budget=3))
+    meta = adapter.mteb_model_meta
+    assert isinstance(adapter, mteb.EncoderProtocol)
+    assert not isinstance(adapter, mteb.SearchProtocol)
+    assert (meta.name, meta.revision) == ("lrem/lively", fingerprint(folder))
+    assert (meta.embed_dim, meta.max_tokens) == (model.dimension, 96)
+    assert (meta.similarity_fn_name.value, meta.framework) == ("cosine", ["PyTorch", "Transformers"])
+    assert meta.n_parameters == sum(p.numel() for p in model.parameters())
+    assert meta.experiment_kwargs == {"reason": "auto", "dtype": "float32", "think_below": 0.25, "budget": 3}
+
+
+def test_limits_override_the_folders_own(model: ReasoningEmbedder, folder: Path) -> None:
+    """A budget of one token: the likeliest of those that are not special, </think> included."""
+    renderer, first = model.renderer, []
+    for query in QUERIES:
+        with torch.no_grad():
+            logits = model.lm(torch.tensor([renderer.thinking_prompt(query)])).logits[0, -1]
+        logits[sorted(renderer.special)] = -torch.inf
+        first.append(renderer.thought([int(logits.argmax())]))
+    assert MtebModel(folder, limits=ModelConfig(budget=1)).reasonings(QUERIES) == first
+
+
+def test_a_model_trained_without_reasoning_is_embedded_as_it_was_trained(
+    model: ReasoningEmbedder, tmp_path: Path
+) -> None:
+    model.save(tmp_path / "direct", record={"objective": "direct"})
+    with pytest.raises(DataError, match="trained without reasoning: pass reason='never'"):
+        MtebModel(tmp_path / "direct")
+    found = MtebModel(tmp_path / "direct", "never").encode([{"text": QUERIES}], prompt_type=PromptType.query)
+    np.testing.assert_allclose(found, model.encode_queries(QUERIES, [None] * len(QUERIES)), atol=1e-6)
+
+
+def test_what_is_missing_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no \*.safetensors"):
+        MtebModel(tmp_path / "none")
+    with pytest.raises(DataError, match="reason='often': one of never, always, auto"):
+        MtebModel(folder, "often")  # type: ignore[arg-type]
+    for name in [name for name in sys.modules if name.split(".")[0] == "mteb"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="pip install mteb==2.26.24 -c constraints.txt"):
+        MtebModel(folder)
