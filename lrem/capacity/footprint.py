@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.index.ann import SAMPLE, training_need
 from lrem.index.building import BATCH
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from lrem.capacity.footprint import Held, Item, Structure, held, rebuilt, saved, store, structure, trained_on
 from lrem.capacity.search_cost import Asked, Constants, candidates, expected_recall, pages, search_ms
 from lrem.config.settings import Section
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 
 FAMILIES = ("Flat", "HNSW32", "IVF,Flat", "IVF,SQ8", "IVF,PQ")
 SHARDS = [*range(1, 65), *(round(64 * 1.05**i) for i in range(1, 86))]  # what is tried: all, from 64 on twentieths

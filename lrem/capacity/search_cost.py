@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from lrem.capacity.footprint import PAGE, Structure
 from lrem.config.settings import Section
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.index.ann import EF_SEARCH, NPROBE, NPROBE_SHARE, RESCORED, RESCORED_FROM
 
 MEASURED = Path(__file__).with_name("constants.json")  # what benchmarks/capacity.py --constants wrote

@@ -27,10 +27,7 @@ from lrem.config.settings import (
     ServeConfig,
     WorldConfig,
 )
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key and the remedy."""
+from lrem.errors import ConfigError
 
 
 class PathsConfig(Section):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lrem.config.settings import LlmConfig
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 
 TIMEOUT_S = 60.0  # to wait for another process that writes
 VARIABLES = 10_000  # keys of one statement; SQLite takes 32,766

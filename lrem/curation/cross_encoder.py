@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 
 
 class CrossEncoderJudge:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from lrem.config.curation import SourcesConfig
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 
 KINDS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".json": "json"}
 COMPRESSED = {".gz", ".bz2", ".zst"}  # pyarrow unpacks these as it reads

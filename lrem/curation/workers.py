@@ -26,7 +26,8 @@ from lrem.curation.questions import extraction, judgement, reasoning
 from lrem.curation.rules import Rules, brand_name, difference, expand, sift
 from lrem.curation.split_assignment import EASY, EMPTY, FAILED, IRRELEVANT, KEPT, UNDECIDED, UNTAUGHT
 from lrem.data.counters import Counts
-from lrem.data.schema import DataError, read_items
+from lrem.data.schema import read_items
+from lrem.errors import DataError
 from lrem.retrieval.retrievers import kind_of, open_retriever
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())

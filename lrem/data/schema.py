@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 
+from lrem.errors import DataError
+
 BATCH = 20_000  # rows read at a time, where a table may be of any size
 TEXT = pa.string()
 ITEMS = pa.schema([("item_id", TEXT), ("title", TEXT)])  # every other column is payload
@@ -20,10 +22,6 @@ REASONINGS = pa.schema([("query_id", TEXT), ("reasoning", TEXT)])
 TRIPLETS = pa.schema([("query_id", TEXT), ("query", TEXT), ("reasoning", TEXT), ("item_id", TEXT), ("title", TEXT)])
 NEGATIVES = pa.schema([("negative_ids", pa.list_(TEXT)), ("negative_titles", pa.list_(TEXT))])  # of a triplet; may lack
 RL_PAIRS = pa.schema([("query_id", TEXT), ("query", TEXT), ("item_id", TEXT), ("title", TEXT)])
-
-
-class DataError(ValueError):
-    """Input that cannot be used; the message names the file, the row and the remedy."""
 
 
 def open_table(path: Path | str, schema: pa.Schema) -> pa.dataset.Dataset:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lrem.config.settings import ModelConfig
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lrem.data.files import atomic_file
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.evaluation import charts
 
 MISSING = "–"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 
 RESAMPLES = 10_000
 LEVEL = 0.95  # of the intervals

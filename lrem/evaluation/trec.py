@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lrem.data.files import atomic_file
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.evaluation.metrics import Qrels, Run
 
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)  # tiny: the least normal one

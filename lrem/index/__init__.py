@@ -1,10 +1,7 @@
 """Items, their vectors and how they are found: a live collection, its snapshots, its shards."""
 
-from lrem.index.ann import BuildError
+from lrem.errors import BuildError, FilterError, ItemError, SnapshotError, StoreError
 from lrem.index.collection import Collection
-from lrem.index.filters import FilterError
-from lrem.index.payload import Hit, ItemError
-from lrem.index.snapshot import SnapshotError
-from lrem.index.store import StoreError
+from lrem.index.payload import Hit
 
 __all__ = ["BuildError", "Collection", "FilterError", "Hit", "ItemError", "SnapshotError", "StoreError"]

@@ -12,6 +12,8 @@ from typing import Any
 import faiss
 import numpy as np
 
+from lrem.errors import BuildError
+
 EXACT_UP_TO = 50_000  # vectors that one thread compares in milliseconds
 COMPRESS_FROM = 2_000_000  # beyond, whole vectors of 256 numbers and their graph take more than 2.5 GB
 EF_CONSTRUCTION = 128
@@ -29,10 +31,6 @@ parameters: Any = faiss  # its type stubs lack the fields of search parameters
 
 Fetch = Callable[[np.ndarray], np.ndarray]  # positions [N] → their vectors [N, H]
 Found = tuple[np.ndarray, np.ndarray]  # scores [Q, k] float32, positions [Q, k] int64, −1 where fewer were found
-
-
-class BuildError(ValueError):
-    """Vectors or a factory string that no index can be built from; the message says what to change."""
 
 
 def choose(count: int, dimension: int, factory: str | None = None) -> tuple[str, str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lrem.data.files import write_json
+from lrem.errors import StoreError
 from lrem.index.collection import FORMAT, ITEMS
-from lrem.index.store import Store, StoreError
+from lrem.index.store import Store
 
 FILE, TOLD = "filled.json", "told.json"
 T = TypeVar("T")

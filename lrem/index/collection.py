@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 
 from lrem.data.files import only_one
+from lrem.errors import BuildError, StoreError
 from lrem.index import checkpoint
-from lrem.index.ann import BuildError, choose
+from lrem.index.ann import choose
 from lrem.index.building import build, catch_up, load
 from lrem.index.columns import matching
 from lrem.index.filters import Filter, parse
 from lrem.index.payload import Hit, Page, checked, latest, storable
 from lrem.index.segment import Segment
-from lrem.index.store import Store, Stored, StoreError, parsed
+from lrem.index.store import Store, Stored, parsed
 
 FORMAT = 2
 ITEMS, ANN, LOCK = "items.sqlite", "ann", "lock"

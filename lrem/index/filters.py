@@ -11,16 +11,14 @@ Knows the language; does not know where the values lie.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lrem.errors import FilterError
+
 MAX_DEPTH = 8
 MAX_TERMS = 1000  # values of $in, parts of $and, all together
 EXACT = 2**53  # whole numbers up to it are kept exactly
 COMPARISONS = {"$gt", "$gte", "$lt", "$lte"}
 NEGATED = {"$ne": "$eq", "$nin": "$in"}
 Scalar = str | int | float | bool
-
-
-class FilterError(ValueError):
-    """A filter that cannot be read; the message names the place and the remedy."""
 
 
 class Term(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrem.errors import ItemError
 from lrem.index.filters import too_large
 
 MAX_ID = 512  # characters
@@ -29,10 +30,6 @@ class Page(NamedTuple):
 
     items: list[tuple[str, dict[str, Any]]]
     after: str | None
-
-
-class ItemError(ValueError):
-    """An item that cannot be written; the message names it and the remedy."""
 
 
 def checked(ids: Sequence[Any], payloads: Sequence[Any], vectors: np.ndarray, dimension: int) -> list[str]:

@@ -15,16 +15,13 @@ from typing import Any
 from pyarrow import fs
 
 from lrem.data.files import atomic_folder, sha256
+from lrem.errors import SnapshotError, StoreError
 from lrem.index import checkpoint
 from lrem.index.collection import ANN, CLOSE_TIMEOUT_S, FORMAT, ITEMS, PART, Collection
-from lrem.index.store import Store, StoreError
+from lrem.index.store import Store
 
 MANIFEST = "manifest.json"
 FILES = (ITEMS, *(f"{ANN}/{name}" for name in (checkpoint.VECTORS, checkpoint.ROWS, checkpoint.MANIFEST)))
-
-
-class SnapshotError(ValueError):
-    """A snapshot that must not be served; the message says why and what to do."""
 
 
 def snapshot(collection: Collection, destination: str | Path, source: str | None = None) -> dict[str, Any]:

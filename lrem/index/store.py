@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrem.errors import StoreError
+
 TIMEOUT_S = 30.0  # to wait for another process that writes
 MAPPED = 2**31  # bytes that are read without a system call for each page
 VARIABLES = 30_000  # of one statement; SQLite takes 32,766
@@ -27,10 +29,6 @@ CREATE TABLE dropped (seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NUL
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 REMEMBERED = 1_000_000  # rows that went, for whoever follows the changes: another process, or a newer index
-
-
-class StoreError(ValueError):
-    """A store that cannot be used; the message says why and what to do."""
 
 
 class Stored(NamedTuple):

@@ -27,7 +27,7 @@ from transformers import (
 
 from lrem.config.settings import ModelConfig
 from lrem.data.files import atomic_folder
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.modeling import sentence_transformers
 from lrem.modeling.sequences import Sequences, pad
 from lrem.modeling.template import CHAT, CLOSE, COMPACT, EMB, FILE, THINK, Renderer, Template

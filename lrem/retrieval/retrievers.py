@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from lrem.data.files import sha256
-from lrem.data.schema import DataError, read_items
+from lrem.data.schema import read_items
+from lrem.errors import DataError
 from lrem.retrieval.bm25 import Bm25
 
 Ranking = list[tuple[str, float]]  # (item id, score), best first

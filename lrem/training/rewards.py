@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 
 from lrem.data.words import literals, words
-
-
-class RewardError(ValueError):
-    """A reward that cannot be found or used; the message names it."""
+from lrem.errors import RewardError
 
 
 class Ranking(NamedTuple):

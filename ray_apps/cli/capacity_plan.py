@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lrem.capacity.model import USABLE, Layout, Models, Needs, Refused, best, lay_out, models, monthly
 from lrem.capacity.search_cost import Constants, checked, constants
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.index.ann import choose
 
 GIB = 2**30

@@ -11,9 +11,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lrem.config.loader import ConfigError, load_config, to_yaml
-from lrem.data.schema import DataError
-from lrem.index import BuildError, FilterError, ItemError, SnapshotError, StoreError
+from lrem.config.loader import load_config, to_yaml
+from lrem.errors import LremError
 from ray_apps.cli import index
 from ray_apps.cli.options import Catalogue, ConfigFile, DryRun, Model, Overrides, Resume, Where, load
 from ray_apps.cli.plan import plan
@@ -29,7 +28,6 @@ app = typer.Typer(
 )
 app.add_typer(index.app, name="index")
 
-INDEX_ERRORS = (BuildError, FilterError, ItemError, SnapshotError, StoreError)
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 errors = Console(stderr=True, soft_wrap=True)
 
@@ -218,17 +216,14 @@ def _guard(command: Callable[..., Any]) -> int:
         if code == INTERRUPTED:
             errors.print("stopped; nothing is left half written")
         return code
-    except ConfigError as error:
-        return _fail(error, 2)
-    except (DataError, *INDEX_ERRORS, FileNotFoundError, TimeoutError, ConnectionError) as error:
+    except LremError as error:
+        return _fail(error, error.exit_code)
+    except (FileNotFoundError, TimeoutError, ConnectionError) as error:
         return _fail(error, 1)
     except Exception as error:
-        if hasattr(error, "show"):  # a usage error of the command line itself
+        if hasattr(error, "show"):  # a usage error; typer keeps its base class private
             error.show()
             return 2
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        if kinds & {"TrainingError", "RolloutError"}:  # their modules bring Ray and torch, which help does not need
-            return _fail(error, 1)
         raise
 
 

@@ -15,7 +15,7 @@ from ray.core.generated.autoscaler_pb2 import GangResourceRequest, GetClusterSta
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 
 POLL_S, ASK_S = 1.0, 10.0
 SURE_S = 12.0  # what the autoscaler says is up to two of its rounds old, of 5 s; what is free is known at once

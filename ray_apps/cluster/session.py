@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import ray
 from ray.data import DataContext
 
-from lrem.config.loader import Config, ConfigError
-from lrem.data.schema import DataError
+from lrem.config.loader import Config
+from lrem.errors import ConfigError, DataError
 from ray_apps.cluster.progress import console
 
 SHARES = (0.6, 0.4)  # of a GPU that a training worker and an engine share

@@ -27,7 +27,8 @@ from lrem.curation.questions import extraction, judgement, reasoning
 from lrem.curation.split_assignment import EASY, KEPT
 from lrem.curation.workers import Desk, Finder, Judge, Teacher, token_counter
 from lrem.data.files import atomic_file, only_one, sha256
-from lrem.data.schema import ITEMS, QUERIES, DataError, open_table, read_items
+from lrem.data.schema import ITEMS, QUERIES, open_table, read_items
+from lrem.errors import DataError
 from lrem.index.snapshot import read_manifest
 from lrem.retrieval.retrievers import kind_of, name_of
 from ray_apps.cluster import metrics

@@ -14,7 +14,8 @@ from lrem.curation import datasheet
 from lrem.curation.split_assignment import KEPT, place
 from lrem.curation.workers import Desk
 from lrem.data.files import atomic_file, write_json
-from lrem.data.schema import RL_PAIRS, TRIPLETS, DataError, read_items
+from lrem.data.schema import RL_PAIRS, TRIPLETS, read_items
+from lrem.errors import DataError
 from ray_apps.curation import resumable
 from ray_apps.curation.inputs import GROUPS
 

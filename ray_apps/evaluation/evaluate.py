@@ -13,7 +13,8 @@ import ray
 
 from lrem.config.loader import Config, public
 from lrem.data.files import atomic_folder, sha256, write_json
-from lrem.data.schema import DataError, read_items
+from lrem.data.schema import read_items
+from lrem.errors import DataError
 from lrem.evaluation.assembly import Assembly, Outcome, labels
 from lrem.evaluation.fusion import rrf
 from lrem.evaluation.metrics import DEPTH, HARD, Qrels, Run, measures

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from lrem.config.loader import Config
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.evaluation.assembly import Outcome
 from ray_apps.evaluation.systems import Asked, share_of_thoughts
 from ray_apps.serving.client import post_search

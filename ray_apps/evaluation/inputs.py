@@ -9,7 +9,8 @@ from pyarrow import fs
 
 from lrem.config.loader import Config
 from lrem.curation.difficulty import is_hard, measure, telling_titles
-from lrem.data.schema import QRELS, QUERIES, REASONINGS, DataError, read_batches, read_table
+from lrem.data.schema import QRELS, QUERIES, REASONINGS, read_batches, read_table
+from lrem.errors import DataError
 from lrem.evaluation.metrics import Qrels
 from lrem.evaluation.trec import read_qrels
 from ray_apps.cluster.progress import console

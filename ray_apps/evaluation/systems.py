@@ -17,8 +17,8 @@ from lrem.config.loader import Config
 from lrem.curation.answers import Answers, question
 from lrem.curation.prompts import parse_keywords, rewrite_messages
 from lrem.curation.rules import expand
-from lrem.data.schema import DataError
 from lrem.data.vectors import means
+from lrem.errors import DataError
 from lrem.evaluation.assembly import Outcome
 from lrem.evaluation.metrics import Run
 from lrem.index.snapshot import load

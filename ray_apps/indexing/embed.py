@@ -11,10 +11,11 @@ import ray.data
 
 from lrem.config.loader import Config
 from lrem.data.files import atomic_folder, sha256
-from lrem.data.schema import ITEMS, DataError, read_items, read_table
+from lrem.data.schema import ITEMS, read_items, read_table
+from lrem.errors import DataError, SnapshotError
 from lrem.index.bulk_load import Batch, write
 from lrem.index.payload import plain
-from lrem.index.snapshot import SnapshotError, read_manifest
+from lrem.index.snapshot import read_manifest
 from lrem.retrieval.retrievers import name_of, text_model
 from ray_apps.cluster import metrics
 from ray_apps.cluster.placement import await_room, bundle

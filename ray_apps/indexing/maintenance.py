@@ -11,8 +11,9 @@ from rich.table import Table
 
 from lrem.config.loader import Config
 from lrem.data.files import atomic_folder
-from lrem.data.schema import QUERIES, DataError, read_table
-from lrem.index import Collection, SnapshotError
+from lrem.data.schema import QUERIES, read_table
+from lrem.errors import DataError, SnapshotError
+from lrem.index import Collection
 from lrem.index.bulk_load import contents, write
 from lrem.index.collection import FORMAT, ITEMS
 from lrem.index.recall import measure

@@ -17,7 +17,8 @@ from lrem.config.loader import Config
 from lrem.config.settings import MineConfig
 from lrem.curation.negatives import select
 from lrem.data.files import write_parquet
-from lrem.data.schema import NEGATIVES, TRIPLETS, DataError, read_table
+from lrem.data.schema import NEGATIVES, TRIPLETS, read_table
+from lrem.errors import DataError
 from lrem.index import Hit
 from lrem.index.snapshot import load, read_manifest
 from lrem.modeling.model import ReasoningEmbedder, fingerprint

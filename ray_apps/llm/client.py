@@ -25,7 +25,7 @@ import pyarrow as pa
 from lrem.config.loader import Config
 from lrem.config.settings import LlmConfig
 from lrem.curation.answers import Answers, Books, Question
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -9,9 +9,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
 from lrem.config.loader import Config
+from lrem.errors import RolloutError
 from ray_apps.cluster.placement import await_room, bundle, held, here
 from ray_apps.cluster.session import gpu_plan
-from ray_apps.rollouts.pool import ENGINES, RolloutError, RolloutPool, engine_bundle
+from ray_apps.rollouts.pool import ENGINES, RolloutPool, engine_bundle
 
 
 def start_pool(folder: Path, config: Config, workers: int = 0, started: bool = False) -> ActorHandle:

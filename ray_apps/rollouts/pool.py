@@ -23,6 +23,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lrem.config.loader import Config
+from lrem.errors import RolloutError
 from lrem.training.rollout import Loaded, Rollout
 from ray_apps.cluster import metrics
 from ray_apps.cluster.placement import Bundle, bundle, no_room
@@ -33,10 +34,6 @@ ENGINES = {
     "vllm": "ray_apps.rollouts.engines:VllmEngine",
     "transformers": "ray_apps.rollouts.engines:TransformersEngine",
 }
-
-
-class RolloutError(RuntimeError):
-    """The pool cannot go on; the message names the actor and what it was to do."""
 
 
 class Synced(NamedTuple):

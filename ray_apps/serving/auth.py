@@ -9,7 +9,7 @@ import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from lrem.config.loader import ConfigError
+from lrem.errors import ConfigError
 
 Scope = Literal["read", "write"]
 SCOPES = ("read", "write")

@@ -7,7 +7,7 @@ import httpx
 from rich.table import Table
 from rich.text import Text
 
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from ray_apps.cluster.progress import console
 
 TIMEOUT_S = 65.0  # longer than the server's own: its answer says which phase was late

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, model_validator
 
-from lrem.index.filters import FilterError, parse
-from lrem.index.payload import MAX_ID, ItemError, as_json
+from lrem.errors import FilterError, ItemError
+from lrem.index.filters import parse
+from lrem.index.payload import MAX_ID, as_json
 
 MAX_QUERIES = 64  # of one search: the latency of all is that of the slowest
 MAX_INPUTS = 2048  # of one embeddings request, as OpenAI's

@@ -19,7 +19,8 @@ from ray.serve.handle import DeploymentHandle
 
 from lrem.config.settings import ReplicasConfig, ServeConfig
 from lrem.data.vectors import means
-from lrem.index import Hit, StoreError
+from lrem.errors import StoreError
+from lrem.index import Hit
 from lrem.index.shard import merge, owner
 from ray_apps.serving import schema
 from ray_apps.serving.batcher import Batcher

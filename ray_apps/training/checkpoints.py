@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from lrem.data.schema import DataError
+from lrem.errors import DamagedCheckpoint, DataError
 from lrem.modeling.model import RECORD
 from lrem.training.distributed import rank, total, world_size
-from ray_apps.training.launch import DamagedError, full_state
+from ray_apps.training.launch import full_state
 
 STATE, CURSOR, PREVIOUS = "state", "cursor.json", "previous"
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
@@ -60,7 +60,7 @@ class Checkpoints:
 
         Raises:
             DataError: the run was started with other settings, data or weights.
-            DamagedError: what says so cannot be read.
+            DamagedCheckpoint: what says so cannot be read.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.sweep()
@@ -89,7 +89,7 @@ class Checkpoints:
         """Load the newest state into the engine and the random generators; returns the steps that are done.
 
         Raises:
-            DamagedError: it cannot be read, or is not what was written.
+            DamagedCheckpoint: it cannot be read, or is not what was written.
         """
         newest = self.newest()
         if newest is None:
@@ -110,14 +110,14 @@ class Checkpoints:
         return int(self._read(newest, f"{STATE}/{CURSOR}")["step"])
 
     def _read(self, newest: Path, name: str) -> dict[str, Any]:
-        """A JSON file of a checkpoint. Raises DamagedError."""
+        """A JSON file of a checkpoint. Raises DamagedCheckpoint."""
         try:
             return dict(json.loads((newest / name).read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise self._damaged(newest, f"{name}: {error}") from error
 
-    def _damaged(self, newest: Path, why: str) -> DamagedError:
-        return DamagedError(
+    def _damaged(self, newest: Path, why: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(
             f"{newest / STATE} cannot be read ({why}): if it is damaged, its weights may still be whole, as "
             f"model.source={newest} of a new run; delete {self.folder} to start over"
         )

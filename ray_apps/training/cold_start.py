@@ -16,7 +16,8 @@ import torch
 from lrem.config.loader import Config
 from lrem.config.settings import ColdStartConfig
 from lrem.data.files import atomic_folder
-from lrem.data.schema import TRIPLETS, DataError, open_table, read_items, read_table
+from lrem.data.schema import TRIPLETS, open_table, read_items, read_table
+from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.lora import add_lora, split_state
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
@@ -26,7 +27,7 @@ from lrem.training.memory_estimate import Shape, mfu, peak_tflops, step_flops
 from ray_apps.cluster.session import cluster
 from ray_apps.training import corpus, dev_set
 from ray_apps.training.checkpoints import Checkpoints
-from ray_apps.training.launch import Place, TrainingError, engine_backward, fit, update
+from ray_apps.training.launch import Place, engine_backward, fit, update
 from ray_apps.training.stage_trainer import StageTrainer, must_stay, run_steps
 from ray_apps.training.tracking import check_finite, require
 
@@ -168,4 +169,4 @@ def _adapt(model: ReasoningEmbedder, stage: ColdStartConfig) -> None:
     try:
         add_lora(model, stage.lora)
     except ValueError as error:
-        raise TrainingError(f"lora.targets={stage.lora.targets}: {error}") from error
+        raise TrainingFailed(f"lora.targets={stage.lora.targets}: {error}") from error

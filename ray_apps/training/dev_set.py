@@ -11,7 +11,8 @@ import torch
 
 from lrem.config.loader import Config
 from lrem.config.settings import CheckpointConfig
-from lrem.data.schema import TRIPLETS, DataError, read_items, read_table
+from lrem.data.schema import TRIPLETS, read_items, read_table
+from lrem.errors import DataError
 from lrem.evaluation.metrics import per_query, summarise
 from lrem.training.distributed import gather, rank, world_size
 from lrem.training.gradcache import cut

@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from lrem.config.loader import Config
 from lrem.config.settings import ColdStartConfig, ModelConfig
-from lrem.data.schema import RL_PAIRS, TRIPLETS, DataError, open_table
+from lrem.data.schema import RL_PAIRS, TRIPLETS, open_table
+from lrem.errors import DataError
 from lrem.modeling.lora import adapt
 from lrem.modeling.model import small_config, with_limits
 from lrem.modeling.template import COMPACT

@@ -20,27 +20,18 @@ from transformers import get_cosine_schedule_with_warmup
 
 from lrem.config.loader import Config
 from lrem.config.settings import OptimConfig
+from lrem.errors import DamagedCheckpoint, RewardError, RolloutError, TrainingFailed
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.batching import epoch_order, step_rows, steps_per_epoch
 from lrem.training.distributed import rank, world_size
-from lrem.training.rewards import RewardError
 from ray_apps.cluster.placement import await_room, bundle
 from ray_apps.cluster.progress import progress
 from ray_apps.cluster.session import gpu_plan
-from ray_apps.rollouts.pool import RolloutError
 from ray_apps.training.row_shards import RowShards
 
 Row = dict[str, Any]
 ROOM_S = 60.0  # in which Ray Train looks for room before it counts that as a failure
 SPACE = 2**20  # bytes; a disk with less is full
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on, and would not if it was tried again; the message says what to change."""
-
-
-class DamagedError(TrainingError):
-    """A checkpoint that one rank at least cannot read."""
 
 
 def fit(
@@ -60,7 +51,7 @@ def fit(
     Raises:
         DataError: the cluster will never have room for the workers.
         TimeoutError: it has none within ray.start_timeout_s.
-        TrainingError: the loop gave up for a reason that a restart would not cure.
+        TrainingFailed: the loop gave up for a reason that a restart would not cure.
         ray.train.TrainingFailedError: a worker failed; its traceback is the cause.
     """
     workers, gpus, _ = gpu_plan(config, workers, engines, config.rollout.tensor_parallel)
@@ -81,9 +72,9 @@ def fit(
             lost = error
         failure = ray.get(board.failure.remote(), timeout=30)
     if failure:
-        raise TrainingError(failure) from lost
+        raise TrainingFailed(failure) from lost
     if isinstance(lost, ControllerError):
-        raise TrainingError(
+        raise TrainingFailed(
             f"{title}: Ray Train found no room for {workers} workers ({lost}): `lrem status` says who holds it; go on "
             "with --resume where a checkpoint was written"
         ) from lost
@@ -111,7 +102,7 @@ def _ways(config: Config, title: str, workers: int, gpus: float, restarts: int) 
 def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     """Tell the driver what a restart would not cure; Ray Train would try the same again.
 
-    All ranks meet a TrainingError alike and just end. A rank that runs out of memory or disk, or whose rollouts or
+    All ranks meet a TrainingFailed alike and just end. A rank that runs out of memory or disk, or whose rollouts or
     rewards fail, or who finds a checkpoint damaged, is alone: it has to fail, so that the others are stopped, and the
     restart then finds the reason on the board and ends.
     """
@@ -122,10 +113,10 @@ def _guarded(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
             return
         try:
             loop(settings)
-        except (RolloutError, RewardError, DamagedError) as error:
+        except (RolloutError, RewardError, DamagedCheckpoint) as error:
             ray.get(board.fail.remote(str(error)), timeout=30)
             raise
-        except TrainingError as error:
+        except TrainingFailed as error:
             ray.get(board.fail.remote(str(error)), timeout=30)
         except torch.OutOfMemoryError as error:
             reason = f"out of GPU memory ({error}): lower chunk_tokens or graph_tokens, or set gradient_checkpointing"

@@ -21,18 +21,19 @@ import torch.distributed as dist
 from lrem.config.loader import Config
 from lrem.config.settings import ReinforceConfig
 from lrem.data.files import atomic_folder
-from lrem.data.schema import NEGATIVES, RL_PAIRS, DataError, read_items, read_table
+from lrem.data.schema import NEGATIVES, RL_PAIRS, read_items, read_table
+from lrem.errors import DataError, RewardError, RolloutError
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from lrem.modeling.sequences import Group, Sequences
 from lrem.training.distributed import gather, rank, total, world_size
 from lrem.training.grpo_step import Candidates, Step, accumulate_gradients, collate
 from lrem.training.known_positives import KnownPositives, identity, query_identity
-from lrem.training.rewards import RewardError, find, nearest
+from lrem.training.rewards import find, nearest
 from lrem.training.rollout import Rollout
 from ray_apps.cluster.session import cluster
 from ray_apps.rollouts.client import ask, start_pool, stop_pool
 from ray_apps.rollouts.engines import expected
-from ray_apps.rollouts.pool import RolloutError, Synced, compare
+from ray_apps.rollouts.pool import Synced, compare
 from ray_apps.rollouts.weight_sync import checksum, pack
 from ray_apps.training import dev_set
 from ray_apps.training.checkpoints import Checkpoints

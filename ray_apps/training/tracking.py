@@ -16,10 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lrem.config.loader import Config
 from lrem.data.files import atomic_file
-from lrem.data.schema import DataError
+from lrem.errors import DataError, TrainingFailed
 from lrem.training.distributed import rank
 from ray_apps.cluster import metrics
-from ray_apps.training.launch import TrainingError
 
 
 def require(trackers: Sequence[str]) -> None:
@@ -59,7 +58,7 @@ class Log:
         """Record one finished step, counted from 1.
 
         Raises:
-            TrainingError: a value is not finite.
+            TrainingFailed: a value is not finite.
         """
         check_finite(step, values)
         self.add(step, values)
@@ -78,10 +77,10 @@ class Log:
 
 
 def check_finite(step: int, values: dict[str, float]) -> None:
-    """Raises TrainingError naming the values that are not finite and the step; every rank sees the same."""
+    """Raises TrainingFailed naming the values that are not finite and the step; every rank sees the same."""
     bad = [name for name, value in values.items() if not np.isfinite(value)]
     if bad:
-        raise TrainingError(
+        raise TrainingFailed(
             f"{', '.join(bad)} is not finite at step {step}: start over with a lower optim.lr, a smaller optim.clip or "
             "a higher temperature"
         )

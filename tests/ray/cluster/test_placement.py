@@ -9,7 +9,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lrem.config.loader import load_config
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from ray_apps.cluster.placement import Bundle, bundle, held, refuse_impossible
 from ray_apps.cluster.session import gpu_plan
 from ray_apps.rollouts.client import start_pool

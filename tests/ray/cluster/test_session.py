@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from lrem.config.loader import Config, load_config
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from ray_apps.cluster.session import cluster, gpu_plan
 
 

@@ -13,7 +13,7 @@ from lrem.config.loader import Config, load_config
 from lrem.curation.datasheet import NEAR_OTHERS
 from lrem.curation.rules import Rules, clean, difference, expand
 from lrem.data.files import write_parquet
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from ray_apps.cluster.session import cluster
 from ray_apps.curation import curate
 from ray_apps.curation.resumable import read_parts

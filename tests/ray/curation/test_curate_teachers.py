@@ -27,8 +27,8 @@ from lrem.curation.prompts import extraction_messages, judge_messages, reasoning
 from lrem.curation.split_assignment import FAILED
 from lrem.curation.workers import DEFAULT_BUDGET
 from lrem.data.files import write_json, write_parquet
-from lrem.data.schema import DataError
 from lrem.data.words import content, stem, words
+from lrem.errors import DataError
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from lrem.retrieval.bm25 import Bm25

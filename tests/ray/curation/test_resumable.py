@@ -15,7 +15,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from lrem.config.loader import Config, load_config
 from lrem.data.counters import Counts, add
 from lrem.data.files import write_parquet
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from ray_apps.cluster.placement import await_room
 from ray_apps.cluster.session import cluster
 from ray_apps.curation import resumable

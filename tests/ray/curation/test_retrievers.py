@@ -10,8 +10,7 @@ import pytest
 
 from lrem.config.loader import Config, load_config
 from lrem.data.files import write_parquet
-from lrem.data.schema import DataError
-from lrem.index.snapshot import SnapshotError
+from lrem.errors import DataError, SnapshotError
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.retrieval.retrievers import kind_of, name_of, open_retriever, text_model
 from ray_apps.cluster.session import cluster

@@ -11,7 +11,7 @@ import pytest
 from lrem.config.loader import Config, load_config
 from lrem.curation.datasheet import NEAR_OTHERS
 from lrem.data.files import sha256, write_parquet
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.evaluation.trec import write_qrels, write_run
 from lrem.index.bulk_load import Batch, write
 from lrem.modeling.model import fingerprint

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lrem.config.loader import Config, load_config
 from lrem.curation.negatives import select
 from lrem.data.files import write_parquet
-from lrem.data.schema import TRIPLETS, DataError
-from lrem.index import SnapshotError
+from lrem.data.schema import TRIPLETS
+from lrem.errors import DataError, SnapshotError
 from lrem.index.bulk_load import Batch, write
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from ray_apps.indexing import mine_negatives

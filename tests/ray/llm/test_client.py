@@ -23,7 +23,7 @@ import torch
 from lrem.config.loader import load_config
 from lrem.config.settings import LlmConfig
 from lrem.curation.answers import Answers, Question, question_key
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from ray_apps.cluster.session import cluster

@@ -13,13 +13,14 @@ import torch
 from ray.actor import ActorHandle
 
 from lrem.config.loader import Config, load_config
+from lrem.errors import RolloutError
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import pad
 from lrem.training.rollout import Loaded, Rollout
 from ray_apps.cluster.session import cluster
 from ray_apps.rollouts.client import ask, start_pool, stop_pool, wait
 from ray_apps.rollouts.engines import Engine, TransformersEngine, probe_prompts
-from ray_apps.rollouts.pool import RolloutError, compare
+from ray_apps.rollouts.pool import compare
 from ray_apps.rollouts.weight_sync import checksum, pack
 
 QUERIES = ["red coat", "warm hat, not silk", "blue", "something for the winter"]

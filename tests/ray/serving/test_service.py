@@ -22,12 +22,11 @@ import pytest
 import torch
 from ray import serve as ray_serve
 
-from lrem.config.loader import Config, ConfigError, load_config
+from lrem.config.loader import Config, load_config
 from lrem.data.files import write_parquet
-from lrem.data.schema import DataError
+from lrem.errors import ConfigError, DataError, SnapshotError
 from lrem.evaluation.metrics import per_query, summarise
 from lrem.evaluation.trec import read_qrels, read_run
-from lrem.index import SnapshotError
 from lrem.index.snapshot import read_manifest
 from lrem.modeling.model import fingerprint
 from lrem.modeling.sequences import pad

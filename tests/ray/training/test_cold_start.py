@@ -21,14 +21,14 @@ from transformers import AutoModelForCausalLM
 
 from lrem.config.loader import load_config
 from lrem.data.files import write_parquet
-from lrem.data.schema import ITEMS, TRIPLETS, DataError
+from lrem.data.schema import ITEMS, TRIPLETS
+from lrem.errors import DamagedCheckpoint, DataError, TrainingFailed
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
 from lrem.training.known_positives import identity
 from ray_apps.cluster.session import cluster
 from ray_apps.rollouts.client import start_pool
 from ray_apps.training import cold_start
 from ray_apps.training.checkpoints import CURSOR, STATE, Checkpoints
-from ray_apps.training.launch import DamagedError, TrainingError
 from tests.ray.rollouts.test_pool import assert_same_policy
 
 LREM = [sys.executable, "-m", "ray_apps.cli.main"]
@@ -168,7 +168,7 @@ def test_a_checkpoint_without_its_records_is_damaged(tmp_path: Path) -> None:
     (state / CURSOR).write_text('{"step": 7, "ru')
     checkpoints = Checkpoints(tmp_path, keep=1)
     for ask in (lambda: checkpoints.begin({}), checkpoints.spent):
-        with pytest.raises(DamagedError, match=f"{tmp_path}/step-00000007/state cannot be read .*to start over"):
+        with pytest.raises(DamagedCheckpoint, match=f"{tmp_path}/step-00000007/state cannot be read .*to start over"):
             ask()
 
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_without_its_records_is_damaged(tmp_path: Path) -> None:
         (["cold_start.matryoshka=[64]"], DataError, "each has to be below the embedding's 64"),
         pytest.param(
             ["cold_start.optim.lr=1e30", "cold_start.optim.clip=0", "cold_start.restarts=0"],
-            TrainingError,
+            TrainingFailed,
             "not finite",
             marks=pytest.mark.slow,
         ),

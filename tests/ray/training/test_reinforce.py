@@ -17,7 +17,8 @@ import torch
 from lrem.config.loader import Config, load_config
 from lrem.config.settings import ColdStartConfig, ModelConfig
 from lrem.data.files import write_parquet
-from lrem.data.schema import RL_PAIRS, TRIPLETS, DataError
+from lrem.data.schema import RL_PAIRS, TRIPLETS
+from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
 from lrem.modeling.tokenizer import train_tokenizer
 from lrem.training.cold_start_step import accumulate_gradients, collate
@@ -27,7 +28,6 @@ from ray_apps.cluster.session import cluster
 from ray_apps.rollouts.engines import TransformersEngine
 from ray_apps.training import reinforce
 from ray_apps.training.checkpoints import CURSOR, STATE
-from ray_apps.training.launch import TrainingError
 from tests.ray.training.test_cold_start import LREM, train_workers, wait_until
 
 KINDS, COLOURS = ("coat", "shirt", "hat", "scarf", "shoe"), ("red", "blue", "green", "black")
@@ -235,7 +235,7 @@ class Corrupting(TransformersEngine):
 def test_an_engine_that_samples_another_policy_ends_the_run(taught: Path, tmp_path: Path) -> None:
     write_data(tmp_path)
     engine = f"rollout.engine={__name__}:Corrupting"
-    with pytest.raises(TrainingError, match="rollout actor . samples another policy than version 2: of the probe's"):
+    with pytest.raises(TrainingFailed, match="rollout actor . samples another policy than version 2: of the probe's"):
         reinforce.run(configured(tmp_path, taught, engine, "reinforce.restarts=0"))
     assert len(steps_of(tmp_path)) == 1
     assert not (tmp_path / "model").exists()

@@ -21,7 +21,7 @@ from rich.console import Console
 from lrem.capacity.footprint import Item, held, rebuilt, saved, store, structure, trained_on
 from lrem.capacity.model import FAMILIES, Layout, Needs, Refused, best, lay_out, models, monthly
 from lrem.capacity.search_cost import Asked, Constants, checked, constants, expected_recall, search_ms
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.index import Collection
 from lrem.index.ann import COMPRESS_FROM, choose
 from lrem.index.bulk_load import Batch, fill

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrem.curation.answers import PART, Answers, Books, Question, question_key
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 
 ASK = [{"role": "user", "content": "tea?"}]
 WRITER = """

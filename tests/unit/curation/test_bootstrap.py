@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from lrem.config.curation import BootstrapConfig
 from lrem.curation.bootstrap import FOR, INSTEAD, WITHOUT, bootstrap
-from lrem.data.schema import QRELS, QUERIES, DataError
+from lrem.data.schema import QRELS, QUERIES
 from lrem.data.words import content
+from lrem.errors import DataError
 from lrem.training.known_positives import query_identity
 
 BOOTS = "Clothes > Shoes > Boots"

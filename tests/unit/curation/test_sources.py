@@ -11,7 +11,8 @@ import pytest
 
 from lrem.config.curation import SourcesConfig
 from lrem.curation.sources import Imported, import_tables
-from lrem.data.schema import ITEMS, QRELS, QUERIES, DataError, read_items, read_table
+from lrem.data.schema import ITEMS, QRELS, QUERIES, read_items, read_table
+from lrem.errors import DataError
 from lrem.training.known_positives import query_identity
 
 

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lrem.data.files import atomic_file, atomic_folder, write_parquet
-from lrem.data.schema import QRELS, QUERIES, DataError, read_items, read_table
+from lrem.data.schema import QRELS, QUERIES, read_items, read_table
+from lrem.errors import DataError
 
 
 def write(path: Path, **columns: list[object]) -> Path:

@@ -17,7 +17,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.types import PromptType
 
 from lrem.config.settings import ModelConfig, RolloutConfig
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.evaluation.mteb_model import MtebModel
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from ray_apps.rollouts.engines import TransformersEngine

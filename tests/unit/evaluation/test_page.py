@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import sync_playwright
 
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.evaluation.charts import bars, curves, scatter
 from lrem.evaluation.page import frame_of, measured, outcome, write_page
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.evaluation.fusion import rrf
 from lrem.evaluation.metrics import Run
 from lrem.evaluation.significance import Comparison, compare, holm, interval

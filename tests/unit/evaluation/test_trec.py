@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lrem.data.schema import DataError
+from lrem.errors import DataError
 from lrem.evaluation.trec import read_qrels, read_run, write_qrels, write_run
 
 IDS = st.text(min_size=1, max_size=8).filter(lambda text: text.split() == [text])

@@ -6,7 +6,8 @@ import faiss
 import numpy as np
 import pytest
 
-from lrem.index.ann import BuildError, choose, training_need
+from lrem.errors import BuildError
+from lrem.index.ann import choose, training_need
 from lrem.index.collection import Collection
 from lrem.index.recall import measure
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrem.index import BuildError, Collection, ItemError, SnapshotError
+from lrem.errors import BuildError, ItemError, SnapshotError
+from lrem.index import Collection
 from lrem.index.bulk_load import Batch, contents, fill, take
 from lrem.index.shard import merge, owner
 from lrem.index.snapshot import load, snapshot

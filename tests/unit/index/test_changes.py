@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrem.index import Collection, StoreError, changes
+from lrem.errors import StoreError
+from lrem.index import Collection, changes
 from lrem.index.bulk_load import Batch, take, write
 
 VECTORS = np.eye(8, dtype=np.float32)

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lrem.errors import ItemError, StoreError
 from lrem.index.collection import Collection
-from lrem.index.payload import ItemError
-from lrem.index.store import StoreError
 
 DIMENSION = 16
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrem.errors import StoreError
 from lrem.index.collection import Collection
-from lrem.index.store import StoreError
 
 DIMENSION = 16
 IDS = [f"p{i}" for i in range(8)]

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lrem.errors import FilterError
 from lrem.index.columns import Columns
-from lrem.index.filters import MAX_TERMS, FilterError, parse
+from lrem.index.filters import MAX_TERMS, parse
 
 VALUES = st.one_of(st.sampled_from(["a", "b", "", "1"]), st.booleans(), st.integers(-2, 2), st.sampled_from([0.5, 1.0]))
 KEPT = st.one_of(VALUES, st.none(), st.lists(VALUES, max_size=3), st.just({"nested": 1}))

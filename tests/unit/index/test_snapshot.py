@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrem.index import SnapshotError
+from lrem.errors import SnapshotError
 from lrem.index.collection import Collection
 from lrem.index.snapshot import restore, snapshot
 

@@ -7,17 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrem.training.rewards import (
-    BUILT_IN,
-    Outcome,
-    Ranking,
-    RewardError,
-    accuracy_reward,
-    evaluate,
-    find,
-    rank,
-    top_ranks_reward,
-)
+from lrem.errors import RewardError
+from lrem.training.rewards import BUILT_IN, Outcome, Ranking, accuracy_reward, evaluate, find, rank, top_ranks_reward
 
 PAPER = {"format": 0.5, "length": 0.2, "accuracy": 1.0}
 
