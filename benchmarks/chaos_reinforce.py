@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from lrem.training.known_positives import identity
+from lrem.data.known_positives import identity
 
 LREM = [sys.executable, "-m", "ray_apps.cli.main"]
 PATIENCE_S, SEED = 300, 3

@@ -193,9 +193,9 @@ def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Cal
     import numpy as np
     import torch.distributed as dist
 
+    from lrem.data.known_positives import KnownPositives
     from lrem.modeling.model import ReasoningEmbedder
     from lrem.training.cold_start_step import accumulate_gradients, collate, state_gradient_norms
-    from lrem.training.known_positives import KnownPositives
     from ray_apps.training.launch import engine_backward, make_engine, update
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}

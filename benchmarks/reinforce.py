@@ -225,8 +225,8 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
     import torch.distributed as dist
 
     from lrem.config.loader import load_config
+    from lrem.data.known_positives import KnownPositives
     from lrem.modeling.model import ReasoningEmbedder
-    from lrem.training.known_positives import KnownPositives
     from ray_apps.cluster.session import cluster
     from ray_apps.rollouts.client import start_pool
     from ray_apps.training.launch import Place, make_engine

@@ -35,6 +35,7 @@ from claim import MACRO, Means, Scores, gains, group_means, members, over_seeds,
 
 from lrem.config.loader import Config, load_config, to_yaml
 from lrem.data.files import write_json
+from lrem.data.known_positives import identity
 from lrem.data.schema import read_items
 from lrem.evaluation.metrics import Qrels, Run, per_query
 from lrem.evaluation.overrides import OVERRIDES, override, vocabulary
@@ -42,7 +43,6 @@ from lrem.modeling.model import RECORD, ReasoningEmbedder
 from lrem.modeling.template import COMPACT
 from lrem.modeling.template import FILE as TEMPLATE
 from lrem.retrieval.bm25 import Bm25
-from lrem.training.known_positives import identity
 from ray_apps.cluster.session import cluster
 from ray_apps.cluster.versions import versions
 from ray_apps.evaluation.inputs import Queries, test_set

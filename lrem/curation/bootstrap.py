@@ -21,10 +21,10 @@ import pyarrow as pa
 from lrem.config.curation import BootstrapConfig
 from lrem.curation import contrast
 from lrem.curation.rules import brand_name
+from lrem.data.known_positives import query_identity
 from lrem.data.schema import QRELS
 from lrem.data.words import NEGATIONS, STOP, content, stem, words
 from lrem.errors import DataError
-from lrem.training.known_positives import query_identity
 
 COMMON = 8  # titles that a word must stand in to count as a thing
 LEAST = 3  # items that a kind of product, a feature or a use needs

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from lrem.config.curation import SourcesConfig
 from lrem.curation.dataset_readers import READERS, Raw, Source, missing, read_any
+from lrem.data.known_positives import query_identity
 from lrem.data.schema import ITEMS, QRELS, QUERIES, TEXT
 from lrem.errors import DataError
-from lrem.training.known_positives import query_identity
 
 # What each file may hold of the columns that mean something here; any other mapped name is payload.
 MEANINGS = {

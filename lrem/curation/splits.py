@@ -12,8 +12,8 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from lrem.data.known_positives import identity
 from lrem.data.words import content
-from lrem.training.known_positives import identity
 
 LONG = 5  # words from which a query may lose one and still be the same
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lrem.config.settings import ColdStartConfig
+from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import Encoded
 from lrem.modeling.sequences import Sequences
 from lrem.training.distributed import total, world_size
 from lrem.training.gradcache import Backward, Chunk, backward, cut
-from lrem.training.known_positives import KnownPositives
 from lrem.training.losses import info_nce, sft, truncate
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from lrem.config.settings import ReinforceConfig
+from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import Encoded
 from lrem.modeling.sequences import Group, Sequences
 from lrem.modeling.template import Parsed, Renderer
 from lrem.training.distributed import gather, total, world_size
 from lrem.training.gradcache import Backward, Chunk, backward, cut, cut_groups
-from lrem.training.known_positives import KnownPositives
 from lrem.training.losses import info_nce
 from lrem.training.policy_loss import (
     Clip,

@@ -16,9 +16,9 @@ from lrem.curation.lookup import write_lookup
 from lrem.curation.splits import draw, group_draws, groups, signatures
 from lrem.curation.workers import INPUT, Desk
 from lrem.data.files import write_json
+from lrem.data.known_positives import identity
 from lrem.data.schema import QRELS, QUERIES, REASONINGS, read_batches
 from lrem.errors import DataError
-from lrem.training.known_positives import identity
 from ray_apps.curation import resumable
 
 GROUPS = "groups.json"

@@ -17,12 +17,12 @@ from lrem.config.loader import Config
 from lrem.config.settings import MineConfig
 from lrem.curation.negatives import select
 from lrem.data.files import write_parquet
+from lrem.data.known_positives import query_identity
 from lrem.data.schema import NEGATIVES, TRIPLETS, read_table
 from lrem.errors import DataError
 from lrem.index import Hit
 from lrem.index.snapshot import load, read_manifest
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
-from lrem.training.known_positives import query_identity
 from ray_apps.cluster.placement import await_room, bundle
 from ray_apps.cluster.progress import progress
 from ray_apps.cluster.session import cluster, gpu_count

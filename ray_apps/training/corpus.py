@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerFast
 
 from lrem.config.loader import Config
 from lrem.config.settings import ColdStartConfig
+from lrem.data.known_positives import KnownPositives, identity, query_identity
 from lrem.data.schema import NEGATIVES, RL_PAIRS, TRIPLETS, open_table
 from lrem.errors import DataError
 from lrem.modeling.template import Renderer, Template
-from lrem.training.known_positives import KnownPositives, identity, query_identity
 
 ROWS_A_BLOCK = 20_000  # about a second's rendering
 RENDERED = pa.schema(

@@ -21,13 +21,13 @@ import torch.distributed as dist
 from lrem.config.loader import Config
 from lrem.config.settings import ReinforceConfig
 from lrem.data.files import atomic_folder
+from lrem.data.known_positives import KnownPositives, identity, query_identity
 from lrem.data.schema import NEGATIVES, RL_PAIRS, read_items, read_table
 from lrem.errors import DataError, RewardError, RolloutError
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from lrem.modeling.sequences import Group, Sequences
 from lrem.training.distributed import gather, rank, total, world_size
 from lrem.training.grpo_step import Candidates, Step, accumulate_gradients, collate
-from lrem.training.known_positives import KnownPositives, identity, query_identity
 from lrem.training.rewards import find, nearest
 from lrem.training.rollout import Rollout
 from ray_apps.cluster.session import cluster

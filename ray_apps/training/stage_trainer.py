@@ -14,9 +14,9 @@ from ray.actor import ActorHandle
 
 from lrem.config.loader import Config
 from lrem.config.settings import TrainConfig
+from lrem.data.known_positives import identity
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.distributed import rank, world_size
-from lrem.training.known_positives import identity
 from ray_apps.training.checkpoints import Checkpoints
 from ray_apps.training.dev_set import DevSet
 from ray_apps.training.launch import Place, Shard, make_engine

@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM
 
 from lrem.config.loader import load_config
 from lrem.data.files import write_parquet
+from lrem.data.known_positives import identity
 from lrem.data.schema import ITEMS, TRIPLETS
 from lrem.errors import DamagedCheckpoint, DataError, TrainingFailed
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
-from lrem.training.known_positives import identity
 from ray_apps.cluster.session import cluster
 from ray_apps.rollouts.client import start_pool
 from ray_apps.training import cold_start

@@ -10,10 +10,10 @@ import pytest
 from lrem.config.loader import Config, load_config
 from lrem.config.settings import ColdStartConfig
 from lrem.data.files import write_parquet
+from lrem.data.known_positives import identity, query_identity
 from lrem.data.schema import NEGATIVES, TRIPLETS
 from lrem.errors import DataError
 from lrem.modeling.model import ReasoningEmbedder
-from lrem.training.known_positives import identity, query_identity
 from ray_apps.cluster.session import cluster
 from ray_apps.training import corpus
 from ray_apps.training.launch import RowShards

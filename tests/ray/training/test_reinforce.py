@@ -17,12 +17,12 @@ import torch
 from lrem.config.loader import Config, load_config
 from lrem.config.settings import ColdStartConfig, ModelConfig
 from lrem.data.files import write_parquet
+from lrem.data.known_positives import KnownPositives, identity
 from lrem.data.schema import RL_PAIRS, TRIPLETS
 from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
 from lrem.modeling.tokenizer import train_tokenizer
 from lrem.training.cold_start_step import accumulate_gradients, collate
-from lrem.training.known_positives import KnownPositives, identity
 from lrem.training.rewards import Outcome
 from ray_apps.cluster.session import cluster
 from ray_apps.rollouts.engines import TransformersEngine

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from lrem.config.curation import BootstrapConfig
 from lrem.curation.bootstrap import FOR, INSTEAD, WITHOUT, bootstrap
+from lrem.data.known_positives import query_identity
 from lrem.data.schema import QRELS, QUERIES
 from lrem.data.words import content
 from lrem.errors import DataError
-from lrem.training.known_positives import query_identity
 
 BOOTS = "Clothes > Shoes > Boots"
 ALL = BootstrapConfig()  # 8000 queries: more than such a shop gives

@@ -11,9 +11,9 @@ import pytest
 
 from lrem.config.curation import SourcesConfig
 from lrem.curation.sources import Imported, import_tables
+from lrem.data.known_positives import query_identity
 from lrem.data.schema import ITEMS, QRELS, QUERIES, read_items, read_table
 from lrem.errors import DataError
-from lrem.training.known_positives import query_identity
 
 
 def write(path: Path, content: str) -> str:

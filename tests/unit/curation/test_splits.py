@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrem.curation.splits import LONG, draw, group_draws, groups, part_of, signatures
+from lrem.data.known_positives import identity
 from lrem.data.words import content
-from lrem.training.known_positives import identity
 
 NOUNS = [
     f"{a}{b}" for a in ("bor", "kel", "mun", "tas", "viz", "wop") for b in ("dan", "fik", "lum", "pez", "rot", "zag")

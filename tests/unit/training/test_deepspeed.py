@@ -11,11 +11,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from lrem.config.settings import ColdStartConfig
+from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.batching import chunks
 from lrem.training.cold_start_step import accumulate_gradients, collate, state_gradient_norms
 from lrem.training.gradcache import _kept_from
-from lrem.training.known_positives import KnownPositives
 from tests.unit.training.test_gradcache import gradient_of, make_rows, plain_gradient
 
 KNOWN = KnownPositives(np.array([0, 1, 2, 3, 4, 5, 6, 6]), np.array([0, 1, 2, 3, 4, 0, 1, 3]))

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrem.config.settings import ColdStartConfig
+from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import ReasoningEmbedder, pad
 from lrem.training.batching import chunks, epoch_order, step_rows, steps_per_epoch
 from lrem.training.cold_start_step import Batch, accumulate_gradients, collate, state_gradient_norms
-from lrem.training.known_positives import KnownPositives
 from lrem.training.losses import info_nce, sft, truncate
 
 CPU = torch.device("cpu")

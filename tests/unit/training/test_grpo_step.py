@@ -11,10 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from lrem.config.settings import ReinforceConfig
+from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import pad
 from lrem.training.grpo_step import Batch, Candidates, accumulate_gradients, collate
-from lrem.training.known_positives import KnownPositives
 from lrem.training.losses import info_nce
 from lrem.training.policy_loss import Clip, group_advantage, kl_to_reference, policy_gradient, token_weights
 from lrem.training.rewards import Outcome, evaluate, rank
