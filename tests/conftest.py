@@ -18,7 +18,7 @@ from lrem.config.settings import ModelConfig
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from ray_apps.cli.main import main
-from tests.ray_cluster import Head, ray_head
+from tests.ray_cluster import RayHead, ray_head
 
 TITLES = [
     f"{colour} {material} {kind}"
@@ -63,7 +63,7 @@ def _pick_port() -> int:
     raise OSError("no free port between 20000 and 32000")
 
 
-class Done(NamedTuple):
+class CommandResult(NamedTuple):
     """How a command ended, and what it printed."""
 
     returncode: int
@@ -72,10 +72,10 @@ class Done(NamedTuple):
 
 
 @pytest.fixture
-def lrem(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+def lrem(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
     """A command from its entry point on, in this process: one of its own takes seconds to import everything."""
 
-    def run(*words: str) -> Done:
+    def run(*words: str) -> CommandResult:
         monkeypatch.setattr(sys, "argv", ["lrem", *words])
         before = signal.getsignal(signal.SIGTERM)
         try:
@@ -84,13 +84,13 @@ def lrem(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         finally:
             signal.signal(signal.SIGTERM, before)
         said = capsys.readouterr()
-        return Done(int(ended.value.code or 0), said.out, said.err)
+        return CommandResult(int(ended.value.code or 0), said.out, said.err)
 
     return run
 
 
 @pytest.fixture(scope="module")  # idle it still takes time from whoever comes after
-def head() -> Iterator[Head]:
+def head() -> Iterator[RayHead]:
     """A cluster that asks for a token and says what it measures every second."""
     measuring = '--system-config={"metrics_report_interval_ms": 1000}'
     with ray_head(Path(f"/tmp/lrem-{_pick_port()}"), _pick_port, ["--num-cpus=8", measuring]) as made:

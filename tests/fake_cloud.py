@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from tests.ray_cluster import Head, ray_head
+from tests.ray_cluster import RayHead, ray_head
 
 IDLE_MINUTES = 0.1
 
 
 @contextmanager
-def autoscaling_head(folder: Path, new_port: Callable[[], int], kinds: dict[str, dict[str, Any]]) -> Iterator[Head]:
+def autoscaling_head(folder: Path, new_port: Callable[[], int], kinds: dict[str, dict[str, Any]]) -> Iterator[RayHead]:
     """A head, and an autoscaler.
 
     Args:

@@ -20,7 +20,7 @@ TOKEN = "a-token-of-this-test-that-is-long-enough"
 START_S = 120.0
 
 
-class Head(NamedTuple):
+class RayHead(NamedTuple):
     """A running head: GCS address, dashboard, and the environment of whoever talks to it."""
 
     address: str
@@ -54,7 +54,7 @@ def ray_head(
     more: Sequence[str] = ("--num-cpus=8",),
     port: int | None = None,
     **env: str,
-) -> Iterator[Head]:
+) -> Iterator[RayHead]:
     """Start a head with token authentication on, wait for its dashboard, and end it with all its processes.
 
     Args:
@@ -79,7 +79,7 @@ def ray_head(
     ):
         try:
             _wait_for(dashboard, head, log)
-            yield Head(address, dashboard, mine | {"RAY_ADDRESS": dashboard}, folder)
+            yield RayHead(address, dashboard, mine | {"RAY_ADDRESS": dashboard}, folder)
         finally:
             head.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -89,7 +89,7 @@ def ray_head(
 
 
 @contextmanager
-def ray_node(head: Head, new_port: Callable[[], int], more: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def ray_node(head: RayHead, new_port: Callable[[], int], more: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Another machine of the head's cluster, on this one; yields the process that holds it."""
     command = [str(BIN / "ray"), "start", "--block", f"--address={head.address}", "--node-ip-address=127.0.0.1"]
     command += [f"--dashboard-agent-listen-port={new_port()}", f"--object-store-memory={100 * 2**20}", *more]

@@ -31,12 +31,12 @@ def bundle(cpus: float, gpus: float, more: Bundle) -> Bundle:
     return {"CPU": cpus} | ({"GPU": gpus} if gpus else {}) | more
 
 
-def here() -> NodeAffinitySchedulingStrategy:
+def driver_node() -> NodeAffinitySchedulingStrategy:
     """On the driver's machine: Ray would put what takes no CPU anywhere, on a spot machine too."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def await_room(bundles: list[Bundle], what: str, timeout_s: float, strategy: str = "PACK") -> None:
+def wait_for_resources(bundles: list[Bundle], what: str, timeout_s: float, strategy: str = "PACK") -> None:
     """Return once the cluster could give all `bundles` at the same time; an autoscaler brings machines up for them.
 
     Raises:
@@ -46,7 +46,7 @@ def await_room(bundles: list[Bundle], what: str, timeout_s: float, strategy: str
     grows = is_autoscaler_v2()
     if not grows:
         machines = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        refuse_impossible(bundles, what, strategy, machines)
+        check_feasible(bundles, what, strategy, machines)
     group, deadline = placement_group(bundles, strategy), time.monotonic() + timeout_s
     hoped = time.monotonic()  # when last there was a way
     try:
@@ -56,13 +56,13 @@ def await_room(bundles: list[Bundle], what: str, timeout_s: float, strategy: str
             if time.monotonic() - hoped > SURE_S:
                 raise DataError(_cannot_grow(bundles, what, strategy))
             if time.monotonic() > deadline:
-                raise TimeoutError(no_room(bundles, what, timeout_s))
+                raise TimeoutError(shortage_message(bundles, what, timeout_s))
     finally:
         remove_placement_group(group)
 
 
 @contextmanager
-def held(bundles: list[Bundle], what: str, timeout_s: float, strategy: str = "PACK") -> Iterator[None]:
+def reserve(bundles: list[Bundle], what: str, timeout_s: float, strategy: str = "PACK") -> Iterator[None]:
     """Keep room for `bundles` free meanwhile, so that what is placed now leaves it; no bundles: nothing to keep.
 
     Of GPUs that are shared Ray fills one before it takes the next: engines would take all of one.
@@ -76,7 +76,7 @@ def held(bundles: list[Bundle], what: str, timeout_s: float, strategy: str = "PA
     group = placement_group(bundles, strategy)
     try:
         if not group.wait(timeout_s):
-            raise TimeoutError(no_room(bundles, what, timeout_s))
+            raise TimeoutError(shortage_message(bundles, what, timeout_s))
         yield
     finally:
         remove_placement_group(group)
@@ -124,7 +124,7 @@ def _cannot_grow(bundles: list[Bundle], what: str, strategy: str) -> str:
     )
 
 
-def refuse_impossible(bundles: list[Bundle], what: str, strategy: str, machines: Sequence[Bundle]) -> None:
+def check_feasible(bundles: list[Bundle], what: str, strategy: str, machines: Sequence[Bundle]) -> None:
     """Whether `machines`, wholly free, could give all `bundles`.
 
     Args:
@@ -158,7 +158,7 @@ def refuse_impossible(bundles: list[Bundle], what: str, strategy: str, machines:
         )
 
 
-def no_room(bundles: list[Bundle], what: str, timeout_s: float) -> str:
+def shortage_message(bundles: list[Bundle], what: str, timeout_s: float) -> str:
     """What to say when room was waited for in vain."""
     return (
         f"no room for {what} ({_said(_sum(bundles))}) within {timeout_s:g} s (ray.start_timeout_s): `lrem status` says "

@@ -21,13 +21,13 @@ from rich.progress import (
 )
 
 from ray_apps.cluster import metrics
-from ray_apps.cluster.placement import here
+from ray_apps.cluster.placement import driver_node
 
 POLL_S = 0.5
 NAMESPACE = "lrem-progress"  # of Ray's, where boards have their names
 
 
-class Standing(NamedTuple):
+class StageProgress(NamedTuple):
     """How far a stage is, and since when (seconds since 1970)."""
 
     run: str
@@ -42,7 +42,7 @@ class Standing(NamedTuple):
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
-class Board:
+class ProgressBoard:
     """Holds how far the work is; an actor's state. `lrem status` finds it by its name."""
 
     def __init__(self, title: str, run: str) -> None:
@@ -57,9 +57,9 @@ class Board:
         metrics.gauge("progress_done", done, **self.labels)
         metrics.gauge("progress_goal", total, **self.labels)
 
-    def describe(self) -> Standing:
+    def describe(self) -> StageProgress:
         """All of it."""
-        return Standing(
+        return StageProgress(
             self.labels["run"], self.labels["stage"], self.begun, self.first, self.done, self.total, self.note
         )
 
@@ -78,13 +78,14 @@ class Board:
 
 @contextmanager
 def progress(title: str, run: str) -> Iterator[ActorHandle]:
-    """Yield a Board actor and draw it until the block ends; without a terminal, a line each tenth.
+    """Yield a ProgressBoard actor and draw it until the block ends; without a terminal, a line each tenth.
 
     Args:
         run: the name of the run_dir, to tell it from others of the cluster.
     """
     name = f"{run}/{title}/{uuid.uuid4().hex[:8]}"
-    board = ray.remote(num_cpus=0, name=name, namespace=NAMESPACE, scheduling_strategy=here())(Board).remote(title, run)
+    actor = ray.remote(num_cpus=0, name=name, namespace=NAMESPACE, scheduling_strategy=driver_node())(ProgressBoard)
+    board = actor.remote(title, run)
     finished = threading.Event()
     painter = threading.Thread(target=_draw if sys.stdout.isatty() else _lines, args=(title, board, finished))
     painter.start()

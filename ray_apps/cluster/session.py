@@ -140,7 +140,7 @@ def _quieten() -> None:
         bars.disable_progress_bar()
 
 
-def address_of(config: Config, default: str) -> str:
+def ray_address(config: Config, default: str) -> str:
     """Where Ray is: ray.address, RAY_ADDRESS, or `default`.
 
     Raises:
@@ -161,7 +161,7 @@ def cluster(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = address_of(config, "local")
+    address = ray_address(config, "local")
     options: dict[str, Any] = {}
     if address == "local":
         options = {

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lrem.config.loader import Config
-from ray_apps.cluster.progress import NAMESPACE, Standing
-from ray_apps.cluster.session import address_of
+from ray_apps.cluster.progress import NAMESPACE, StageProgress
+from ray_apps.cluster.session import ray_address
 
 WAIT_S = 10.0  # for a stage to say how far it is
 OTHERS = ("ServeController", "ProxyActor", "JobSupervisor", "_StatsActor", "AutoscalingCoordinator")  # Ray's own
@@ -28,7 +28,7 @@ class Status(NamedTuple):
 
     machines: list[dict[str, Any]]
     jobs: list[dict[str, Any]]
-    stages: list[Standing]
+    stages: list[StageProgress]
     actors: list[dict[str, Any]]
     service: list[dict[str, Any]]
 
@@ -40,7 +40,7 @@ def status(config: Config) -> Status:
         ConfigError: the address is that of the jobs API.
         ConnectionError: there is none, or it does not answer; the message says what to do.
     """
-    address = address_of(config, "auto")
+    address = ray_address(config, "auto")
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
     except (ConnectionError, RuntimeError, RayError) as error:
@@ -90,7 +90,7 @@ def _jobs() -> list[dict[str, Any]]:
     ]
 
 
-def _stages() -> list[Standing]:
+def _stages() -> list[StageProgress]:
     boards = [found for found in ray.util.list_named_actors(all_namespaces=True) if found["namespace"] == NAMESPACE]
     asked = []
     for found in boards:
@@ -99,7 +99,7 @@ def _stages() -> list[Standing]:
         except ValueError:  # it has ended meanwhile
             continue
     ready, _ = ray.wait(asked, num_returns=len(asked), timeout=WAIT_S) if asked else ([], [])
-    return sorted(Standing(*standing) for standing in _gathered(ready))
+    return sorted(StageProgress(*standing) for standing in _gathered(ready))
 
 
 def _gathered(references: list[Any]) -> Iterable[Any]:
@@ -194,7 +194,7 @@ def _gib(machine: dict[str, Any], name: str) -> str:
     return f"{machine['used'].get(name, 0.0) / 2**30:.1f} of {total / 2**30:.1f}" if total else "-"
 
 
-def _left(stage: Standing, now: float) -> str:
+def _left(stage: StageProgress, now: float) -> str:
     if not stage.first < stage.done < stage.total:
         return "-"
     return _span((now - stage.begun) * (stage.total - stage.done) / (stage.done - stage.first))

@@ -19,7 +19,7 @@ from lrem.config.loader import Config
 from lrem.data.counters import Counts, add
 from lrem.data.files import write_json, write_parquet
 from ray_apps.cluster import metrics
-from ray_apps.cluster.placement import await_room, bundle
+from ray_apps.cluster.placement import bundle, wait_for_resources
 from ray_apps.cluster.progress import progress
 
 
@@ -113,7 +113,7 @@ def run_parts(
     target.mkdir(parents=True, exist_ok=True)
     # a machine offers its own address as a resource
     asked = {f"node:{ray.util.get_node_ip_address()}": 0.001} if here else config.placement.data
-    await_room([bundle(1.0, num_gpus, asked)], f"an actor of '{title}'", config.ray.start_timeout_s)
+    wait_for_resources([bundle(1.0, num_gpus, asked)], f"an actor of '{title}'", config.ray.start_timeout_s)
     sizes = [pq.read_metadata(part).num_rows for part in todo]
     total, done, begun = sum(sizes), 0, time.monotonic()
     rows = [{"source": str(part), "target": str(target / part.name)} for part in todo]

@@ -18,7 +18,7 @@ from lrem.index.payload import plain
 from lrem.index.snapshot import read_manifest
 from lrem.retrieval.retrievers import name_of, text_model
 from ray_apps.cluster import metrics
-from ray_apps.cluster.placement import await_room, bundle
+from ray_apps.cluster.placement import bundle, wait_for_resources
 from ray_apps.cluster.progress import progress
 from ray_apps.cluster.session import cluster, gpu_count
 
@@ -48,7 +48,8 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
     made_by = name_of(str(model))
     with cluster(config), progress("embed", config.run_dir.name) as board, atomic_folder(out) as part:
         gpus = 1 if gpu_count(config) else 0
-        await_room([bundle(1.0, gpus, config.placement.data)], "an actor of 'embed'", config.ray.start_timeout_s)
+        resources = [bundle(1.0, gpus, config.placement.data)]
+        wait_for_resources(resources, "an actor of 'embed'", config.ray.start_timeout_s)
         rows = ray.data.from_arrow(items).repartition(-(-items.num_rows // config.embed.batch_size))
         vectors = rows.map_batches(
             ItemEncoder,

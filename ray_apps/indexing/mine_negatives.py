@@ -23,7 +23,7 @@ from lrem.errors import DataError
 from lrem.index import Hit
 from lrem.index.snapshot import load, read_manifest
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
-from ray_apps.cluster.placement import await_room, bundle
+from ray_apps.cluster.placement import bundle, wait_for_resources
 from ray_apps.cluster.progress import progress
 from ray_apps.cluster.session import cluster, gpu_count
 
@@ -83,7 +83,9 @@ def run(config: Config) -> dict[str, Any]:
 def _mine(config: Config, table: pa.Table, relevant: dict[int, set[str]], board: Any) -> Iterator[pa.Table]:
     settings = (str(config.path("model")), config.uri("index"), relevant, config.mine)
     gpus = 1 if gpu_count(config) else 0
-    await_room([bundle(1.0, gpus, config.placement.data)], "an actor of 'mine-negatives'", config.ray.start_timeout_s)
+    wait_for_resources(
+        [bundle(1.0, gpus, config.placement.data)], "an actor of 'mine-negatives'", config.ray.start_timeout_s
+    )
     rows = ray.data.from_arrow(table).repartition(-(-table.num_rows // config.embed.batch_size))
     mined = rows.map_batches(
         Miner,

@@ -261,7 +261,7 @@ def _engines(config: Config, llm: LlmConfig) -> "Callable[[Dataset], Dataset]":
     """Up to `actors` vLLM engines: key, tokenized_prompt → key, text, tokens, and __inference_error__."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    from ray_apps.cluster.placement import await_room, bundle
+    from ray_apps.cluster.placement import bundle, wait_for_resources
     from ray_apps.cluster.session import gpu_count
 
     gpus = gpu_count(config)
@@ -269,7 +269,7 @@ def _engines(config: Config, llm: LlmConfig) -> "Callable[[Dataset], Dataset]":
         raise DataError(f"tensor_parallel={llm.tensor_parallel} needs as many GPUs, there are {gpus}: lower it")
     cpu_env = {"VLLM_CPU_KVCACHE_SPACE": str(llm.kv_cache_gib), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     bundles = [bundle(1.0, float(gpus > 0), config.placement.data)] * llm.tensor_parallel
-    await_room(bundles, f"a vLLM engine of {llm.model}", config.ray.start_timeout_s)
+    wait_for_resources(bundles, f"a vLLM engine of {llm.model}", config.ray.start_timeout_s)
     engine: dict[str, Any] = {"dtype": llm.dtype, "max_model_len": llm.max_model_len, "seed": config.seed}
     engine |= {"tensor_parallel_size": llm.tensor_parallel, "enforce_eager": gpus == 0, "disable_log_stats": True}
     sampling = {"temperature": llm.temperature, "max_tokens": llm.max_tokens}

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError, RayError
 
 from lrem.config.loader import Config
 from lrem.errors import RolloutError
-from ray_apps.cluster.placement import await_room, bundle, held, here
+from ray_apps.cluster.placement import bundle, driver_node, reserve, wait_for_resources
 from ray_apps.cluster.session import gpu_plan
 from ray_apps.rollouts.pool import ENGINES, RolloutPool, engine_bundle
 
@@ -29,16 +29,16 @@ def start_pool(folder: Path, config: Config, workers: int = 0, started: bool = F
     rollout, limit = config.rollout, config.ray.start_timeout_s
     plan = gpu_plan(config, workers, rollout.actors, rollout.tensor_parallel)
     share = 0.4 if plan.shared else 0.9  # of the GPU's memory: half where a training worker has the other
-    actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here())(RolloutPool)
+    actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=driver_node())(RolloutPool)
     training = [] if started else [bundle(1.0, plan.worker, config.placement.training)] * plan.workers
     gpus = plan.engine * rollout.tensor_parallel
     engines = [engine_bundle(config, gpus)] * rollout.actors
     what = f"{rollout.actors} rollout engines" + (f" and {plan.workers} training workers" if training else "")
-    await_room([*training, *engines], what, limit)
-    await_room(engines, what, limit, config.placement.engines)
+    wait_for_resources([*training, *engines], what, limit)
+    wait_for_resources(engines, what, limit, config.placement.engines)
     pool = actor.remote(str(folder), config, ENGINES.get(rollout.engine, rollout.engine), gpus, share)
     try:
-        with held(training if plan.shared else [], what, limit, config.placement.workers):
+        with reserve(training if plan.shared else [], what, limit, config.placement.workers):
             ask(pool, pool.start.remote(), config, f"its start on {folder}")
     except BaseException:
         stop_pool(pool)

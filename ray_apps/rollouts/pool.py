@@ -26,7 +26,7 @@ from lrem.config.loader import Config
 from lrem.errors import RolloutError
 from lrem.training.rollout import Loaded, Rollout
 from ray_apps.cluster import metrics
-from ray_apps.cluster.placement import Bundle, bundle, no_room
+from ray_apps.cluster.placement import Bundle, bundle, shortage_message
 
 Answer = TypeVar("Answer")
 AGAIN_S = 1.0  # before an actor is made again
@@ -262,7 +262,7 @@ class RolloutPool:
             await _within(self.group.ready(), limit)
         except TimeoutError as error:
             await self.close()
-            raise RolloutError(no_room(bundles, f"{self.rollout.actors} rollout engines", limit)) from error
+            raise RolloutError(shortage_message(bundles, f"{self.rollout.actors} rollout engines", limit)) from error
 
     def _actor(self, number: int) -> ActorHandle:
         place = PlacementGroupSchedulingStrategy(self.group, number)

@@ -22,7 +22,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 
 from lrem.config.loader import Config, load_config
-from ray_apps.cluster.placement import await_room
+from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import console
 from ray_apps.serving import generation, live_record, rollover
 from ray_apps.serving.auth import Scope, read_keys, require_loopback
@@ -74,7 +74,7 @@ def start(config: Config) -> str:
         require_free(config.serve.host, config.serve.port)
     address, old = base_url(config), live_record.read() if NAME in before.applications else None
     if planned.name not in before.applications:
-        await_room(generation.needs(config, planned), "the service", config.ray.start_timeout_s)
+        wait_for_resources(generation.needs(config, planned), "the service", config.ray.start_timeout_s)
     deadline = time.monotonic() + config.ray.start_timeout_s
     with _undone_on_failure(before.applications, planned):
         serve.start(http_options={"host": config.serve.host, "port": config.serve.port})

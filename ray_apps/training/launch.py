@@ -24,7 +24,7 @@ from lrem.errors import DamagedCheckpoint, RewardError, RolloutError, TrainingFa
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.batching import epoch_order, step_rows, steps_per_epoch
 from lrem.training.distributed import rank, world_size
-from ray_apps.cluster.placement import await_room, bundle
+from ray_apps.cluster.placement import bundle, wait_for_resources
 from ray_apps.cluster.progress import progress
 from ray_apps.cluster.session import gpu_plan
 from ray_apps.training.row_shards import RowShards
@@ -56,7 +56,7 @@ def fit(
     """
     workers, gpus, _ = gpu_plan(config, workers, engines, config.rollout.tensor_parallel)
     bundles = [bundle(1.0, gpus, config.placement.training)] * workers
-    await_room(bundles, f"{workers} training workers", config.ray.start_timeout_s, config.placement.workers)
+    wait_for_resources(bundles, f"{workers} training workers", config.ray.start_timeout_s, config.placement.workers)
     with progress(title, config.run_dir.name) as board:
         trainer = _Trainer(
             _guarded(loop),

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lrem.world import make_world
-from tests.ray_cluster import Head
+from tests.ray_cluster import RayHead
 
 TINY = ("--config", "configs/tiny.yaml")
 WAIT_S = 60.0
@@ -43,7 +43,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(
-    head: Head, new_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+    head: RayHead, new_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
     program = shutil.which("prometheus")
     if program is None:
@@ -77,7 +77,7 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def run(head: Head, folder: Path, *stages: str) -> list[str]:
+def run(head: RayHead, folder: Path, *stages: str) -> list[str]:
     """Each as a job; what they printed."""
     printed = []
     for stage in stages:
@@ -87,7 +87,7 @@ def run(head: Head, folder: Path, *stages: str) -> list[str]:
     return printed
 
 
-def test_curation_and_training_are_seen(head: Head, prometheus: Prometheus, tmp_path: Path) -> None:
+def test_curation_and_training_are_seen(head: RayHead, prometheus: Prometheus, tmp_path: Path) -> None:
     """Two jobs, from their first word to their files, and what they counted meanwhile."""
     folder = tmp_path / "seen"
     make_world(0, 600, 300, 50).write(folder / "world")
@@ -114,7 +114,7 @@ def test_curation_and_training_are_seen(head: Head, prometheus: Prometheus, tmp_
 
 @pytest.mark.slow
 def test_rollouts_and_the_service_are_seen(
-    head: Head, prometheus: Prometheus, tmp_path: Path, new_port: Callable[[], int]
+    head: RayHead, prometheus: Prometheus, tmp_path: Path, new_port: Callable[[], int]
 ) -> None:
     folder, port = tmp_path / "served", new_port()
     make_world(0, 600, 300, 50).write(folder / "world")

@@ -14,9 +14,9 @@ import yaml
 from lrem.data.files import write_parquet
 from lrem.data.schema import TRIPLETS
 from lrem.world import make_world
-from tests.conftest import Done
+from tests.conftest import CommandResult
 
-Lrem = Callable[..., Done]
+Lrem = Callable[..., CommandResult]
 LREM = [sys.executable, "-m", "ray_apps.cli.main"]
 COMMANDS = (
     "world",

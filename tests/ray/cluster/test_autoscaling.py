@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.fake_cloud import autoscaling_head
-from tests.ray_cluster import Head
+from tests.ray_cluster import RayHead
 
 TINY = ("--config", "configs/tiny.yaml")
 DATA, ROLLOUT = "placement.data={lrem_data: 1}", "placement.rollouts={lrem_rollout: 1}"
@@ -29,12 +29,12 @@ UP_S, DOWN_S = 180.0, 120.0
 
 
 @pytest.fixture(scope="module")
-def head(new_port: Callable[[], int]) -> Iterator[Head]:
+def head(new_port: Callable[[], int]) -> Iterator[RayHead]:
     with autoscaling_head(Path(f"/tmp/lrem-{new_port()}"), new_port, KINDS) as made:
         yield made
 
 
-def machines(head: Head, alive: bool | None = None) -> Counter[str]:
+def machines(head: RayHead, alive: bool | None = None) -> Counter[str]:
     """Machines by kind, the head left out: those that are up (True), gone (False), or that ever were."""
     done = head.run("lrem", "status", f"ray.address={head.address}", "--json")
     assert done.returncode == 0, done.stderr
@@ -49,7 +49,7 @@ def until(happened: Callable[[], bool], limit: float, what: str) -> None:
         time.sleep(1)
 
 
-def world(head: Head, run: Path) -> None:
+def world(head: RayHead, run: Path) -> None:
     """Made on this machine: it needs no cluster."""
     done = head.run("lrem", "world", *TINY, f"run_dir={run}")
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def outputs(run: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (run / "curated").glob("*.parquet")}
 
 
-def test_queued_curation_brings_machines_up_and_idleness_takes_them_down(head: Head, tmp_path: Path) -> None:
+def test_queued_curation_brings_machines_up_and_idleness_takes_them_down(head: RayHead, tmp_path: Path) -> None:
     world(head, tmp_path)
     assert machines(head) == {}
     words = ["curate", *TINY, f"run_dir={tmp_path}", "curate.actors=2", "curate.part_rows=100"]
@@ -71,7 +71,7 @@ def test_queued_curation_brings_machines_up_and_idleness_takes_them_down(head: H
     assert len(outputs(tmp_path)) == 2
 
 
-def test_what_no_machine_can_give_is_refused_at_once(head: Head, tmp_path: Path) -> None:
+def test_what_no_machine_can_give_is_refused_at_once(head: RayHead, tmp_path: Path) -> None:
     world(head, tmp_path)
     started = time.monotonic()
     code, said = head.submit(None, "curate", *TINY, f"run_dir={tmp_path}", "placement.data={lrem_gold: 1}")
@@ -83,7 +83,7 @@ def test_what_no_machine_can_give_is_refused_at_once(head: Head, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_lost_with_work_on_it_loses_nothing(head: Head, tmp_path: Path) -> None:
+def test_a_machine_that_is_lost_with_work_on_it_loses_nothing(head: RayHead, tmp_path: Path) -> None:
     """kill -9 of the raylet under one of two actors, in the midst: the job ends well, with the same files."""
     lost, calm = tmp_path / "lost", tmp_path / "calm"
     world(head, lost)
@@ -105,7 +105,7 @@ def test_a_machine_that_is_lost_with_work_on_it_loses_nothing(head: Head, tmp_pa
 WAITING = """
 import sys, threading, time, ray
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray_apps.cluster.placement import await_room
+from ray_apps.cluster.placement import wait_for_resources
 
 ray.init(sys.argv[1], log_to_driver=False)
 one = {"CPU": 1.0, "lrem_data": 1.0}
@@ -113,17 +113,17 @@ held = placement_group([one])
 assert held.wait(120), "the first machine"
 given_back = time.monotonic() + 15
 threading.Timer(15, remove_placement_group, [held]).start()
-await_room([one] * 2, "two actors", 120)
+wait_for_resources([one] * 2, "two actors", 120)
 print("waited for its end" if time.monotonic() >= given_back else "too early")
 try:
-    await_room([one] * 3, "three actors", 120)
+    wait_for_resources([one] * 3, "three actors", 120)
 except Exception as error:
     print(type(error).__name__, error)
 """
 
 
 @pytest.mark.slow
-def test_room_that_another_holds_is_waited_for(head: Head) -> None:
+def test_room_that_another_holds_is_waited_for(head: RayHead) -> None:
     """Two machines of a kind at most, and one has work: who wants two waits, who wants three is refused."""
     done = head.run("python", "-c", WAITING, head.address)
     assert done.returncode == 0, done.stderr
@@ -133,7 +133,7 @@ def test_room_that_another_holds_is_waited_for(head: Head) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained")
     world(head, run)
     for stage in (["curate"], ["cold-start"], ["reinforce", ROLLOUT], ["embed"], ["index", "build"]):
@@ -143,14 +143,14 @@ def trained(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_rollouts_bring_their_machine_up(head: Head, trained: Path) -> None:
+def test_rollouts_bring_their_machine_up(head: RayHead, trained: Path) -> None:
     assert machines(head)["rollout"] >= 1
     assert [json.loads(line)["step"] for line in (trained / "logs/reinforce.jsonl").open()] == [1, 2, 3]
     until(lambda: not machines(head, alive=True)["rollout"], DOWN_S, "the idle machine taken down")
 
 
 @pytest.mark.slow
-def test_the_machine_of_the_rollouts_is_lost(head: Head, trained: Path, tmp_path: Path) -> None:
+def test_the_machine_of_the_rollouts_is_lost(head: RayHead, trained: Path, tmp_path: Path) -> None:
     """kill -9 of the raylet under the only engine, in the midst: another machine comes, and no step is left out."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
@@ -174,7 +174,7 @@ def steps(run: Path) -> int:
 
 
 @pytest.mark.slow
-def test_replicas_come_with_load_and_go_without(head: Head, trained: Path, new_port: Callable[[], int]) -> None:
+def test_replicas_come_with_load_and_go_without(head: RayHead, trained: Path, new_port: Callable[[], int]) -> None:
     """Not a request fails while replicas and their machines come, and while they go."""
     port = new_port()
     words = ["serve", *TINY, f"run_dir={trained}", f"serve.port={port}", "placement.reasoner={lrem_serving: 1}"]
@@ -215,7 +215,7 @@ def ready(url: str) -> bool:
         return False
 
 
-def replicas(head: Head) -> int:
+def replicas(head: RayHead) -> int:
     done = head.run("lrem", "status", f"ray.address={head.address}", "--json")
     parts = {part["part"]: part["replicas"] for part in json.loads(done.stdout)["service"]}
     return int(re.findall(r"(\d+) RUNNING", parts.get("Embedder", "") or "0 RUNNING")[0])
@@ -238,7 +238,7 @@ def keep_asking(url: str, number: int, over: threading.Event, failed: list[str],
         failed.append(f"asker {number} asked nothing")
 
 
-def raylets(head: Head, kind: str) -> list[psutil.Process]:
+def raylets(head: RayHead, kind: str) -> list[psutil.Process]:
     """Machines of one kind, as processes."""
     found = []
     for process in psutil.process_iter(["cmdline"]):

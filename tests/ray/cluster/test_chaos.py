@@ -42,7 +42,7 @@ from tests.ray.training.test_cold_start import (
     workers_up,
     write_data,
 )
-from tests.ray_cluster import Head, ray_node
+from tests.ray_cluster import RayHead, ray_node
 from tests.serving import build_world, replicas, running
 
 pytestmark = pytest.mark.slow
@@ -179,7 +179,7 @@ FILES = ("triplets.parquet", "rl_pairs.parquet")
 
 
 def test_a_machine_dies_while_it_trains(
-    told: list[Fault], head: Head, new_port: Callable[[], int], tmp_path: Path
+    told: list[Fault], head: RayHead, new_port: Callable[[], int], tmp_path: Path
 ) -> None:
     """Three machines for two ranks: the raylet under one is killed, the third takes its place."""
     write_data(tmp_path)
@@ -212,7 +212,7 @@ def test_a_machine_dies_while_it_trains(
     assert lost == 0
 
 
-def is_rank(process: psutil.Process, head: Head) -> bool:
+def is_rank(process: psutil.Process, head: RayHead) -> bool:
     with contextlib.suppress(psutil.Error):
         above = [word for parent in process.parents() for word in parent.cmdline()]
         mine = any(str(head.folder) in word for word in above)
@@ -227,7 +227,7 @@ def wait_for(happened: Callable[[], bool], limit: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def test_the_driver_of_a_job_is_killed(told: list[Fault], head: Head, tmp_path: Path) -> None:
+def test_the_driver_of_a_job_is_killed(told: list[Fault], head: RayHead, tmp_path: Path) -> None:
     write_data(tmp_path)
     words = ["cold-start", *SETTINGS, f"run_dir={tmp_path}", "cold_start.epochs=60"]
     code, said = head.submit("driver", *words, wait=False)

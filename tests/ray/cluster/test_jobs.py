@@ -11,16 +11,16 @@ import pytest
 
 from lrem.world import make_world
 from tests.ray.cli.test_main import write_triplets
-from tests.ray_cluster import Head
+from tests.ray_cluster import RayHead
 
 TINY = ("--config", "configs/tiny.yaml")
 
 
-def state(head: Head, name: str) -> str:
+def state(head: RayHead, name: str) -> str:
     return head.run("ray", "job", "status", name).stdout
 
 
-def until(happened: Callable[[], bool], limit: float, what: str, head: Head, name: str) -> None:
+def until(happened: Callable[[], bool], limit: float, what: str, head: RayHead, name: str) -> None:
     deadline = time.monotonic() + limit
     while not happened():
         if time.monotonic() > deadline:
@@ -28,7 +28,7 @@ def until(happened: Callable[[], bool], limit: float, what: str, head: Head, nam
         time.sleep(0.5)
 
 
-def test_a_job_writes_and_says_what_the_command_does(head: Head, tmp_path: Path) -> None:
+def test_a_job_writes_and_says_what_the_command_does(head: RayHead, tmp_path: Path) -> None:
     """Stages that join the cluster: test_prometheus.py."""
     code, said = head.submit("world", "world", *TINY, f"run_dir={tmp_path}")
     assert code == 0, said
@@ -36,7 +36,7 @@ def test_a_job_writes_and_says_what_the_command_does(head: Head, tmp_path: Path)
     assert pq.read_table(tmp_path / "world/items.parquet").num_rows == 600
 
 
-def test_a_job_that_fails_says_why_and_fails(head: Head, tmp_path: Path) -> None:
+def test_a_job_that_fails_says_why_and_fails(head: RayHead, tmp_path: Path) -> None:
     code, said = head.submit("nothing", "curate", f"run_dir={tmp_path}")
     assert code == 1
     assert "queries.parquet does not exist" in " ".join(said.split())
@@ -44,7 +44,7 @@ def test_a_job_that_fails_says_why_and_fails(head: Head, tmp_path: Path) -> None
     assert "Job 'nothing' failed" in state(head, "nothing")
 
 
-def test_without_the_token_nothing_is_run_or_told(head: Head, tmp_path: Path) -> None:
+def test_without_the_token_nothing_is_run_or_told(head: RayHead, tmp_path: Path) -> None:
     assert httpx.get(f"{head.dashboard}/api/jobs/").status_code == 401
     for env in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}):
         done = head.run("ray", "job", "submit", "--", "lrem", "world", f"run_dir={tmp_path}", **env)
@@ -58,14 +58,14 @@ def test_without_the_token_nothing_is_run_or_told(head: Head, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [wrong]
 
 
-def test_a_command_that_is_no_job_says_how_it_becomes_one(head: Head, tmp_path: Path) -> None:
+def test_a_command_that_is_no_job_says_how_it_becomes_one(head: RayHead, tmp_path: Path) -> None:
     done = head.run("lrem", "status")  # RAY_ADDRESS is the jobs API's
     assert done.returncode == 2
     assert "run this as `ray job submit --working-dir . -- lrem" in " ".join(done.stderr.split())
 
 
 @pytest.mark.slow
-def test_a_stopped_job_goes_on_beside_another(head: Head, tmp_path: Path) -> None:
+def test_a_stopped_job_goes_on_beside_another(head: RayHead, tmp_path: Path) -> None:
     """Training is stopped in its midst while another job runs; `--resume` ends it with every step taken once."""
     run, other = tmp_path / "run", tmp_path / "other"
     for folder in (run, other):

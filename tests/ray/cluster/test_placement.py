@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lrem.config.loader import load_config
 from lrem.errors import DataError
-from ray_apps.cluster.placement import Bundle, bundle, held, refuse_impossible
+from ray_apps.cluster.placement import Bundle, bundle, check_feasible, reserve
 from ray_apps.cluster.session import gpu_plan
 from ray_apps.rollouts.client import start_pool
 
@@ -29,7 +29,7 @@ SMALL, LARGE = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}
 )
 def test_what_can_never_be_is_refused(wanted: list[Bundle], strategy: str, why: str) -> None:
     with pytest.raises(DataError, match=why):
-        refuse_impossible(wanted, "it", strategy, [SMALL, LARGE, LARGE])
+        check_feasible(wanted, "it", strategy, [SMALL, LARGE, LARGE])
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_what_can_never_be_is_refused(wanted: list[Bundle], strategy: str, why: 
     ],
 )
 def test_what_may_be_is_not(wanted: list[Bundle], strategy: str) -> None:
-    refuse_impossible(wanted, "it", strategy, [SMALL, LARGE, LARGE])
+    check_feasible(wanted, "it", strategy, [SMALL, LARGE, LARGE])
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_workers_that_share_gpus_have_one_each(gpus: int, workers: int, engines:
     plan = gpu_plan(config, workers, engines)
     assert plan.shared
     training, rollouts = [bundle(1.0, plan.worker, {})] * workers, [bundle(1.0, plan.engine, {})] * engines
-    with held(training, "the workers", 60):
+    with reserve(training, "the workers", 60):
         first = placement_group(rollouts)
         assert first.wait(60)
     then = placement_group(training)

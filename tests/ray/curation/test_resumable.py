@@ -16,7 +16,7 @@ from lrem.config.loader import Config, load_config
 from lrem.data.counters import Counts, add
 from lrem.data.files import write_parquet
 from lrem.errors import DataError
-from ray_apps.cluster.placement import await_room
+from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.session import cluster
 from ray_apps.curation import resumable
 
@@ -123,7 +123,7 @@ def test_room_is_waited_for_and_what_cannot_come_is_refused(tmp_path: Path) -> N
         with pytest.raises(DataError, match=r"'double' needs a machine with 1 CPU, 1 GPU, .* any has: 4 CPU, 0 GPU"):
             resumable.run_parts(configured(), "double", Doubler, (-1,), source, target, num_gpus=1)
         with pytest.raises(DataError, match=r"needs 5 CPU, and all machines .* have 4 CPU: 1 CPU missing"):
-            await_room([{"CPU": 1.0}] * 5, "an actor of 'double'", 60.0)
+            wait_for_resources([{"CPU": 1.0}] * 5, "an actor of 'double'", 60.0)
         held = placement_group([{"CPU": 2.0}] * 2)
         assert held.wait(60)
         with pytest.raises(TimeoutError, match=r"no room for an actor of 'double' \(1 CPU\) within 0.5 s"):

@@ -13,7 +13,7 @@ from lrem.index import Collection
 from lrem.index.bulk_load import Batch, take, write
 from lrem.index.snapshot import load, read_manifest
 from ray_apps.indexing.maintenance import live_folder
-from tests.conftest import Done
+from tests.conftest import CommandResult
 
 DIMENSION, COUNT = 16, 400
 IDS = [f"p{i}" for i in range(COUNT)]
@@ -34,12 +34,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def index(lrem: Callable[..., Done]) -> Callable[..., Done]:
+def index(lrem: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
     """An `lrem index` command on a run folder with two shards."""
     return lambda run, *words: lrem("index", *words, f"run_dir={run}", "serve.shards=2")
 
 
-def test_stats_and_recall(index: Callable[..., Done], run: Path) -> None:
+def test_stats_and_recall(index: Callable[..., CommandResult], run: Path) -> None:
     done = index(run, "stats")
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
@@ -52,7 +52,7 @@ def test_stats_and_recall(index: Callable[..., Done], run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_served_index_is_saved_and_comes_back(index: Callable[..., Done], run: Path, tmp_path: Path) -> None:
+def test_a_served_index_is_saved_and_comes_back(index: Callable[..., CommandResult], run: Path, tmp_path: Path) -> None:
     """While a shard is open elsewhere and written to; what was restored can be loaded again and again."""
     live = live_folder(load_config(None, [f"run_dir={run}", "serve.shards=2"]))
     shard = Collection(live / "shard-0-of-2")
@@ -78,7 +78,7 @@ def test_a_served_index_is_saved_and_comes_back(index: Callable[..., Done], run:
     assert index(run, "stats").returncode == 0
 
 
-def test_the_build_says_which_structure_and_why(index: Callable[..., Done], run: Path, tmp_path: Path) -> None:
+def test_the_build_says_which_structure_and_why(index: Callable[..., CommandResult], run: Path, tmp_path: Path) -> None:
     vectors = np.eye(DIMENSION, dtype=np.float32)
     ids = IDS[:DIMENSION]
     write_parquet(pa.table({"item_id": ids, "title": ids}), tmp_path / "world" / "items.parquet")
@@ -91,7 +91,7 @@ def test_the_build_says_which_structure_and_why(index: Callable[..., Done], run:
 
 
 def test_a_catalogue_does_not_replace_what_was_saved_of_a_served_index(
-    lrem: Callable[..., Done], run: Path, tmp_path: Path
+    lrem: Callable[..., CommandResult], run: Path, tmp_path: Path
 ) -> None:
     catalogue = write_parquet(pa.table({"item_id": IDS[:3], "title": IDS[:3]}), tmp_path / "items.parquet")
     done = lrem("serve", "--catalogue", str(catalogue), f"run_dir={run}")
@@ -101,7 +101,7 @@ def test_a_catalogue_does_not_replace_what_was_saved_of_a_served_index(
     assert read_manifest(run / "index")["count"] >= COUNT - 10
 
 
-def test_what_is_no_index_is_said(index: Callable[..., Done], run: Path, tmp_path: Path) -> None:
+def test_what_is_no_index_is_said(index: Callable[..., CommandResult], run: Path, tmp_path: Path) -> None:
     for words in (["stats", "--from", str(tmp_path)], ["recall", "--from", str(tmp_path / "none")]):
         done = index(run, *words)
         assert done.returncode == 1
