@@ -177,7 +177,7 @@ def model(folder: Path) -> list[str]:
     import torch
     from serve_common import query, words
 
-    from lrem.config.settings import ModelConfig
+    from lrem.config import ModelConfig
     from lrem.modeling.model import ReasoningEmbedder
     from lrem.modeling.tokenizer import train_tokenizer
     from lrem.world import make_world
@@ -210,7 +210,7 @@ def embedder(folder: Path) -> Found:
 
 def reasoner(folder: Path) -> Found:
     """Reasonings at their full budget, 64 queries at once, each asked once, so that no prefix is remembered."""
-    from lrem.config.settings import RolloutConfig
+    from lrem.config import RolloutConfig
     from ray_apps.rollouts.engines import VllmEngine
 
     queries = model(folder)

@@ -39,8 +39,7 @@ from rich.console import Console
 from rich.table import Table
 from serve_common import free_port
 
-from lrem.config.loader import Config
-from lrem.config.settings import ModelConfig
+from lrem.config import Config, ModelConfig
 from lrem.data.files import write_json
 from lrem.index import Collection
 from lrem.index.bulk_load import Batch, write

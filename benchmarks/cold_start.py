@@ -80,7 +80,7 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(folder: Path, rows: int) -> None:
     """Weights, and the token ids of `rows` triplets of the demo world."""
-    from lrem.config.settings import ModelConfig
+    from lrem.config import ModelConfig
     from lrem.modeling.model import ReasoningEmbedder
     from lrem.modeling.tokenizer import train_tokenizer
     from lrem.world import make_world
@@ -181,7 +181,7 @@ def run_side(side: str, folder: Path, size: int, graph_tokens: int) -> None:
 
 
 def settings(graph_tokens: int | None) -> Any:
-    from lrem.config.settings import ColdStartConfig
+    from lrem.config import ColdStartConfig
 
     optim = {"lr": 1e-4, "zero_stage": 0}
     given = {"temperature": TAU, "sft_weight": 1.0, "chunk_tokens": CHUNK_TOKENS, "graph_tokens": graph_tokens}

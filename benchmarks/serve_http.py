@@ -216,7 +216,7 @@ def row(callers: int, reason: str, taken: list[dict[Turn, Taken]]) -> dict[str, 
 
 def run_in_process(model: str, index: Path, vocabulary: list[str]) -> None:
     """Answer turns: the parts of the application, called one after the other."""
-    from lrem.config.settings import RolloutConfig
+    from lrem.config import RolloutConfig
     from lrem.index.snapshot import load
     from lrem.modeling.model import ReasoningEmbedder
     from ray_apps.rollouts.engines import VllmEngine

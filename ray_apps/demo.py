@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.data.files import write_json
 from lrem.evaluation.report import plot, print_tables
 from lrem.modeling.model import RECORD

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.data.files import write_json
 from ray_apps.cluster.progress import console
 

@@ -1,20 +1,13 @@
-"""Writes docs/configuration.md from the settings' own types, defaults and comments.
+"""Write docs/configuration.md from the settings' types, defaults and documentation strings.
 
-    python scripts/configuration.py
-
-What a setting means stands as a comment in the sources, behind the field or above it; a field without one takes its
-base class's. Knows pydantic's fields and Python's tokens; does not know what any setting does.
+python scripts/configuration.py
 """
 
-import ast
 import inspect
-import io
 import json
 import re
-import tokenize
 import types
 from collections.abc import Iterator
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin
@@ -23,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lrem.config.loader import DEFAULT_PATHS, Config, PathsConfig
+from lrem.config import DEFAULT_PATHS, Config, PathsConfig
 
 PAGE = Path(__file__).parent.parent / "docs/configuration.md"
 WORDS = {int: "whole number", float: "number", str: "text", Path: "path", bool: "`true`, `false`", type(None): "`null`"}
@@ -31,39 +24,39 @@ INTRODUCTION = """\
 # Configuration
 
     lrem cold-start --config configs/demo.yaml seed=7 cold_start.optim.lr=1e-3
-    lrem cold-start --config configs/demo.yaml --dry-run    # print it resolved, run nothing
+    lrem cold-start --config configs/demo.yaml --dry-run    # print the resolved settings, run nothing
 
-One YAML file a run; any setting can be overridden behind it by its dotted path, and the value is read as YAML. What is
-not given has the default. An unknown key ends the command before it starts, with the nearest known one, and so does a
-value that does not fit its type. The files in `configs/` are to start from.
+Each run has one YAML file. Overrides follow it on the command line as `dotted.key=value`; the value is read as YAML.
+Settings that are not given have their defaults. An unknown setting or an invalid value stops the command before it
+starts; the message names the nearest known setting. Start from a file in `configs/`.
 
-"Paper" is *Large Reasoning Embedding Models* (arXiv 2510.14321). `null` means that nothing is given.
+"Paper" means *Large Reasoning Embedding Models* (arXiv 2510.14321). `null` means that nothing is set.
 
-This page is made from the types in `lrem/`, by `python scripts/configuration.py`; do not edit it.
+`python scripts/configuration.py` generates this page from the classes in `lrem/config/`. Do not edit it by hand.
 """
 
 
 class Setting(NamedTuple):
-    """A row of the page."""
+    """One row of the page."""
 
     path: str
     kind: str
     default: str
-    meaning: str  # empty where the sources say nothing
+    meaning: str
 
 
 def page() -> str:
-    """The whole page, as Markdown: first what stands in no section, then a table for each section."""
+    """Return the page as Markdown: settings outside any section first, then one table per section."""
     parts = [INTRODUCTION, "## The run", _table(_own(Config, ""))]
     for path, section in _sections(Config, ""):
-        heading, said = f"{'##' if '.' not in path else '###'} `{path}`", _plain(inspect.getdoc(section) or "")
         if rows := _own(section, f"{path}."):
-            parts += [heading, said, _table(rows)]
+            heading = f"{'##' if '.' not in path else '###'} `{path}`"
+            parts += [heading, _markdown(inspect.getdoc(section) or ""), _table(rows)]
     return "\n".join(f"{part.strip()}\n" for part in parts)
 
 
 def settings() -> list[Setting]:
-    """Every setting of the tree.
+    """Return every setting of the tree.
 
     >>> next(setting for setting in settings() if setting.path == "serve.max_requests")[:3]
     ('serve.max_requests', 'whole number ≥ 1', '`256`')
@@ -73,9 +66,9 @@ def settings() -> list[Setting]:
 
 
 def _own(section: type[BaseModel], prefix: str) -> list[Setting]:
-    """The settings of one section, without those of sections within it."""
+    """Return the settings of one section, without those of its sub-sections."""
     return [
-        Setting(prefix + name, _kind(field), _default(section, name, field), meaning(section, name))
+        Setting(prefix + name, _kind(field), _default(section, name, field), _markdown(field.description or ""))
         for name, field in section.model_fields.items()
         if not _is_section(field.annotation)
     ]
@@ -97,7 +90,7 @@ def _kind(field: FieldInfo) -> str:
 
 
 def in_words(kind: Any) -> str:
-    """A type in plain words.
+    """Return a type in plain words.
 
     >>> from pydantic import Field
     >>> in_words(Annotated[int, Field(ge=1, le=64)])
@@ -132,7 +125,7 @@ def _joined(words: list[str]) -> str:
 
 def _bounded(kind: Any, metadata: tuple[Any, ...]) -> str:
     inner = get_args(kind)
-    if get_origin(kind) in (Union, types.UnionType) and type(None) in inner:  # a bound is not one of null's
+    if get_origin(kind) in (Union, types.UnionType) and type(None) in inner:  # the bounds do not apply to null
         rest = [_bounded(one, metadata) for one in inner if one is not type(None)]
         return _joined([*rest, WORDS[type(None)]])
     marks = [one for entry in metadata for one in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
@@ -153,64 +146,13 @@ def _default(section: type[BaseModel], name: str, field: FieldInfo) -> str:
     return f"`{value if isinstance(value, str | Path) else json.dumps(value, ensure_ascii=False)}`"
 
 
-def meaning(section: type[BaseModel], name: str) -> str:
-    """What the sources say of a field: the comment of the nearest class that has one, else nothing."""
-    for owner in section.__mro__:
-        if owner is BaseModel:
-            break
-        if comment := _comments(owner).get(name):
-            return _plain(comment)
-    return ""
+def _markdown(text: str) -> str:
+    """Escape text for a Markdown table, outside of code; Python's None becomes YAML's null.
 
-
-@cache
-def _comments(owner: type) -> dict[str, str]:
-    """The fields of one class with their comments."""
-    return comments_of(inspect.getsource(owner))
-
-
-def comments_of(source: str) -> dict[str, str]:
-    """Fields of the first class of `source` → their comments: those behind the field, else the lines just above it.
-
-    >>> comments_of('''
-    ... class Some:
-    ...     # how many,
-    ...     # at most
-    ...     count: int = 3
-    ...     rate: float = (
-    ...         0.5  # of all
-    ...     )
-    ...     name: str = "a"  # type: ignore[assignment]  # as it is shown
-    ...     size: int
-    ... ''')
-    {'count': 'how many, at most', 'rate': 'of all', 'name': 'as it is shown'}
-    """
-    lines, comments = source.splitlines(), {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            comments[token.start[0]] = re.sub(r"^#\s*(type: ignore\S*\s*#?\s*)?", "", token.string)
-    found = {}
-    body = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)).body
-    for node in body:
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        above = node.lineno - 1
-        while above in comments and lines[above - 1].lstrip().startswith("#"):
-            above -= 1
-        behind = [comments.get(line, "") for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)]
-        said = [text for text in behind if text] or [comments[line] for line in range(above + 1, node.lineno)]
-        if said:
-            found[node.target.id] = " ".join(said)
-    return found
-
-
-def _plain(text: str) -> str:
-    """For the page: Python's None is YAML's null, and what Markdown would take for its own is escaped outside of code.
-
-    >>> _plain("None: a | b, <emb> and `<emb>`")
+    >>> _markdown("None: a | b, <emb> and `<emb>`")
     '`null`: a \\\\| b, &lt;emb> and `<emb>`'
     """
-    parts = re.sub(r"\bNone\b", "`null`", text).replace("|", "\\|").split("`")
+    parts = " ".join(re.sub(r"\bNone\b", "`null`", text).replace("|", "\\|").split()).split("`")
     parts[::2] = [part.replace("<", "&lt;").replace("*", "\\*") for part in parts[::2]]
     return "`".join(parts)
 

@@ -14,7 +14,7 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from lrem.config.settings import ModelConfig
+from lrem.config import ModelConfig
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from ray_apps.cli.main import main

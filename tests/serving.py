@@ -11,8 +11,7 @@ import psutil
 import pyarrow as pa
 import torch
 
-from lrem.config.loader import Config
-from lrem.config.settings import ModelConfig
+from lrem.config import Config, ModelConfig
 from lrem.data.files import sha256, write_parquet
 from lrem.index import Collection
 from lrem.index.bulk_load import Batch, write

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from lrem.capacity.footprint import Held, Item, Structure, held, rebuilt, saved, store, structure, trained_on
 from lrem.capacity.search_cost import Asked, Constants, candidates, expected_recall, pages, search_ms
-from lrem.config.settings import Section
+from lrem.config import Section
 from lrem.errors import DataError
 
 FAMILIES = ("Flat", "HNSW32", "IVF,Flat", "IVF,SQ8", "IVF,PQ")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import Field, ValidationError
 
 from lrem.capacity.footprint import PAGE, Structure
-from lrem.config.settings import Section
+from lrem.config import Section
 from lrem.errors import DataError
 from lrem.index.ann import EF_SEARCH, NPROBE, NPROBE_SHARE, RESCORED, RESCORED_FROM
 

@@ -1,88 +1,128 @@
-"""The settings of sources, curation and bootstrap: names, types, defaults and their reasons."""
+"""Settings of import, curation and bootstrap."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lrem.config.settings import JudgeLlmConfig, LlmConfig, Section
+from lrem.config.llm import JudgeLlmConfig, LlmConfig
+from lrem.config.section import Section
 
 Format = Literal["table", "esci", "wands", "multi_cpr"]
 
 
 class SourcesConfig(Section):
-    """Where `lrem import` reads a catalogue, queries and judgements from, each local or a URI.
+    """What `lrem import` reads: a catalogue, queries and judgements, each a local path or a URI.
 
-    `table`: parquet, CSV or JSON lines by the file's ending, with a column map. The published formats know their
-    files: `folder` is all they need.
+    `table` reads parquet, CSV or JSON lines by the file's suffix and renames columns. The published formats know
+    their file names: `folder` is enough.
     """
 
     format: Format = "table"
-    folder: str | None = None  # of a published data set, as it is unpacked
+    """table, or a published data set."""
+    folder: str | None = None
+    """Folder of a published data set, as unpacked."""
     catalogue: str | None = None
-    queries: str | None = None  # one row a query, or a log: repeated queries are counted
-    judgements: str | None = None  # judged pairs, or clicks
-    columns: dict[str, str] = Field(default_factory=dict)  # ours → theirs: item_id, title, query_id, query, grade, …
-    grades: dict[str, int] = Field(default_factory=dict)  # a label → its grade; numbers need none
-    locale: str | None = None  # keep the rows of one product_locale or query_locale (ESCI)
+    """File of items."""
+    queries: str | None = None
+    """File with one row per query, or a log in which repeated queries are counted."""
+    judgements: str | None = None
+    """File of judged pairs, or of clicks."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our column name → yours: item_id, title, query_id, query, grade, …"""
+    grades: dict[str, int] = Field(default_factory=dict)
+    """Label → grade. Numbers need no entry."""
+    locale: str | None = None
+    """Keep only rows of this product_locale or query_locale (ESCI)."""
 
 
 class TeacherLlmConfig(LlmConfig):
-    """Free reasoning wants some variety."""
+    """A language model that writes reasonings; these need some variety."""
 
     temperature: float = Field(0.7, ge=0)
+    """Sampling temperature."""
 
 
 class DifficultyConfig(Section):
-    """A query is hard where the retriever serves it badly by any of these; where none can be told, it is hard."""
+    """A query is hard if the retriever serves it badly by any of these measures, or if none can be computed."""
 
-    recall_below: float | None = Field(0.7, ge=0, le=1)  # of its known items, top_k of them at most, within top_k
-    margin_below: float | None = Field(None, ge=0)  # best score less the k-th, as a share of the best
-    overlap_below: float | None = Field(None, ge=0, le=1)  # of its words in its known items' titles, or the top 10's
+    recall_below: float | None = Field(0.7, ge=0, le=1)
+    """Share of the query's relevant items within top_k (of at most top_k of them)."""
+    margin_below: float | None = Field(None, ge=0)
+    """Best score minus the k-th, as a share of the best."""
+    overlap_below: float | None = Field(None, ge=0, le=1)
+    """Share of the query's words that occur in titles of its relevant items, or else of the top 10."""
 
 
 class CurateConfig(Section):
     """From queries to triplets."""
 
-    retriever: str = "bm25"  # or a folder: of sentence-transformers, of ours, or an index snapshot of paths.model
-    top_k: int = Field(30, ge=1)  # of both retrievals: a first page; the paper does not state it
+    retriever: str = "bm25"
+    """bm25, or a folder: a sentence-transformers model, one of ours, or an index snapshot of paths.model."""
+    top_k: int = Field(30, ge=1)
+    """Items per retrieval, with and without the reasoning: one result page. Not stated in the paper."""
     difficulty: DifficultyConfig = DifficultyConfig()
-    relevant_from: int = Field(1, ge=1)  # the grade from which an item counts as relevant
-    teacher: Literal["file", "catalogue", "llm"] = "file"  # file: paths.teacher; catalogue: no model at all
-    llm: TeacherLlmConfig = TeacherLlmConfig()  # the teacher's
+    relevant_from: int = Field(1, ge=1)
+    """Lowest grade that counts as relevant."""
+    teacher: Literal["file", "catalogue", "llm"] = "file"
+    """file: paths.teacher. catalogue: keywords from the catalogue, no model. llm: a language model."""
+    llm: TeacherLlmConfig = TeacherLlmConfig()
+    """The teacher."""
     judge: Literal["known", "cross_encoder", "llm"] = "known"
+    """known: the judgements in paths.qrels. Otherwise a model."""
     judge_llm: JudgeLlmConfig = JudgeLlmConfig()
-    cross_encoder: str | None = None  # a sentence-transformers cross-encoder's name or folder
-    accept: float = Field(0.5, ge=0, le=1)  # a judge's relevance from which an item counts; grades 0 to 3 are thirds
-    judged_per_query: int = Field(20, ge=1)  # of the difference set, from its top: what a judge is asked
-    items_per_query: int = Field(4, ge=1)  # triplets kept of one query: breadth of queries teaches more
-    rl_share: float = Field(0.25, gt=0, lt=1)  # of the queries; the paper gives 4 of 75 M triplets
-    dev_share: float = Field(0.0, ge=0, lt=0.5)  # of the queries, put aside to choose checkpoints by (paths.dev)
-    # of the queries, kept out of training and written to test.parquet; None: 0.1, or 0 where they bring a split
+    """The judge."""
+    cross_encoder: str | None = None
+    """Name or folder of a sentence-transformers cross-encoder."""
+    accept: float = Field(0.5, ge=0, le=1)
+    """Lowest relevance that a judge accepts, 0 to 1; grades 0 to 3 count as thirds."""
+    judged_per_query: int = Field(20, ge=1)
+    """Maximum items of the difference set that the judge sees, from the top."""
+    items_per_query: int = Field(4, ge=1)
+    """Maximum triplets per query: many queries teach more than many items."""
+    rl_share: float = Field(0.25, gt=0, lt=1)
+    """Share of the queries that go to reinforcement. The paper: 4 of 75 M triplets."""
+    dev_share: float = Field(0.0, ge=0, lt=0.5)
+    """Share of the queries held out to choose checkpoints (paths.dev)."""
     test_share: float | None = Field(None, ge=0, lt=0.5)
-    keep_untaught: bool = True  # judged queries without a teacher's reasoning: pairs for reinforcement and the baseline
-    keep_easy: bool = True  # queries served without thinking teach an empty reasoning
-    rl_easy: bool = True  # such queries are reinforced too; else they go to the cold start
-    banned: list[str] = Field(default_factory=list)  # words and phrases that no reasoning may hold
-    brand_column: str | None = "brand"  # of the catalogue, for the brand guard; no such column: no guard
-    part_rows: int = Field(1000, ge=1)  # queries of one part: what a killed run does again at most, for each actor
-    actors: int = Field(1, ge=1)  # that work on parts at once
+    """Share of the queries held out in test.parquet. None: 0.1, or 0 if the queries already have a split."""
+    keep_untaught: bool = True
+    """Use judged queries without a reasoning as pairs for reinforcement and for the direct baseline."""
+    keep_easy: bool = True
+    """Use queries that need no reasoning, to teach an empty reasoning."""
+    rl_easy: bool = True
+    """Use such queries for reinforcement too, otherwise for the cold start only."""
+    banned: list[str] = Field(default_factory=list)
+    """Words and phrases that no reasoning may contain."""
+    brand_column: str | None = "brand"
+    """Catalogue column with brands. If it is missing, other brands in a reasoning are not removed."""
+    part_rows: int = Field(1000, ge=1)
+    """Queries per part. A killed run repeats at most one part per actor."""
+    actors: int = Field(1, ge=1)
+    """Actors, each working on one part at a time."""
 
 
 class BootstrapConfig(Section):
-    """Queries, reasonings and judgements made of the catalogue alone."""
+    """Queries, reasonings and judgements generated from the catalogue alone."""
 
     queries: int = Field(8000, ge=50)
-    type_column: str | None = "category"  # text, or a path of texts whose last is the kind of product
+    """Queries to generate."""
+    type_column: str | None = "category"
+    """Product type: text, or a list of texts from general to specific."""
     brand_column: str | None = "brand"
+    """Column with brands."""
     colour_column: str | None = "color"
-    text_columns: list[str] = Field(default_factory=lambda: ["bullet_points", "description"])  # besides the title
+    """Column with colours."""
+    text_columns: list[str] = Field(default_factory=lambda: ["bullet_points", "description"])
+    """Columns to read in addition to the title."""
     shares: dict[str, float] = Field(
         default_factory=lambda: {"easy": 0.3, "attribute": 0.2, "negative": 0.25, "question": 0.15, "alternative": 0.1}
     )
-    most_relevant: int = Field(60, ge=1)  # a query that fits more items than this says too little
+    """Share of each kind of query."""
+    most_relevant: int = Field(60, ge=1)
+    """Drop queries that match more items than this: they are too vague."""
 
     @model_validator(mode="after")
-    def _known(self) -> "BootstrapConfig":
+    def _check_kinds(self) -> "BootstrapConfig":
         wrong = set(self.shares) - {"easy", "attribute", "negative", "question", "alternative"}
         if wrong:
             raise ValueError(f"shares has no kind '{min(wrong)}'")

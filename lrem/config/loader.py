@@ -1,7 +1,4 @@
-"""One typed tree of settings for every stage: YAML plus dotted overrides; an unknown key is an error.
-
-Knows where settings and artefacts come from; what each setting means stands in lrem.config.settings.
-"""
+"""Read the configuration: YAML plus dotted overrides; an unknown key is an error."""
 
 import difflib
 import re
@@ -13,73 +10,23 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lrem.config.cluster import PlacementConfig, RayConfig
 from lrem.config.curation import BootstrapConfig, CurateConfig, SourcesConfig
-from lrem.config.settings import (
-    ColdStartConfig,
-    DirectConfig,
-    EmbedConfig,
-    EvaluateConfig,
-    IndexConfig,
-    MineConfig,
-    ModelConfig,
-    ReinforceConfig,
-    RolloutConfig,
-    Section,
-    ServeConfig,
-    WorldConfig,
-)
+from lrem.config.evaluation import EvaluateConfig
+from lrem.config.model import ModelConfig
+from lrem.config.paths import DEFAULT_PATHS, PathsConfig
+from lrem.config.section import Section
+from lrem.config.serving import EmbedConfig, IndexConfig, ServeConfig
+from lrem.config.training import ColdStartConfig, DirectConfig, MineConfig, ReinforceConfig, RolloutConfig
+from lrem.config.world import WorldConfig
 from lrem.errors import ConfigError
 
 
-class PathsConfig(Section):
-    """Where each artefact lies; what is not given lies under `run_dir`. Triplets may lie anywhere pyarrow opens."""
-
-    items: Path | None = None
-    queries: Path | None = None
-    qrels: Path | None = None
-    teacher: Path | None = None
-    test: Path | None = (
-        None  # what curation kept for the test; evaluation asks these, else the queries of the split test
-    )
-    gold: Path | None = None  # reasonings of test queries by someone who knows, for a probe of evaluation
-    triplets: Path | str | None = None  # a file, a folder of files, or a URI as s3://bucket/triplets
-    dev: Path | None = None  # triplets of queries kept out of training, to choose checkpoints by
-    mined: Path | None = None  # triplets with hard negatives
-    rl_pairs: Path | str | None = None
-    cold_start: Path | None = None
-    direct: Path | None = None
-    model: Path | None = None
-    vectors: Path | None = None
-    index: Path | str | None = (
-        None  # the snapshot that serving starts from: a folder, or an address as s3://bucket/name
-    )
-    live: Path | None = None  # what is served, with everything written to it since; a disk of the index machines
-
-
-DEFAULT_PATHS = {
-    "items": "world/items.parquet",
-    "queries": "world/queries.parquet",
-    "qrels": "world/qrels.parquet",
-    "teacher": "world/teacher.parquet",
-    "test": "curated/test.parquet",
-    "gold": "world/gold.parquet",
-    "triplets": "curated/triplets.parquet",
-    "dev": "curated/dev.parquet",
-    "mined": "curated/mined.parquet",
-    "rl_pairs": "curated/rl_pairs.parquet",
-    "cold_start": "cold_start",
-    "direct": "direct",
-    "model": "model",
-    "vectors": "vectors",
-    "index": "index",
-    "live": "live",
-}
-
-
 class Config(Section):
-    """Everything a run is told."""
+    """All settings of a run."""
 
     seed: int = Field(0, ge=0)
+    """Seed of everything random."""
     run_dir: Path = Path("runs/demo")
+    """Folder of everything a run writes."""
     paths: PathsConfig = PathsConfig()
     ray: RayConfig = RayConfig()
     placement: PlacementConfig = PlacementConfig()
@@ -101,26 +48,26 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, tree: dict[str, Any]) -> dict[str, Any]:
-        """Absolute paths: a Ray worker's working directory is not the caller's."""
+        """Make all paths absolute: a Ray worker has another working directory than the caller."""
         run_dir = Path(tree.get("run_dir") or "runs/demo").absolute()
-        given = {key: _located(value) for key, value in (tree.get("paths") or {}).items() if value}
+        given = {key: _absolute(value) for key, value in (tree.get("paths") or {}).items() if value}
         paths = {name: run_dir / path for name, path in DEFAULT_PATHS.items()} | given
         return tree | {"run_dir": run_dir, "paths": paths}
 
     def path(self, name: str) -> Path:
-        """The resolved path of one artefact, a key of `paths`."""
+        """Return the absolute path of an artefact, a key of `paths`."""
         return Path(getattr(self.paths, name))
 
     def default_path(self, name: str) -> Path:
-        """Where an artefact lies if no path is given."""
+        """Return the path that an artefact has if none is configured."""
         return self.run_dir / DEFAULT_PATHS[name]
 
     def uri(self, name: str) -> str:
-        """The same as a string: an absolute path, or a URI as it was given."""
+        """Return the location of an artefact as a string: an absolute path, or the configured URI."""
         return str(getattr(self.paths, name))
 
 
-def _located(value: str | Path) -> str | Path:
+def _absolute(value: str | Path) -> str | Path:
     return value if "://" in str(value) else Path(value).absolute()
 
 
@@ -128,13 +75,13 @@ def load_config(file: Path | None, overrides: list[str]) -> Config:
     """Read YAML, then apply `dotted.key=value` overrides (values are YAML).
 
     Raises:
-        ConfigError: no such file, bad YAML, an unknown key (with the nearest known one), a bad value.
+        ConfigError: the file is missing or is not YAML, a key is unknown, or a value is invalid.
     """
     tree = _read(file) if file else {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
-            raise ConfigError(f"'{override}' is not an override: write dotted.key=value, as seed=7")
+            raise ConfigError(f"'{override}' is not an override: write dotted.key=value, such as seed=7")
         _assign(tree, key.split("."), _parse(value, f"the value of '{override}'"), override)
     try:
         return Config.model_validate(tree)
@@ -143,12 +90,12 @@ def load_config(file: Path | None, overrides: list[str]) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved tree, as YAML that `load_config` reads back."""
+    """Return the resolved settings as YAML that `load_config` can read."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def public(value: Any) -> Any:
-    """Settings to be shown: addresses without user, password and parameters.
+    """Return settings that are safe to print: URLs without user, password and parameters.
 
     >>> public({"url": "https://me:secret@shop.example/v1?key=1", "k": 3})
     {'url': 'https://shop.example/v1', 'k': 3}
@@ -161,7 +108,7 @@ def public(value: Any) -> Any:
 
 
 def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the tree."""
+    """Return every dotted key of the tree."""
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
@@ -172,10 +119,10 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
-        raise ConfigError(f"no configuration file {file}: the ones that ship lie in configs/")
+        raise ConfigError(f"no configuration file {file}: see configs/ for examples")
     tree = _parse(file.read_text(encoding="utf-8"), str(file)) or {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file} must hold a mapping of settings, not a {type(tree).__name__}")
+        raise ConfigError(f"{file} must contain a mapping of settings, not a {type(tree).__name__}")
     return tree
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from lrem.config.settings import LlmConfig
+from lrem.config import LlmConfig
 from lrem.errors import DataError
 
 TIMEOUT_S = 60.0  # to wait for another process that writes

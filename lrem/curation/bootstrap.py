@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from lrem.config.curation import BootstrapConfig
+from lrem.config import BootstrapConfig
 from lrem.curation import contrast
 from lrem.curation.rules import brand_name
 from lrem.data.known_positives import query_identity

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lrem.config.settings import LlmConfig
+from lrem.config import LlmConfig
 from lrem.data.words import UNSPACED
 
 CHARACTERS_A_TOKEN = 4  # of English text, as tokenizers of tens of thousands of entries cut it; of Chinese, one

@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from lrem.config.curation import SourcesConfig
+from lrem.config import SourcesConfig
 from lrem.errors import DataError
 
 KINDS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".json": "json"}

@@ -1,6 +1,6 @@
 """What curation asks language models: the teacher's two questions and the judge's, as the answers are filed."""
 
-from lrem.config.curation import CurateConfig
+from lrem.config import CurateConfig
 from lrem.curation.answers import Question, question
 from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
 

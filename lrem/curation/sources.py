@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lrem.config.curation import SourcesConfig
+from lrem.config import SourcesConfig
 from lrem.curation.dataset_readers import READERS, Raw, Source, missing, read_any
 from lrem.data.known_positives import query_identity
 from lrem.data.schema import ITEMS, QRELS, QUERIES, TEXT

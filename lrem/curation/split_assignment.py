@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lrem.config.curation import CurateConfig
+from lrem.config import CurateConfig
 from lrem.curation.splits import part_of
 
 KEPT, EASY, UNTAUGHT = "kept", "kept without reasoning", "kept without a teacher"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.curation import contrast
 from lrem.curation.answers import Answers
 from lrem.curation.cross_encoder import CrossEncoderJudge

@@ -6,7 +6,7 @@ Knows runs, judgements and queries; does not know how a run came about, nor how 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lrem.config.settings import EvaluateConfig
+from lrem.config import EvaluateConfig
 from lrem.evaluation.metrics import Qrels, Run, Scores, per_query, slices_of, summarise, unjudged
 from lrem.evaluation.significance import compare, holm, interval
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrem.config.settings import ModelConfig
+from lrem.config import ModelConfig
 from lrem.errors import DataError
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
 

@@ -9,7 +9,7 @@ import peft
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lrem.config.settings import LoraConfig
+from lrem.config import LoraConfig
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.template import CLOSE, EMB, THINK
 

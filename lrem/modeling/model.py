@@ -25,7 +25,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from lrem.config.settings import ModelConfig
+from lrem.config import ModelConfig
 from lrem.data.files import atomic_folder
 from lrem.errors import DataError
 from lrem.modeling import sentence_transformers

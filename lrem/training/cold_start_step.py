@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrem.config.settings import ColdStartConfig
+from lrem.config import ColdStartConfig
 from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import Encoded
 from lrem.modeling.sequences import Sequences

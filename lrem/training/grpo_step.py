@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrem.config.settings import ReinforceConfig
+from lrem.config import ReinforceConfig
 from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import Encoded
 from lrem.modeling.sequences import Group, Sequences

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lrem.config.loader import load_config
+from lrem.config import load_config
 from ray_apps.cli.options import Catalogue, ConfigFile, DryRun, Overrides, Source, Where, load
 from ray_apps.cluster.progress import console
 from ray_apps.pipeline import run_stage

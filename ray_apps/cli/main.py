@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lrem.config.loader import load_config, to_yaml
+from lrem.config import load_config, to_yaml
 from lrem.errors import LremError
 from ray_apps.cli import index
 from ray_apps.cli.options import Catalogue, ConfigFile, DryRun, Model, Overrides, Resume, Where, load

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lrem.config.loader import Config, load_config, to_yaml
+from lrem.config import Config, load_config, to_yaml
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value …")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lrem.config.loader import load_config
+from lrem.config import load_config
 from ray_apps.cli.options import ConfigFile, Overrides
 from ray_apps.cluster.progress import console
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.data import DataContext
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.errors import ConfigError, DataError
 from ray_apps.cluster.progress import console
 

@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from ray_apps.cluster.progress import NAMESPACE, StageProgress
 from ray_apps.cluster.session import ray_address
 

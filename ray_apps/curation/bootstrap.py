@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.curation.bootstrap import bootstrap
 from lrem.data.files import write_parquet
 from lrem.data.schema import read_items

@@ -18,8 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lrem.config.loader import Config
-from lrem.config.settings import LlmConfig
+from lrem.config import Config, LlmConfig
 from lrem.curation.answers import Answers, Question
 from lrem.curation.cross_encoder import CrossEncoderJudge
 from lrem.curation.prompts import parse_grade, parse_keywords

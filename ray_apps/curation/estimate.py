@@ -2,8 +2,7 @@
 
 import json
 
-from lrem.config.loader import Config
-from lrem.config.settings import LlmConfig
+from lrem.config import Config, LlmConfig
 from lrem.curation.cost_estimate import Load, cost
 from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
 from lrem.data.schema import read_items

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.curation.datasheet import NEAR_OTHERS
 from lrem.curation.lookup import write_lookup
 from lrem.curation.splits import draw, group_draws, groups, signatures

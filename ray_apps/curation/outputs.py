@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrem.config.loader import public
+from lrem.config import public
 from lrem.curation import datasheet
 from lrem.curation.split_assignment import KEPT, place
 from lrem.curation.workers import Desk

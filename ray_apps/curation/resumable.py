@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.data.counters import Counts, add
 from lrem.data.files import write_json, write_parquet
 from ray_apps.cluster import metrics

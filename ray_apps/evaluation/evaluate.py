@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from lrem.config.loader import Config, public
+from lrem.config import Config, public
 from lrem.data.files import atomic_folder, sha256, write_json
 from lrem.data.schema import read_items
 from lrem.errors import DataError

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.errors import DataError
 from lrem.evaluation.assembly import Outcome
 from ray_apps.evaluation.systems import Asked, share_of_thoughts

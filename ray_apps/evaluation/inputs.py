@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.curation.difficulty import is_hard, measure, telling_titles
 from lrem.data.schema import QRELS, QUERIES, REASONINGS, read_batches, read_table
 from lrem.errors import DataError

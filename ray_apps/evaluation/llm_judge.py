@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.curation.answers import Answers, question
 from lrem.curation.judging import accepts, agreement, mean_share
 from lrem.curation.prompts import judge_messages

@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.curation.answers import Answers, question
 from lrem.curation.prompts import parse_keywords, rewrite_messages
 from lrem.curation.rules import expand

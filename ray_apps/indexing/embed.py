@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.data.files import atomic_folder, sha256
 from lrem.data.schema import ITEMS, read_items, read_table
 from lrem.errors import DataError, SnapshotError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.data.files import atomic_folder
 from lrem.data.schema import QUERIES, read_table
 from lrem.errors import DataError, SnapshotError

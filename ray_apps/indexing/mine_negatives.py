@@ -13,8 +13,7 @@ import pyarrow as pa
 import ray.data
 import torch
 
-from lrem.config.loader import Config
-from lrem.config.settings import MineConfig
+from lrem.config import Config, MineConfig
 from lrem.curation.negatives import select
 from lrem.data.files import write_parquet
 from lrem.data.known_positives import query_identity

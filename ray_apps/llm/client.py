@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pyarrow as pa
 
-from lrem.config.loader import Config
-from lrem.config.settings import LlmConfig
+from lrem.config import Config, LlmConfig
 from lrem.curation.answers import Answers, Books, Question
 from lrem.errors import DataError
 

@@ -8,7 +8,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.errors import RolloutError
 from ray_apps.cluster.placement import bundle, driver_node, reserve, wait_for_resources
 from ray_apps.cluster.session import gpu_plan

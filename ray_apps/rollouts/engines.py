@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from lrem.config.settings import RolloutConfig
+from lrem.config import RolloutConfig
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import Sequences, pad
 from lrem.modeling.template import Renderer, Template

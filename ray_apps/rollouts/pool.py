@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.errors import RolloutError
 from lrem.training.rollout import Loaded, Rollout
 from ray_apps.cluster import metrics

@@ -21,7 +21,7 @@ import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import console
 from ray_apps.serving import generation, live_record, rollover

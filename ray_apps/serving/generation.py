@@ -12,8 +12,7 @@ import ray
 from ray import serve
 
 import lrem
-from lrem.config.loader import Config
-from lrem.config.settings import ReplicasConfig
+from lrem.config import Config, ReplicasConfig
 from lrem.errors import ConfigError
 from lrem.index.shard import generation
 from lrem.index.snapshot import read_manifest

@@ -21,7 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from ray import serve
 
-from lrem.config.settings import ServeConfig
+from lrem.config import ServeConfig
 from lrem.data.vectors import shorten
 from lrem.index import Hit
 from ray_apps.serving import live_record, schema

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lrem.config.settings import RolloutConfig
+from lrem.config import RolloutConfig
 from lrem.modeling.model import fingerprint
 from lrem.training.rollout import Reasoned
 from ray_apps.rollouts.engines import VllmEngine

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from lrem.config.settings import ReplicasConfig, ServeConfig
+from lrem.config import ReplicasConfig, ServeConfig
 from lrem.data.vectors import means
 from lrem.errors import StoreError
 from lrem.index import Hit

@@ -13,8 +13,7 @@ import numpy as np
 import ray
 import torch
 
-from lrem.config.loader import Config
-from lrem.config.settings import ColdStartConfig
+from lrem.config import ColdStartConfig, Config
 from lrem.data.files import atomic_folder
 from lrem.data.schema import TRIPLETS, open_table, read_items, read_table
 from lrem.errors import DataError, TrainingFailed

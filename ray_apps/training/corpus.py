@@ -14,8 +14,7 @@ import pyarrow as pa
 import ray.data
 from transformers import PreTrainedTokenizerFast
 
-from lrem.config.loader import Config
-from lrem.config.settings import ColdStartConfig
+from lrem.config import ColdStartConfig, Config
 from lrem.data.known_positives import KnownPositives, identity, query_identity
 from lrem.data.schema import NEGATIVES, RL_PAIRS, TRIPLETS, open_table
 from lrem.errors import DataError

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lrem.config.loader import Config
-from lrem.config.settings import CheckpointConfig
+from lrem.config import CheckpointConfig, Config
 from lrem.data.schema import TRIPLETS, read_items, read_table
 from lrem.errors import DataError
 from lrem.evaluation.metrics import per_query, summarise

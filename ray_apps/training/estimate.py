@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from lrem.config.loader import Config
-from lrem.config.settings import ColdStartConfig, ModelConfig
+from lrem.config import ColdStartConfig, Config, ModelConfig
 from lrem.data.schema import RL_PAIRS, TRIPLETS, open_table
 from lrem.errors import DataError
 from lrem.modeling.lora import adapt

@@ -18,8 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 from transformers import get_cosine_schedule_with_warmup
 
-from lrem.config.loader import Config
-from lrem.config.settings import OptimConfig
+from lrem.config import Config, OptimConfig
 from lrem.errors import DamagedCheckpoint, RewardError, RolloutError, TrainingFailed
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.batching import epoch_order, step_rows, steps_per_epoch

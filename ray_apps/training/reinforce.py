@@ -18,8 +18,7 @@ import ray.data
 import torch
 import torch.distributed as dist
 
-from lrem.config.loader import Config
-from lrem.config.settings import ReinforceConfig
+from lrem.config import Config, ReinforceConfig
 from lrem.data.files import atomic_folder
 from lrem.data.known_positives import KnownPositives, identity, query_identity
 from lrem.data.schema import NEGATIVES, RL_PAIRS, read_items, read_table

@@ -12,8 +12,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from lrem.config.loader import Config
-from lrem.config.settings import TrainConfig
+from lrem.config import Config, TrainConfig
 from lrem.data.known_positives import identity
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.distributed import rank, world_size

@@ -14,7 +14,7 @@ import numpy as np
 from ray.actor import ActorHandle
 from torch.utils.tensorboard import SummaryWriter
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from lrem.data.files import atomic_file
 from lrem.errors import DataError, TrainingFailed
 from lrem.training.distributed import rank

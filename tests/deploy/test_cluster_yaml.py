@@ -13,7 +13,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
-from lrem.config.loader import load_config
+from lrem.config import load_config
 
 CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
 GIB = 2**30

@@ -14,7 +14,7 @@ import ray
 import typer
 import yaml
 
-from lrem.config.loader import Config, known_keys
+from lrem.config import Config, known_keys
 from ray_apps.cli.main import app
 from ray_apps.cluster.metrics import METRICS
 from scripts import configuration
@@ -116,6 +116,7 @@ def test_the_page_of_settings_is_current() -> None:
     assert doctest.testmod(configuration).failed == 0
     rows = [setting.path for setting in configuration.settings()]
     assert len(rows) == len(set(rows))
+    assert not [setting.path for setting in configuration.settings() if not setting.meaning]
     assert set(rows) == KEYS - {key for key in KEYS if any(other.startswith(f"{key}.") for other in KEYS)}
     message = "settings have changed: run python scripts/configuration.py"
     assert configuration.PAGE.read_text() == configuration.page(), message

@@ -21,7 +21,7 @@ import yaml
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from lrem.config.settings import ColdStartConfig, ModelConfig
+from lrem.config import ColdStartConfig, ModelConfig
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from lrem.training.cold_start_step import accumulate_gradients as cold_start

@@ -24,7 +24,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.serve.schema import ServeDeploySchema
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from ray_apps.cluster.session import worker_env
 
 ROOT = Path(__file__).parents[2]

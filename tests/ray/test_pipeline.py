@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lrem.config.loader import load_config
+from lrem.config import load_config
 from lrem.data.files import write_parquet
 from lrem.evaluation.metrics import measures
 from lrem.index.snapshot import load

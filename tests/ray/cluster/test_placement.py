@@ -8,7 +8,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from lrem.config.loader import load_config
+from lrem.config import load_config
 from lrem.errors import DataError
 from ray_apps.cluster.placement import Bundle, bundle, check_feasible, reserve
 from ray_apps.cluster.session import gpu_plan

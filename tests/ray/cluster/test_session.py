@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from lrem.errors import DataError
 from ray_apps.cluster.session import cluster, gpu_plan
 

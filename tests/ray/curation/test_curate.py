@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from lrem.curation.datasheet import NEAR_OTHERS
 from lrem.curation.rules import Rules, clean, difference, expand
 from lrem.data.files import write_parquet

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from lrem.data.files import write_parquet
 from ray_apps.cluster.session import cluster
 from ray_apps.curation import curate, resumable

@@ -20,9 +20,7 @@ from sentence_transformers import CrossEncoder
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 from typer.testing import CliRunner
 
-from lrem.config.curation import BootstrapConfig
-from lrem.config.loader import Config, load_config
-from lrem.config.settings import ModelConfig
+from lrem.config import BootstrapConfig, Config, ModelConfig, load_config
 from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
 from lrem.curation.split_assignment import FAILED
 from lrem.curation.workers import DEFAULT_BUDGET

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from lrem.data.counters import Counts, add
 from lrem.data.files import write_parquet
 from lrem.errors import DataError

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from lrem.data.files import write_parquet
 from lrem.errors import DataError, SnapshotError
 from lrem.modeling.model import ReasoningEmbedder

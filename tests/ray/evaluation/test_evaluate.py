@@ -7,8 +7,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from lrem.config.loader import Config, load_config
-from lrem.config.settings import EvaluateConfig
+from lrem.config import Config, EvaluateConfig, load_config
 from lrem.data.files import write_parquet
 from lrem.evaluation.assembly import LEAST, Assembly
 from lrem.evaluation.overrides import OVERRIDES, override

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lrem.config.loader import load_config
+from lrem.config import load_config
 from lrem.data.files import write_parquet
 from lrem.index import Collection
 from lrem.index.bulk_load import Batch, take, write

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from lrem.curation.negatives import select
 from lrem.data.files import write_parquet
 from lrem.data.schema import TRIPLETS

@@ -20,8 +20,7 @@ import pytest
 import ray
 import torch
 
-from lrem.config.loader import load_config
-from lrem.config.settings import LlmConfig
+from lrem.config import LlmConfig, load_config
 from lrem.curation.answers import Answers, Question, question_key
 from lrem.errors import DataError
 from lrem.modeling.model import ReasoningEmbedder
@@ -37,7 +36,7 @@ import sys
 from pathlib import Path
 from lrem.config.loader import load_config
 from lrem.curation.answers import Answers, Question, question_key
-from lrem.config.settings import LlmConfig
+from lrem.config import LlmConfig
 from ray_apps.llm.client import ask
 
 llm = LlmConfig(engine="url", model="m", url=sys.argv[1], concurrency=4)

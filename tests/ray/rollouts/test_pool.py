@@ -12,7 +12,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from lrem.errors import RolloutError
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import pad

@@ -20,8 +20,7 @@ import pytest
 import ray
 from ray.serve import get_deployment_handle
 
-from lrem.config.loader import Config, to_yaml
-from lrem.config.settings import ServeConfig
+from lrem.config import Config, ServeConfig, to_yaml
 from lrem.errors import ConfigError
 from lrem.index import Collection, snapshot
 from lrem.index.shard import owner

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 
-from lrem.config.loader import Config
+from lrem.config import Config
 from ray_apps.cluster.session import cluster
 from ray_apps.serving import deploy
 from tests.serving import QUERIES, TITLES, build_world, suspended

@@ -22,7 +22,7 @@ import pytest
 import torch
 from ray import serve as ray_serve
 
-from lrem.config.loader import Config, load_config
+from lrem.config import Config, load_config
 from lrem.data.files import write_parquet
 from lrem.errors import ConfigError, DataError, SnapshotError
 from lrem.evaluation.metrics import per_query, summarise

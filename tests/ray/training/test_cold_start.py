@@ -19,7 +19,7 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
-from lrem.config.loader import load_config
+from lrem.config import load_config
 from lrem.data.files import write_parquet
 from lrem.data.known_positives import identity
 from lrem.data.schema import ITEMS, TRIPLETS

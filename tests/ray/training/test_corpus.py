@@ -7,8 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lrem.config.loader import Config, load_config
-from lrem.config.settings import ColdStartConfig
+from lrem.config import ColdStartConfig, Config, load_config
 from lrem.data.files import write_parquet
 from lrem.data.known_positives import identity, query_identity
 from lrem.data.schema import NEGATIVES, TRIPLETS

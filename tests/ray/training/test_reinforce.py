@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lrem.config.loader import Config, load_config
-from lrem.config.settings import ColdStartConfig, ModelConfig
+from lrem.config import ColdStartConfig, Config, ModelConfig, load_config
 from lrem.data.files import write_parquet
 from lrem.data.known_positives import KnownPositives, identity
 from lrem.data.schema import RL_PAIRS, TRIPLETS

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from lrem.config.loader import Config, known_keys, load_config, to_yaml
+from lrem.config import Config, known_keys, load_config, to_yaml
 from lrem.errors import ConfigError
 
 SERVE = Path("configs/serve.yaml")  # Ray Serve's own format

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from lrem.config.curation import BootstrapConfig
+from lrem.config import BootstrapConfig
 from lrem.curation.bootstrap import FOR, INSTEAD, WITHOUT, bootstrap
 from lrem.data.known_positives import query_identity
 from lrem.data.schema import QRELS, QUERIES

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lrem.config.curation import SourcesConfig
+from lrem.config import SourcesConfig
 from lrem.curation.sources import Imported, import_tables
 from lrem.data.known_positives import query_identity
 from lrem.data.schema import ITEMS, QRELS, QUERIES, read_items, read_table

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrem.config.settings import LlmConfig
+from lrem.config import LlmConfig
 from lrem.curation import datasheet
 from lrem.curation.cost_estimate import Load, cost
 from lrem.curation.difficulty import Difficulty, histogram, is_hard, measure

@@ -16,7 +16,7 @@ from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.types import PromptType
 
-from lrem.config.settings import ModelConfig, RolloutConfig
+from lrem.config import ModelConfig, RolloutConfig
 from lrem.errors import DataError
 from lrem.evaluation.mteb_model import MtebModel
 from lrem.modeling.model import ReasoningEmbedder, fingerprint

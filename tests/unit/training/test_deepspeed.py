@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lrem.config.settings import ColdStartConfig
+from lrem.config import ColdStartConfig
 from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.batching import chunks

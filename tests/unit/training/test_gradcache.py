@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrem.config.settings import ColdStartConfig
+from lrem.config import ColdStartConfig
 from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import ReasoningEmbedder, pad
 from lrem.training.batching import chunks, epoch_order, step_rows, steps_per_epoch

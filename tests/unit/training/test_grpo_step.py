@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lrem.config.settings import ReinforceConfig
+from lrem.config import ReinforceConfig
 from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import pad

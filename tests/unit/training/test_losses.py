@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrem.config.settings import ModelConfig
+from lrem.config import ModelConfig
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import pad
 from lrem.modeling.tokenizer import train_tokenizer
