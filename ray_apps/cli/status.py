@@ -1,6 +1,7 @@
 """`lrem status`: what runs where."""
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -13,14 +14,14 @@ from ray_apps.cluster.progress import console
 def status(
     config: ConfigFile = None,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what runs where in a Ray cluster: machines, jobs, stages, actors, the service."""
-    from ray_apps.cluster.status import show
-    from ray_apps.cluster.status import status as look
+    from ray_apps.cluster.status import read_status
+    from ray_apps.cluster.status_screen import render
 
-    found = look(load_config(config, overrides or []))
+    current = read_status(load_config(config, overrides or []))
     if as_json:
-        typer.echo(json.dumps(found._asdict(), default=str))
+        typer.echo(json.dumps(asdict(current), default=str))
         return
-    console.print(show(found))
+    console.print(render(current))

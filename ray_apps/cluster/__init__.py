@@ -1,1 +1,1 @@
-"""Ray itself: joining a cluster, placement, progress, metrics, status."""
+"""Ray itself: connecting to a cluster, resources and placement, progress, metrics, status."""

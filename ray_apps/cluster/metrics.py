@@ -1,23 +1,23 @@
-"""What stages count for Prometheus, by Ray's own metrics: each node's agent shows them (docs/operating.md).
+"""Prometheus metrics of all stages, through Ray's own metrics: every node's agent exports them (docs/operating.md).
 
-Every name, its kind, labels and meaning stand here, once. Ray puts `ray_` before a name, and labels of its own beside
-ours: node, worker, session. In a process that has joined no Ray they are kept nowhere and cost nothing.
+All names, kinds, labels and meanings are here, once. Ray puts `ray_` before each name and adds its own labels: node,
+worker, session. In a process that is not connected to Ray they are not recorded and cost nothing.
 """
 
 import threading
 import time
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-SECONDS = [step * 10.0**power for power in range(-3, 3) for step in (1.0, 2.5, 5.0)] + [1000.0]
-AGAIN_S = 5.0
-_held: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # the present value of each gauge
+BUCKETS_S = [step * 10.0**power for power in range(-3, 3) for step in (1.0, 2.5, 5.0)] + [1000.0]
+REFRESH_S = 5.0
+_gauge_values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # by metric and labels
 
 
 class Metric(NamedTuple):
-    """Its kind, the labels that it takes, and what it means."""
+    """Kind, labels and meaning of a metric."""
 
     kind: type
     labels: tuple[str, ...]
@@ -26,31 +26,31 @@ class Metric(NamedTuple):
 
 METRICS = {
     "progress_done": Metric(Gauge, ("run", "stage"), "Rows, items or steps of a stage that are done"),
-    "progress_goal": Metric(Gauge, ("run", "stage"), "Rows, items or steps of a stage in all"),
-    "training_step": Metric(Gauge, ("run", "stage"), "Steps of training that are done"),
+    "progress_goal": Metric(Gauge, ("run", "stage"), "Rows, items or steps of a stage in total"),
+    "training_step": Metric(Gauge, ("run", "stage"), "Training steps that are done"),
     "training": Metric(
         Gauge,
         ("run", "stage", "name"),
-        "What the last step recorded: losses, parts of the reward, ranks, tokens/s, seconds of each phase",
+        "Values of the last step: losses, parts of the reward, ranks, tokens/s, seconds of each phase",
     ),
-    "rollout_samples": Metric(Counter, ("run",), "Reasonings that were sampled for training"),
-    "rollout_tokens": Metric(Counter, ("run",), "Tokens of these"),
-    "rollout_waiting": Metric(Gauge, ("run",), "Calls that wait for an engine, or are with one"),
-    "rollout_seconds": Metric(Histogram, ("run",), "From a call to its answer, waiting included"),
-    "rollout_restarts": Metric(Counter, ("run",), "Engines that were replaced"),
-    "rollout_version": Metric(Gauge, ("run",), "The policy version that all engines hold"),
-    "curation_rows": Metric(Counter, ("run", "stage"), "Queries that a step of curation is done with"),
-    "curation_part_seconds": Metric(Histogram, ("run", "stage"), "Seconds of one part of a step"),
-    "curation_questions": Metric(Counter, ("run", "stage"), "Questions to language models that are done with"),
-    "curation_failures": Metric(Counter, ("run", "stage"), "Of these, without an answer that can be read"),
+    "rollout_samples": Metric(Counter, ("run",), "Reasonings sampled for training"),
+    "rollout_tokens": Metric(Counter, ("run",), "Tokens of the sampled reasonings"),
+    "rollout_waiting": Metric(Gauge, ("run",), "Calls that wait for an engine or run on one"),
+    "rollout_seconds": Metric(Histogram, ("run",), "Seconds from a call to its answer, waiting included"),
+    "rollout_restarts": Metric(Counter, ("run",), "Rollout engines that were replaced"),
+    "rollout_version": Metric(Gauge, ("run",), "Policy version that all engines have"),
+    "curation_rows": Metric(Counter, ("run", "stage"), "Queries that a curation step has finished"),
+    "curation_part_seconds": Metric(Histogram, ("run", "stage"), "Seconds of one part of a curation step"),
+    "curation_questions": Metric(Counter, ("run", "stage"), "Questions to language models that are finished"),
+    "curation_failures": Metric(Counter, ("run", "stage"), "Questions to language models without a readable answer"),
     "items_embedded": Metric(Counter, ("run",), "Items embedded offline"),
     "requests": Metric(Counter, ("path", "status"), "Requests answered"),
-    "phase_seconds": Metric(Histogram, ("phase",), "Time of a request in a phase"),
+    "phase_seconds": Metric(Histogram, ("phase",), "Seconds of one phase of a request"),
     "cache_queries": Metric(Counter, ("found",), "Queries looked up in the cache"),
-    "degraded": Metric(Counter, ("cause",), "Requests answered without thinking"),
+    "degraded": Metric(Counter, ("cause",), "Requests answered without reasoning"),
     "missing_shards": Metric(Counter, (), "Shards left out of an answer"),
     "items_written": Metric(Counter, ("how",), "Items written or deleted"),
-    "requests_under_way": Metric(Gauge, (), "Requests that are being answered"),
+    "requests_under_way": Metric(Gauge, (), "Requests in progress"),
 }
 
 
@@ -61,10 +61,10 @@ def count(metric: str, amount: float, **labels: str) -> None:
 
 
 def gauge(metric: str, value: float, **labels: str) -> None:
-    """Set a gauge; it stays while this process lives."""
-    _held[metric, tuple(labels.items())] = value
+    """Set a gauge; it keeps its value as long as this process lives."""
+    _gauge_values[metric, tuple(labels.items())] = value
     _metric(metric).set(value, labels)
-    _keep()
+    _start_refreshing()
 
 
 def observe(metric: str, seconds: float, **labels: str) -> None:
@@ -73,20 +73,20 @@ def observe(metric: str, seconds: float, **labels: str) -> None:
 
 
 @cache
-def _keep() -> None:
-    """Ray shows a value for some seconds after it was set, then nothing (ray#56405): so set them again and again."""
+def _start_refreshing() -> None:
+    """Set all gauges again every few seconds: Ray exports a value only for some seconds after it is set (ray#56405)."""
 
-    def again() -> None:
+    def refresh() -> None:
         while True:
-            time.sleep(AGAIN_S)
-            for (metric, labels), value in list(_held.items()):
+            time.sleep(REFRESH_S)
+            for (metric, labels), value in list(_gauge_values.items()):
                 _metric(metric).set(value, dict(labels))
 
-    threading.Thread(target=again, daemon=True).start()
+    threading.Thread(target=refresh, daemon=True).start()
 
 
 @cache
-def _metric(name: str) -> Any:
+def _metric(name: str) -> Counter | Gauge | Histogram:
     kind, labels, meaning = METRICS[name]
-    bounds = {"boundaries": SECONDS} if kind is Histogram else {}
-    return kind(f"lrem_{name}", description=meaning, tag_keys=labels, **bounds)
+    buckets = {"boundaries": BUCKETS_S} if kind is Histogram else {}
+    return kind(f"lrem_{name}", description=meaning, tag_keys=labels, **buckets)

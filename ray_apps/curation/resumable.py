@@ -19,8 +19,9 @@ from lrem.config import Config
 from lrem.data.counters import Counts, add
 from lrem.data.files import write_json, write_parquet
 from ray_apps.cluster import metrics
-from ray_apps.cluster.placement import bundle, wait_for_resources
+from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import progress
+from ray_apps.cluster.resources import bundle
 
 
 def cut(tables: Iterable[pa.Table], folder: Path, rows: int) -> int:

@@ -25,9 +25,10 @@ from lrem.index.snapshot import load
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from lrem.retrieval.bm25 import Bm25
 from lrem.retrieval.retrievers import kind_of, open_retriever
-from ray_apps.cluster.placement import bundle, wait_for_resources
+from ray_apps.cluster.gpus import plan_gpus
+from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import console
-from ray_apps.cluster.session import gpu_plan
+from ray_apps.cluster.resources import bundle
 from ray_apps.indexing.embed import build_index, embed
 from ray_apps.llm.client import ask as ask_model
 from ray_apps.rollouts.client import ask as ask_pool
@@ -184,7 +185,7 @@ def start_searcher(config: Config, name: str, folder: Path, depth: int) -> Any:
         vectors, index = (config.run_dir / "systems" / name / part for part in ("vectors", "index"))
         embed(config, folder, vectors)
         build_index(config, vectors, index)
-    gpus = gpu_plan(config, 1, config.rollout.actors, config.rollout.tensor_parallel).worker  # engines will come
+    gpus = plan_gpus(config, 1, config.rollout.actors, config.rollout.tensor_parallel).worker_gpus  # engines will come
     wait_for_resources([bundle(1.0, gpus, {})], f"the searcher of {name}", config.ray.start_timeout_s)
     searcher = _actor(Searcher, gpus).remote(str(folder), str(index), depth)
     _call(searcher.search.remote(["warm up"], [None]), config)

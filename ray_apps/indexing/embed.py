@@ -18,9 +18,11 @@ from lrem.index.payload import plain
 from lrem.index.snapshot import read_manifest
 from lrem.retrieval.retrievers import name_of, text_model
 from ray_apps.cluster import metrics
-from ray_apps.cluster.placement import bundle, wait_for_resources
+from ray_apps.cluster.gpus import gpu_count
+from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import progress
-from ray_apps.cluster.session import cluster, gpu_count
+from ray_apps.cluster.resources import bundle
+from ray_apps.cluster.session import cluster
 
 BATCH = 5000  # items turned into payloads at a time
 VECTORS = pa.schema([("item_id", pa.string()), ("vector", pa.list_(pa.float32()))])

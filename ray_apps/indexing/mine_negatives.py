@@ -22,9 +22,11 @@ from lrem.errors import DataError
 from lrem.index import Hit
 from lrem.index.snapshot import load, read_manifest
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
-from ray_apps.cluster.placement import bundle, wait_for_resources
+from ray_apps.cluster.gpus import gpu_count
+from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import progress
-from ray_apps.cluster.session import cluster, gpu_count
+from ray_apps.cluster.resources import bundle
+from ray_apps.cluster.session import cluster
 
 
 class Miner:

@@ -260,8 +260,9 @@ def _engines(config: Config, llm: LlmConfig) -> "Callable[[Dataset], Dataset]":
     """Up to `actors` vLLM engines: key, tokenized_prompt → key, text, tokens, and __inference_error__."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    from ray_apps.cluster.placement import bundle, wait_for_resources
-    from ray_apps.cluster.session import gpu_count
+    from ray_apps.cluster.gpus import gpu_count
+    from ray_apps.cluster.placement import wait_for_resources
+    from ray_apps.cluster.resources import bundle
 
     gpus = gpu_count(config)
     if 0 < gpus < llm.tensor_parallel:

@@ -10,8 +10,9 @@ from ray.exceptions import RayActorError, RayError
 
 from lrem.config import Config
 from lrem.errors import RolloutError
-from ray_apps.cluster.placement import bundle, driver_node, reserve, wait_for_resources
-from ray_apps.cluster.session import gpu_plan
+from ray_apps.cluster.gpus import plan_gpus
+from ray_apps.cluster.placement import driver_node, reserve, wait_for_resources
+from ray_apps.cluster.resources import bundle
 from ray_apps.rollouts.pool import ENGINES, RolloutPool, engine_bundle
 
 
@@ -27,11 +28,11 @@ def start_pool(folder: Path, config: Config, workers: int = 0, started: bool = F
         RolloutError: an engine was not up in time.
     """
     rollout, limit = config.rollout, config.ray.start_timeout_s
-    plan = gpu_plan(config, workers, rollout.actors, rollout.tensor_parallel)
+    plan = plan_gpus(config, workers, rollout.actors, rollout.tensor_parallel)
     share = 0.4 if plan.shared else 0.9  # of the GPU's memory: half where a training worker has the other
     actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=driver_node())(RolloutPool)
-    training = [] if started else [bundle(1.0, plan.worker, config.placement.training)] * plan.workers
-    gpus = plan.engine * rollout.tensor_parallel
+    training = [] if started else [bundle(1.0, plan.worker_gpus, config.placement.training)] * plan.workers
+    gpus = plan.engine_gpus * rollout.tensor_parallel
     engines = [engine_bundle(config, gpus)] * rollout.actors
     what = f"{rollout.actors} rollout engines" + (f" and {plan.workers} training workers" if training else "")
     wait_for_resources([*training, *engines], what, limit)

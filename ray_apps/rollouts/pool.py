@@ -26,7 +26,7 @@ from lrem.config import Config
 from lrem.errors import RolloutError
 from lrem.training.rollout import Loaded, Rollout
 from ray_apps.cluster import metrics
-from ray_apps.cluster.placement import Bundle, bundle, shortage_message
+from ray_apps.cluster.resources import Bundle, bundle, shortage_message
 
 Answer = TypeVar("Answer")
 AGAIN_S = 1.0  # before an actor is made again

@@ -17,8 +17,8 @@ from lrem.errors import ConfigError
 from lrem.index.shard import generation
 from lrem.index.snapshot import read_manifest
 from lrem.modeling.model import fingerprint
-from ray_apps.cluster.placement import Bundle, bundle
-from ray_apps.cluster.session import gpu_count
+from ray_apps.cluster.gpus import gpu_count
+from ray_apps.cluster.resources import Bundle, bundle
 from ray_apps.serving.embedder import Embedder
 from ray_apps.serving.index_shard import IndexShard, Part
 from ray_apps.serving.reasoner import Reasoner

@@ -23,9 +23,10 @@ from lrem.errors import DamagedCheckpoint, RewardError, RolloutError, TrainingFa
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.batching import epoch_order, step_rows, steps_per_epoch
 from lrem.training.distributed import rank, world_size
-from ray_apps.cluster.placement import bundle, wait_for_resources
+from ray_apps.cluster.gpus import plan_gpus
+from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import progress
-from ray_apps.cluster.session import gpu_plan
+from ray_apps.cluster.resources import bundle
 from ray_apps.training.row_shards import RowShards
 
 Row = dict[str, Any]
@@ -53,7 +54,7 @@ def fit(
         TrainingFailed: the loop gave up for a reason that a restart would not cure.
         ray.train.TrainingFailedError: a worker failed; its traceback is the cause.
     """
-    workers, gpus, _ = gpu_plan(config, workers, engines, config.rollout.tensor_parallel)
+    workers, gpus, _ = plan_gpus(config, workers, engines, config.rollout.tensor_parallel)
     bundles = [bundle(1.0, gpus, config.placement.training)] * workers
     wait_for_resources(bundles, f"{workers} training workers", config.ray.start_timeout_s, config.placement.workers)
     with progress(title, config.run_dir.name) as board:

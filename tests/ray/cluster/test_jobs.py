@@ -61,7 +61,7 @@ def test_without_the_token_nothing_is_run_or_told(head: RayHead, tmp_path: Path)
 def test_a_command_that_is_no_job_says_how_it_becomes_one(head: RayHead, tmp_path: Path) -> None:
     done = head.run("lrem", "status")  # RAY_ADDRESS is the jobs API's
     assert done.returncode == 2
-    assert "run this as `ray job submit --working-dir . -- lrem" in " ".join(done.stderr.split())
+    assert "run `ray job submit --working-dir . -- lrem" in " ".join(done.stderr.split())
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Room on a cluster of logical GPUs: what could never be there, and who lands on which GPU."""
+"""Placement on a cluster of logical GPUs: what is refused, and which actor gets which GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,30 +10,31 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lrem.config import load_config
 from lrem.errors import DataError
-from ray_apps.cluster.placement import Bundle, bundle, check_feasible, reserve
-from ray_apps.cluster.session import gpu_plan
+from ray_apps.cluster.gpus import plan_gpus
+from ray_apps.cluster.placement import reserve
+from ray_apps.cluster.resources import Bundle, bundle, check_feasible
 from ray_apps.rollouts.client import start_pool
 
 SMALL, LARGE = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("wanted", "strategy", "why"),
+    ("bundles", "strategy", "key_fact"),
     [
-        ([{"GPU": 3.0}], "PACK", r"needs a machine with 3 GPU, .* \(the most that any has: 2 GPU\)"),
-        ([{"GPU": 1.0}] * 5, "PACK", "needs 5 GPU, and all machines of this cluster have 4 GPU: 1 GPU missing"),
-        ([{"GPU": 1.0}] * 3, "STRICT_PACK", "needs a machine with 3 GPU"),
-        ([{"GPU": 1.0}] * 3, "STRICT_SPREAD", "have to be on 3 machines .* and 2 of this cluster have room"),
-        ([{"gold": 1.0}], "SPREAD", "the most that any has: 0 gold"),
+        ([{"GPU": 3.0}], "PACK", r"no machine .* 3 GPU .*: 2 GPU\)"),
+        ([{"GPU": 1.0}] * 5, "PACK", r"5 GPU, .* 4 GPU \(1 GPU missing\)"),
+        ([{"GPU": 1.0}] * 3, "STRICT_PACK", "no machine .* 3 GPU"),
+        ([{"GPU": 1.0}] * 3, "STRICT_SPREAD", "STRICT_SPREAD takes 3 machines, and only 2"),
+        ([{"gold": 1.0}], "SPREAD", ": 0 gold"),
     ],
 )
-def test_what_can_never_be_is_refused(wanted: list[Bundle], strategy: str, why: str) -> None:
-    with pytest.raises(DataError, match=why):
-        check_feasible(wanted, "it", strategy, [SMALL, LARGE, LARGE])
+def test_an_impossible_placement_is_refused(bundles: list[Bundle], strategy: str, key_fact: str) -> None:
+    with pytest.raises(DataError, match=key_fact):
+        check_feasible(bundles, "the actors", strategy, [SMALL, LARGE, LARGE])
 
 
 @pytest.mark.parametrize(
-    ("wanted", "strategy"),
+    ("bundles", "strategy"),
     [
         ([{"GPU": 2.0}] * 2, "STRICT_SPREAD"),
         ([{"GPU": 1.0}] * 2, "STRICT_PACK"),
@@ -41,56 +42,56 @@ def test_what_can_never_be_is_refused(wanted: list[Bundle], strategy: str, why: 
         ([{"CPU": 2.0}, {"CPU": 8.0}], "SPREAD"),
     ],
 )
-def test_what_may_be_is_not(wanted: list[Bundle], strategy: str) -> None:
-    check_feasible(wanted, "it", strategy, [SMALL, LARGE, LARGE])
+def test_a_possible_placement_is_accepted(bundles: list[Bundle], strategy: str) -> None:
+    check_feasible(bundles, "the actors", strategy, [SMALL, LARGE, LARGE])
 
 
 @pytest.fixture(scope="module")
 def gpus() -> Iterator[int]:
-    """A machine with three GPUs, as far as Ray knows: it deals them out without looking at them."""
+    """A machine with three logical GPUs: Ray assigns them without checking that they exist."""
     ray.init("local", num_cpus=8, num_gpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield 3
     ray.shutdown()
 
 
 @pytest.mark.parametrize(("workers", "engines"), [(2, 2), (3, 3), (3, 1), (1, 3)])
-def test_workers_that_share_gpus_have_one_each(gpus: int, workers: int, engines: int) -> None:
-    """Engines first, as a run starts them; no GPU has two workers, and none more than it has."""
+def test_workers_that_share_gpus_get_one_each(gpus: int, workers: int, engines: int) -> None:
+    """Engines are placed first, as in a run; no GPU has two workers, and none is overcommitted."""
     config = load_config(None, [f"ray.gpus={gpus}", "placement.share_gpus=true"])
-    plan = gpu_plan(config, workers, engines)
+    plan = plan_gpus(config, workers, engines)
     assert plan.shared
-    training, rollouts = [bundle(1.0, plan.worker, {})] * workers, [bundle(1.0, plan.engine, {})] * engines
+    training, rollouts = [bundle(1.0, plan.worker_gpus, {})] * workers, [bundle(1.0, plan.engine_gpus, {})] * engines
     with reserve(training, "the workers", 60):
-        first = placement_group(rollouts)
-        assert first.wait(60)
-    then = placement_group(training)
-    assert then.wait(60)
+        engine_group = placement_group(rollouts)
+        assert engine_group.wait(60)
+    worker_group = placement_group(training)
+    assert worker_group.wait(60)
     try:
-        engines_on, workers_on = dealt(first, rollouts), dealt(then, training)
+        engines_on, workers_on = assigned_gpus(engine_group, rollouts), assigned_gpus(worker_group, training)
     finally:
-        remove_placement_group(first)
-        remove_placement_group(then)
+        remove_placement_group(engine_group)
+        remove_placement_group(worker_group)
     assert len(set(workers_on)) == workers
     for gpu in set(engines_on):
-        assert plan.worker * workers_on.count(gpu) + plan.engine * engines_on.count(gpu) <= 1
+        assert plan.worker_gpus * workers_on.count(gpu) + plan.engine_gpus * engines_on.count(gpu) <= 1
 
 
-def test_engines_that_must_be_apart_need_as_many_machines(gpus: int, tmp_path: Path) -> None:
+def test_strictly_spread_engines_need_one_machine_each(gpus: int, tmp_path: Path) -> None:
     config = load_config(None, ["ray.gpus=0", "rollout.actors=2", "placement.engines=STRICT_SPREAD"])
-    with pytest.raises(DataError, match=r"have to be on 2 machines \(STRICT_SPREAD\), and 1 of this cluster"):
+    with pytest.raises(DataError, match="STRICT_SPREAD takes 2 machines, and only 1"):
         start_pool(tmp_path, config)
 
 
-def dealt(group: "ray.util.placement_group.PlacementGroup", bundles: list[Bundle]) -> list[int]:
-    """The GPU of each bundle."""
+def assigned_gpus(group: "ray.util.placement_group.PlacementGroup", bundles: list[Bundle]) -> list[int]:
+    """Return the GPU of each bundle."""
 
-    def which() -> int:
+    def gpu_id() -> int:
         return int(ray.get_gpu_ids()[0])
 
-    asked = [
-        ray.remote(which).options(
-            num_cpus=1, num_gpus=one["GPU"], scheduling_strategy=PlacementGroupSchedulingStrategy(group, number)
-        )
+    references = [
+        ray.remote(gpu_id)
+        .options(num_cpus=1, num_gpus=one["GPU"], scheduling_strategy=PlacementGroupSchedulingStrategy(group, number))
+        .remote()
         for number, one in enumerate(bundles)
     ]
-    return list(ray.get([task.remote() for task in asked], timeout=60))
+    return list(ray.get(references, timeout=60))

@@ -1,4 +1,4 @@
-"""How many workers and GPUs a stage asks for, on a cluster that is told what it can scale to."""
+"""How many workers and GPUs a stage gets, on a cluster with a given number of GPUs."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,8 @@ import pytest
 
 from lrem.config import Config, load_config
 from lrem.errors import DataError
-from ray_apps.cluster.session import cluster, gpu_plan
+from ray_apps.cluster.gpus import plan_gpus
+from ray_apps.cluster.session import cluster
 
 
 def with_gpus(count: int) -> Config:
@@ -29,24 +30,26 @@ def running() -> Iterator[None]:
         (1, 2, 1, (1, 0.6, 0.4)),
     ],
 )
-def test_gpus_are_dealt_out(gpus: int, workers: int, engines: int, plan: tuple[int, float, float]) -> None:
-    assert gpu_plan(with_gpus(gpus), workers, engines) == plan
+def test_workers_and_engines_share_gpus_only_when_there_are_too_few(
+    gpus: int, workers: int, engines: int, plan: tuple[int, float, float]
+) -> None:
+    assert plan_gpus(with_gpus(gpus), workers, engines) == plan
 
 
-def test_gpus_are_shared_where_that_is_asked_for_or_forbidden() -> None:
+def test_sharing_can_be_required_or_forbidden() -> None:
     shared = load_config(None, ["ray.gpus=4", "placement.share_gpus=true"])
-    assert gpu_plan(shared, 2, 2) == (2, 0.6, 0.4)
-    assert gpu_plan(shared, 2, 0) == (2, 1.0, 1.0)
+    assert plan_gpus(shared, 2, 2) == (2, 0.6, 0.4)
+    assert plan_gpus(shared, 2, 0) == (2, 1.0, 1.0)
     apart = load_config(None, ["ray.gpus=3", "placement.share_gpus=false"])
-    assert gpu_plan(apart, 2, 1) == (2, 1.0, 1.0)
-    with pytest.raises(DataError, match="need 4 GPUs of their own, there are 3"):
-        gpu_plan(apart, 2, 2)
+    assert plan_gpus(apart, 2, 1) == (2, 1.0, 1.0)
+    with pytest.raises(DataError, match=r"4 GPUs.*there are 3: .*share_gpus"):
+        plan_gpus(apart, 2, 2)
 
 
 @pytest.mark.parametrize(
     ("gpus", "workers", "engines", "message"),
-    [(8, 128, 0, "128 workers and 8 GPUs: set workers to 8 at most"), (1, 1, 2, "lower rollout.actors")],
+    [(8, 128, 0, "128 workers.*set workers to at most 8"), (1, 1, 2, r"lower rollout\.actors")],
 )
-def test_what_does_not_fit_is_refused(gpus: int, workers: int, engines: int, message: str) -> None:
+def test_too_many_workers_or_engines_are_refused(gpus: int, workers: int, engines: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        gpu_plan(with_gpus(gpus), workers, engines)
+        plan_gpus(with_gpus(gpus), workers, engines)

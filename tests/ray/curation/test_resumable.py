@@ -120,13 +120,13 @@ def test_room_is_waited_for_and_what_cannot_come_is_refused(tmp_path: Path) -> N
     source, target = tmp_path / "input", tmp_path / "done"
     resumable.cut([table(range(3))], source, 2)
     with cluster(configured()):
-        with pytest.raises(DataError, match=r"'double' needs a machine with 1 CPU, 1 GPU, .* any has: 4 CPU, 0 GPU"):
+        with pytest.raises(DataError, match=r"'double': .* 1 CPU, 1 GPU .*: 4 CPU, 0 GPU"):
             resumable.run_parts(configured(), "double", Doubler, (-1,), source, target, num_gpus=1)
-        with pytest.raises(DataError, match=r"needs 5 CPU, and all machines .* have 4 CPU: 1 CPU missing"):
+        with pytest.raises(DataError, match=r"5 CPU, .* 4 CPU \(1 CPU missing\)"):
             wait_for_resources([{"CPU": 1.0}] * 5, "an actor of 'double'", 60.0)
         held = placement_group([{"CPU": 2.0}] * 2)
         assert held.wait(60)
-        with pytest.raises(TimeoutError, match=r"no room for an actor of 'double' \(1 CPU\) within 0.5 s"):
+        with pytest.raises(TimeoutError, match=r"'double': 1 CPU .* within 0.5 s"):
             resumable.run_parts(
                 configured("curate.actors=1", "ray.start_timeout_s=0.5"), "double", Doubler, (-1,), source, target
             )
