@@ -218,7 +218,7 @@ def bare_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], None]:
     import torch
 
     from lrem.modeling.model import ReasoningEmbedder
-    from lrem.training.gradcache import cut
+    from lrem.training.gradcache import make_chunks
 
     model = ReasoningEmbedder.load(folder / "model").train()
     scored = [(row["start"], len(row["query_ids"])) for row in rows]
@@ -226,8 +226,8 @@ def bare_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], None]:
     def step() -> None:
         model.zero_grad()
         cpu = torch.device("cpu")
-        parts = cut([row["query_ids"] for row in rows], scored, 0, CHUNK_TOKENS, cpu)
-        parts += cut([row["item_ids"] for row in rows], None, len(rows), CHUNK_TOKENS, cpu)
+        parts = make_chunks([row["query_ids"] for row in rows], scored, 0, CHUNK_TOKENS, cpu)
+        parts += make_chunks([row["item_ids"] for row in rows], None, len(rows), CHUNK_TOKENS, cpu)
         for part in parts:
             encoded = model(part.sequences)
             loss = encoded.embeddings.sum()

@@ -19,10 +19,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lrem.config import ColdStartConfig
-from lrem.modeling.model import Encoded, encode
+from lrem.modeling.model import EncoderOutput, encode
 from lrem.modeling.sequences import Sequences
-from lrem.training.cold_start_step import Batch, accumulate_gradients
-from lrem.training.memory_estimate import Shape, peak_tflops, step_flops
+from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients
+from lrem.training.memory_estimate import DecoderShape, peak_tflops, step_flops
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {
@@ -76,7 +76,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         lm = Qwen2ForCausalLM(Qwen2Config(vocab_size=151936, tie_word_embeddings=True, **sizes)).bfloat16().train()
     if given.checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    shape = Shape.of(lm)
+    shape = DecoderShape.of(lm)
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-5, fused=device.type == "cuda")
     limits = {"chunk_tokens": given.chunk_tokens, "graph_tokens": given.graph_tokens}
     settings = ColdStartConfig.model_validate(limits)
@@ -121,7 +121,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 def forward_of(lm: Qwen2ForCausalLM) -> Any:
     """The embedder's forward on a bare language model: no tokenizer is needed here."""
 
-    def forward(batch: Sequences) -> Encoded:
+    def forward(batch: Sequences) -> EncoderOutput:
         return encode(lm, batch)
 
     return forward
@@ -143,7 +143,7 @@ def word_counts(esci: Path | None) -> tuple[np.ndarray, np.ndarray]:
     return counts["query"], counts["title"]
 
 
-def draw(random: np.random.Generator, size: int, words: tuple[np.ndarray, np.ndarray]) -> Batch:
+def draw(random: np.random.Generator, size: int, words: tuple[np.ndarray, np.ndarray]) -> ColdStartBatch:
     """Random token ids in the lengths of real rows; the reasoning has 6 to 16 tokens."""
     asked = np.minimum((random.choice(words[0], size) * TOKENS_A_WORD).astype(int), 64) + QUERY_FRAME
     reasoned = random.integers(6, 17, size) + 3
@@ -151,7 +151,7 @@ def draw(random: np.random.Generator, size: int, words: tuple[np.ndarray, np.nda
     queries = [random.integers(0, 151000, n).tolist() for n in asked + reasoned]
     items = [random.integers(0, 151000, n).tolist() for n in titled]
     scored = [(int(start), int(start + n)) for start, n in zip(asked, reasoned, strict=True)]
-    return Batch(queries, scored, items, list(range(size)), np.full((size, 1), -1))
+    return ColdStartBatch(queries, scored, items, list(range(size)), np.full((size, 1), -1))
 
 
 def wait(device: torch.device) -> None:

@@ -47,10 +47,10 @@ from ray_apps.cluster.session import cluster
 from ray_apps.cluster.versions import versions
 from ray_apps.evaluation.inputs import Queries, test_set
 from ray_apps.pipeline import run_stage
-from ray_apps.rollouts.client import ask, start_pool, stop_pool
-from ray_apps.rollouts.engines import expected
-from ray_apps.rollouts.pool import compare
-from ray_apps.rollouts.weight_sync import checksum, pack
+from ray_apps.rollouts.client import await_pool, start_pool, stop_pool
+from ray_apps.rollouts.engines import expected_reports
+from ray_apps.rollouts.pool import check_load_report
+from ray_apps.rollouts.weight_sync import pack_state, state_checksum
 from ray_apps.training.checkpoints import Checkpoints
 
 CONFIG = Path("configs/reproduce.yaml")
@@ -107,19 +107,19 @@ class Reasoner:
             self.stop()
             self.pool, self.made_for, self.version = start_pool(folder, self.config), made_for, 0
         model = ReasoningEmbedder.load(folder).eval().requires_grad_(False)
-        weights = pack(model.lm.state_dict())
+        weights = pack_state(model.lm.state_dict())
         self.version += 1
         synced = self._ask(self.pool.sync.remote([ray.put(weights)], self.version), "a model to be taken")
         rollout = self.config.rollout
-        answers = expected(
+        answers = expected_reports(
             lambda sequences: model(sequences, rollout.temperature).log_probs,
             model.renderer,
             synced.loaded,
             self.version,
-            checksum(weights),
+            state_checksum(weights),
         )
         for answer in answers:
-            compare(*answer, rollout.probe_tolerance)
+            check_load_report(*answer, rollout.probe_tolerance)
         seeds = [identity(str(self.config.seed), query) % 2**31 for query in queries]
         asked = {"greedy": (0.0, None), "sampled": (1.0, seeds)}
         return {
@@ -127,7 +127,7 @@ class Reasoner:
         }
 
     def _ask(self, asked: Any, what: str) -> Any:
-        return ask(self.pool, asked, self.config, what)
+        return await_pool(self.pool, asked, self.config, what)
 
     def stop(self) -> None:
         if self.pool is not None:

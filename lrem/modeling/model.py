@@ -36,7 +36,7 @@ RECORD = "lrem_training.json"
 CPU_TOKENS, GPU_TOKENS = 1024, 65_536  # padded tokens of one forward: what a CPU's caches hold, what keeps a GPU busy
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """What one forward gives: embeddings [B, H], and log-probabilities [B, L] in nats, zero where `scored` is
     False (None without `scored`). Of packed groups, R completions: [R, H], and [R, T] by place in the completion.
     """
@@ -60,8 +60,8 @@ class ReasoningEmbedder(nn.Module):
         """A small Qwen2 with fresh weights, the compact template and the given tokenizer."""
         torch.manual_seed(seed)
         special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        lm = Qwen2ForCausalLM(small_config(config, len(tokenizer), **special))
-        return cls(lm, tokenizer, with_limits(COMPACT, config))
+        lm = Qwen2ForCausalLM(small_qwen2_config(config, len(tokenizer), **special))
+        return cls(lm, tokenizer, override_limits(COMPACT, config))
 
     @classmethod
     def load(
@@ -79,9 +79,9 @@ class ReasoningEmbedder(nn.Module):
         lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         folder = Path(source)
         if (folder / FILE).exists():
-            return cls(lm, tokenizer, with_limits(Template.load(folder), limits))
+            return cls(lm, tokenizer, override_limits(Template.load(folder), limits))
         _add_tokens(lm, tokenizer)
-        return cls(lm, tokenizer, with_limits(CHAT, limits))
+        return cls(lm, tokenizer, override_limits(CHAT, limits))
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None, record: dict[str, Any] | None = None) -> str:
         """Write a plain Hugging Face folder atomically; returns its fingerprint. See `write`."""
@@ -127,7 +127,7 @@ class ReasoningEmbedder(nn.Module):
         """Unit embeddings [B, H] at the last token of each row, in float32."""
         return self.forward(batch._replace(scored=None)).embeddings
 
-    def forward(self, batch: Sequences, temperature: float = 1.0) -> Encoded:
+    def forward(self, batch: Sequences, temperature: float = 1.0) -> EncoderOutput:
         """One pass over `batch`, see `encode`."""
         return encode(self.lm, batch, temperature, self.state_gradients)
 
@@ -173,7 +173,7 @@ class ReasoningEmbedder(nn.Module):
 
 def encode(
     lm: PreTrainedModel, batch: Sequences, temperature: float = 1.0, watched: dict[str, Tensor] | None = None
-) -> Encoded:
+) -> EncoderOutput:
     """One pass for embeddings and, where `batch.scored` is given, for the scored tokens' log-probabilities.
 
     The language-model head runs on the scored positions only: 151k logits for every token are what runs a small
@@ -188,13 +188,13 @@ def encode(
     hidden = lm.base_model(input_ids=batch.ids, use_cache=False, **where).last_hidden_state  # [B, L, H]
     rows = torch.arange(len(batch.lengths), device=hidden.device)
     pooled = hidden[rows, batch.lengths - 1] if tree is None else hidden[tree.ends[:, 0], tree.ends[:, 1]]  # [R, H]
-    _watch(pooled, "info_nce", watched)
+    _record_grad_norm(pooled, "info_nce", watched)
     embeddings = F.normalize(pooled.float(), dim=-1)
     if batch.scored is None:
-        return Encoded(embeddings)
+        return EncoderOutput(embeddings)
     row, column = batch.scored.nonzero(as_tuple=True)  # [S]
     states = hidden[row, column - 1 if tree is None else tree.sources]  # [S, H]
-    _watch(states, "sft", watched)
+    _record_grad_norm(states, "sft", watched)
     logits = lm.get_output_embeddings()(states).float()  # [S, V]
     if temperature != 1.0:
         logits = logits / temperature
@@ -202,9 +202,9 @@ def encode(
     if tree is not None:
         longest = int(tree.slots[:, 1].max()) + 1 if len(tree.slots) else 1
         log_probs = chosen.new_zeros(len(tree.ends), longest)
-        return Encoded(embeddings, log_probs.index_put((tree.slots[:, 0], tree.slots[:, 1]), chosen))
+        return EncoderOutput(embeddings, log_probs.index_put((tree.slots[:, 0], tree.slots[:, 1]), chosen))
     log_probs = torch.zeros(batch.ids.shape, dtype=chosen.dtype, device=chosen.device)
-    return Encoded(embeddings, log_probs.index_put((row, column), chosen))
+    return EncoderOutput(embeddings, log_probs.index_put((row, column), chosen))
 
 
 def _block_mask(lm: PreTrainedModel, mask: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def _block_mask(lm: PreTrainedModel, mask: Tensor) -> Tensor:
     return torch.where(mask, 0.0, torch.finfo(lm.dtype).min).to(lm.dtype)
 
 
-def _watch(states: Tensor, reader: str, watched: dict[str, Tensor] | None) -> None:
+def _record_grad_norm(states: Tensor, reader: str, watched: dict[str, Tensor] | None) -> None:
     if watched is None or not states.requires_grad:
         return
 
@@ -227,7 +227,7 @@ def _watch(states: Tensor, reader: str, watched: dict[str, Tensor] | None) -> No
     states.register_hook(add)
 
 
-def small_config(config: ModelConfig, vocab_size: int | None = None, **special: int) -> Qwen2Config:
+def small_qwen2_config(config: ModelConfig, vocab_size: int | None = None, **special: int) -> Qwen2Config:
     """The transformers configuration of a small Qwen2 with a tied head. special: ids of the special tokens."""
     return Qwen2Config(
         vocab_size=vocab_size or config.vocab_size,
@@ -243,7 +243,7 @@ def small_config(config: ModelConfig, vocab_size: int | None = None, **special: 
     )
 
 
-def with_limits(template: Template, config: ModelConfig | None) -> Template:
+def override_limits(template: Template, config: ModelConfig | None) -> Template:
     """The template with the limits that a configuration sets."""
     names = ("budget", "max_query_tokens", "max_item_tokens")
     given = {name: getattr(config, name, None) for name in names}

@@ -81,10 +81,10 @@ class Group(NamedTuple):
         return len(self.prompt) + sum(map(len, self.completions))
 
 
-def pack(groups: Sequence[Group]) -> Sequences:
+def pack_groups(groups: Sequence[Group]) -> Sequences:
     """Each group in one row, its prompt once: G completions cost G × their own length, not G × the whole.
 
-    >>> packed = pack([Group([5, 6], [[7, 8], [9]], [2, 1])])
+    >>> packed = pack_groups([Group([5, 6], [[7, 8], [9]], [2, 1])])
     >>> packed.ids.tolist(), packed.tree.positions.tolist(), packed.tree.ends.tolist()
     ([[5, 6, 7, 8, 9]], [[0, 1, 2, 3, 2]], [[0, 3], [0, 4]])
     """

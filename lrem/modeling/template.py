@@ -62,7 +62,7 @@ CHAT = Template(
 )
 
 
-class Parsed(NamedTuple):
+class ParsedCompletion(NamedTuple):
     """One sampled completion, read back: the reasoning's ids, and whether the format was kept."""
 
     reasoning: list[int]
@@ -131,7 +131,7 @@ class Renderer:
         prefix, suffix = self._item
         return [*prefix, *self.text_ids(title)[: self.template.max_item_tokens], *suffix, self.emb]
 
-    def parse(self, sampled: list[int]) -> Parsed:
+    def parse(self, sampled: list[int]) -> ParsedCompletion:
         """Read a sampled completion (paper: r_format is 1 for `<think> … </think><emb>`, else 0).
 
         The reasoning of a malformed completion is its ordinary tokens, cut to the budget.
@@ -144,9 +144,9 @@ class Renderer:
             and not self.special.intersection(body)
         )
         if well_formed:
-            return Parsed(body, True)
+            return ParsedCompletion(body, True)
         ordinary = [token for token in sampled if token not in self.special]
-        return Parsed(ordinary[: self.template.budget], False)
+        return ParsedCompletion(ordinary[: self.template.budget], False)
 
     def text_ids(self, text: str) -> list[int]:
         """A user's text may spell control tokens; they are data here, so they are taken out.

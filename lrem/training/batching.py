@@ -33,15 +33,15 @@ def step_rows(order: np.ndarray, steps: int, step: int) -> np.ndarray:
     return np.array_split(order, steps)[step]
 
 
-def chunks(lengths: Sequence[int], tokens: int, at_least: int = 1) -> list[list[int]]:
+def chunk_by_length(lengths: Sequence[int], tokens: int, at_least: int = 1) -> list[list[int]]:
     """Rows grouped by like length, each group's padded size (rows × longest) at most `tokens`.
 
     A row longer than that stands alone. With `at_least` the largest groups are halved until there are so
     many, or until every row stands alone.
 
-    >>> chunks([5, 2, 2, 9], tokens=15)
+    >>> chunk_by_length([5, 2, 2, 9], tokens=15)
     [[1, 2, 0], [3]]
-    >>> chunks([5, 2, 2, 9], tokens=15, at_least=3)
+    >>> chunk_by_length([5, 2, 2, 9], tokens=15, at_least=3)
     [[1], [2, 0], [3]]
     """
     groups: list[list[int]] = []

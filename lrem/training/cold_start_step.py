@@ -13,14 +13,14 @@ from torch import Tensor
 
 from lrem.config import ColdStartConfig
 from lrem.data.known_positives import KnownPositives
-from lrem.modeling.model import Encoded
+from lrem.modeling.model import EncoderOutput
 from lrem.modeling.sequences import Sequences
-from lrem.training.distributed import total, world_size
-from lrem.training.gradcache import Backward, Chunk, backward, cut
+from lrem.training.distributed import sum_over_ranks, world_size
+from lrem.training.gradcache import Backward, Chunk, cached_backward, make_chunks
 from lrem.training.losses import info_nce, sft, truncate
 
 
-class Batch(NamedTuple):
+class ColdStartBatch(NamedTuple):
     """A rank's rows of one step: B queries, then M ≥ B items, the positives first and in the queries' order."""
 
     queries: list[list[int]]
@@ -43,7 +43,7 @@ def collate(
     imitate: bool = True,
     thought_dropout: float = 0.0,
     random: np.random.Generator | None = None,
-) -> Batch:
+) -> ColdStartBatch:
     """Rendered rows → a batch.
 
     Args:
@@ -62,13 +62,13 @@ def collate(
     items = [row["item_ids"] for row in rows] + [ids for row in rows for ids in row["negative_ids"] or []]
     keys = [row["item_key"] for row in rows] + [key for row in rows for key in row["negative_keys"] or []]
     table = known.table([row["query_key"] for row in rows])
-    return Batch(queries, scored if imitate else None, items, keys, table)
+    return ColdStartBatch(queries, scored if imitate else None, items, keys, table)
 
 
 def accumulate_gradients(
-    batch: Batch,
+    batch: ColdStartBatch,
     settings: ColdStartConfig,
-    forward: Callable[[Sequences], Encoded],
+    forward: Callable[[Sequences], EncoderOutput],
     step_backward: Backward,
     device: torch.device,
 ) -> dict[str, float]:
@@ -78,12 +78,12 @@ def accumulate_gradients(
     the whole embedding and its shortened forms (arXiv 2205.13147).
     """
     size = len(batch.queries)
-    parts = cut(batch.queries, batch.scored, 0, settings.chunk_tokens, device)
-    parts += cut(batch.items, None, size, settings.chunk_tokens, device)
+    parts = make_chunks(batch.queries, batch.scored, 0, settings.chunk_tokens, device)
+    parts += make_chunks(batch.items, None, size, settings.chunk_tokens, device)
     positives, keys = torch.arange(size, device=device), torch.tensor(batch.item_keys, device=device)
     known = torch.from_numpy(batch.known).to(device)
     supervised = batch.work[2] if settings.sft_mean == "token" else size
-    count = total(torch.tensor(float(supervised), device=device))
+    count = sum_over_ranks(torch.tensor(float(supervised), device=device))
     imitation = torch.zeros((), device=device)
 
     def contrast(embeddings: Tensor) -> Tensor:
@@ -91,15 +91,15 @@ def accumulate_gradients(
         terms = [info_nce(v[:size], v[size:], positives, keys, known, settings.temperature) for v in views]
         return settings.info_nce_weight * torch.stack(terms).mean()
 
-    def imitate(encoded: Encoded, part: Chunk) -> Tensor | None:
+    def imitate(encoded: EncoderOutput, part: Chunk) -> Tensor | None:
         if encoded.log_probs is None or part.sequences.scored is None:
             return None
         term = sft(encoded.log_probs, part.sequences.scored, count)
         imitation.add_(term.detach())
         return settings.sft_weight * term
 
-    value = backward(parts, forward, contrast, imitate, step_backward, settings.graph_tokens)
-    losses = total(torch.stack([value, imitation])) / world_size()
+    value = cached_backward(parts, forward, contrast, imitate, step_backward, settings.graph_tokens)
+    losses = sum_over_ranks(torch.stack([value, imitation])) / world_size()
     found = {"info_nce": losses[0].item() / (settings.info_nce_weight or 1.0)}
     return found if batch.scored is None else found | {"sft": losses[1].item()}
 
@@ -112,7 +112,7 @@ def state_gradient_norms(squares: dict[str, Tensor], device: torch.device) -> di
     """
     local = {name: value.to(device) for name, value in squares.items()}
     names = sorted(local)  # the same on every rank: their chunks are alike
-    sums = total(torch.stack([local[name] for name in names]))
+    sums = sum_over_ranks(torch.stack([local[name] for name in names]))
     squares.clear()
     norms = (sums.sqrt() / world_size()).tolist()
     return {f"grad_norm_{name}": norm for name, norm in zip(names, norms, strict=True)}

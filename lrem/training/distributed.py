@@ -30,9 +30,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total.split(ctx.sizes)[rank()], None
+        summed = grads[0].contiguous().clone()
+        dist.all_reduce(summed)
+        return summed.split(ctx.sizes)[rank()], None
 
 
 def row_counts(local: Tensor) -> list[int]:
@@ -41,10 +41,10 @@ def row_counts(local: Tensor) -> list[int]:
         return [local.shape[0]]
     counts = torch.zeros(world_size(), dtype=torch.long, device=local.device)
     counts[rank()] = local.shape[0]
-    return [int(count) for count in total(counts)]
+    return [int(count) for count in sum_over_ranks(counts)]
 
 
-def gather(local: Tensor) -> Tensor:
+def gather_rows(local: Tensor) -> Tensor:
     """Rows of every rank in rank order, [n_r, …] → [Σ n_r, …]; row counts may differ between ranks.
 
     Differentiable for floating tensors.
@@ -66,7 +66,7 @@ def _all_gather_padded(local: Tensor, sizes: list[int]) -> list[Tensor]:
     return [part[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
-def total(value: Tensor) -> Tensor:
+def sum_over_ranks(value: Tensor) -> Tensor:
     """Sum over ranks, without gradient."""
     summed = value.detach().clone()
     if world_size() > 1:
@@ -74,7 +74,7 @@ def total(value: Tensor) -> Tensor:
     return summed
 
 
-def largest(value: int, device: torch.device) -> int:
+def max_over_ranks(value: int, device: torch.device) -> int:
     """The largest of the ranks' values; `device` is one that the process group can use."""
     if world_size() == 1:
         return value

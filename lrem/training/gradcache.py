@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrem.modeling.model import Encoded
-from lrem.modeling.sequences import Group, Sequences, pack, pad
-from lrem.training.batching import chunks
-from lrem.training.distributed import largest
+from lrem.modeling.model import EncoderOutput
+from lrem.modeling.sequences import Group, Sequences, pack_groups, pad
+from lrem.training.batching import chunk_by_length
+from lrem.training.distributed import max_over_ranks
 
 Backward = Callable[[Tensor, bool], None]  # (loss, is it the step's last)
 
@@ -43,7 +43,7 @@ class Chunk(NamedTuple):
         return Chunk(self.rows.to(device), self.sequences.to(device))
 
 
-def cut(
+def make_chunks(
     rows: Sequence[list[int]],
     scored: Sequence[tuple[int, int]] | None,
     first: int,
@@ -59,7 +59,7 @@ def cut(
         first: number of the first row among the step's rows.
     """
     parts = []
-    for chosen, stand_in in _alike([len(row) for row in rows], tokens, device):
+    for chosen, stand_in in _equal_chunk_counts([len(row) for row in rows], tokens, device):
         spans = None if scored is None else [(0, 0) if stand_in else scored[i] for i in chosen]
         numbers = [] if stand_in else [first + i for i in chosen]
         sequences = pad([rows[i] for i in chosen], spans)
@@ -67,30 +67,30 @@ def cut(
     return parts
 
 
-def cut_groups(groups: Sequence[Group], tokens: int, device: torch.device) -> list[Chunk]:
+def make_group_chunks(groups: Sequence[Group], tokens: int, device: torch.device) -> list[Chunk]:
     """The same for groups that share a prompt; a step's rows are their completions, in order from 0."""
     starts = np.cumsum([0, *(len(group.completions) for group in groups)])
     parts = []
-    for chosen, stand_in in _alike([group.size for group in groups], tokens, device):
+    for chosen, stand_in in _equal_chunk_counts([group.size for group in groups], tokens, device):
         numbers = [] if stand_in else [row for i in chosen for row in range(starts[i], starts[i + 1])]
-        sequences = pack([groups[i] for i in chosen])
+        sequences = pack_groups([groups[i] for i in chosen])
         parts.append(Chunk(torch.tensor(numbers, dtype=torch.long), sequences).to(device))
     return parts
 
 
-def _alike(lengths: list[int], tokens: int, device: torch.device) -> Iterator[tuple[list[int], bool]]:
+def _equal_chunk_counts(lengths: list[int], tokens: int, device: torch.device) -> Iterator[tuple[list[int], bool]]:
     """(rows of a chunk, is it a stand-in): as many chunks on every rank."""
-    count = largest(len(chunks(lengths, tokens)), device)
-    groups = chunks(lengths, tokens, at_least=count)
+    count = max_over_ranks(len(chunk_by_length(lengths, tokens)), device)
+    groups = chunk_by_length(lengths, tokens, at_least=count)
     yield from ((group, False) for group in groups)
     yield from (([0], True) for _ in range(count - len(groups)))
 
 
-def backward(
+def cached_backward(
     parts: Sequence[Chunk],
-    forward: Callable[[Sequences], Encoded],
+    forward: Callable[[Sequences], EncoderOutput],
     contrast: Callable[[Tensor], Tensor],
-    extra: Callable[[Encoded, Chunk], Tensor | None],
+    extra: Callable[[EncoderOutput, Chunk], Tensor | None],
     step_backward: Backward,
     graph_tokens: int | None = None,
 ) -> Tensor:
@@ -106,9 +106,9 @@ def backward(
     """
     # the fewest that any rank keeps: ranks have to forward and go back in step
     device = parts[0].sequences.ids.device
-    kept_from = largest(_kept_from([part.tokens for part in parts], graph_tokens), device)
+    kept_from = max_over_ranks(first_kept_chunk([part.tokens for part in parts], graph_tokens), device)
     states: list[_RandomState] = []
-    first: list[Encoded] = []
+    first: list[EncoderOutput] = []
     for i, part in enumerate(parts):
         if i < kept_from:
             states.append(_RandomState())
@@ -122,7 +122,7 @@ def backward(
     value = contrast(embeddings)
     (gradient,) = torch.autograd.grad(value, embeddings)
 
-    def loss_of(encoded: Encoded, part: Chunk) -> Tensor:
+    def loss_of(encoded: EncoderOutput, part: Chunk) -> Tensor:
         alone = extra(encoded, part)
         loss = (encoded.embeddings[: len(part.rows)] * gradient[part.rows]).sum()
         return loss if alone is None else loss + alone
@@ -136,7 +136,7 @@ def backward(
     return value.detach()
 
 
-def _kept_from(tokens: list[int], limit: int | None) -> int:
+def first_kept_chunk(tokens: list[int], limit: int | None) -> int:
     """First of the trailing chunks whose graphs are kept; at least the last one's always is."""
     if limit is None:
         return 0
@@ -154,7 +154,7 @@ class _RandomState:
         self.cpu = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
-    def replay(self, forward: Callable[[Sequences], Encoded], sequences: Sequences) -> Encoded:
+    def replay(self, forward: Callable[[Sequences], EncoderOutput], sequences: Sequences) -> EncoderOutput:
         """Run `forward` from this state; the present one goes on afterwards."""
         devices = [] if self.cuda is None else [torch.cuda.current_device()]
         with torch.random.fork_rng(devices=devices):

@@ -15,34 +15,34 @@ from torch import Tensor
 
 from lrem.config import ReinforceConfig
 from lrem.data.known_positives import KnownPositives
-from lrem.modeling.model import Encoded
+from lrem.modeling.model import EncoderOutput
 from lrem.modeling.sequences import Group, Sequences
-from lrem.modeling.template import Parsed, Renderer
-from lrem.training.distributed import gather, total, world_size
-from lrem.training.gradcache import Backward, Chunk, backward, cut, cut_groups
+from lrem.modeling.template import ParsedCompletion, Renderer
+from lrem.training.distributed import gather_rows, sum_over_ranks, world_size
+from lrem.training.gradcache import Backward, Chunk, cached_backward, make_chunks, make_group_chunks
 from lrem.training.losses import info_nce
 from lrem.training.policy_loss import (
     Clip,
     Correction,
-    clipped,
+    clipped_tokens,
     group_advantage,
+    has_reward_variance,
     kl_to_reference,
     policy_gradient,
     token_weights,
-    varied,
 )
-from lrem.training.rewards import Outcome, evaluate, rank
+from lrem.training.rewards import RolloutOutcome, combine_rewards, rank_targets
 from lrem.training.rollout import Rollout
 
 PERCENTILES = (10, 50, 90)
 
 
-class Batch(NamedTuple):
+class GrpoBatch(NamedTuple):
     """A rank's part of a step: Q queries with G rollouts each (B = Q·G), then M ≥ Q items, the positives first."""
 
     queries: list[str]
     groups: list[Group]
-    parsed: list[Parsed]  # [B]
+    parsed: list[ParsedCompletion]  # [B]
     reasonings: list[str]  # [B]
     old: Tensor  # [B, T] log-probabilities as sampled
     sampled: Tensor  # [B, T] bool
@@ -59,7 +59,7 @@ class Candidates(NamedTuple):
     keys: Tensor
 
 
-class Step(NamedTuple):
+class GrpoStepResult(NamedTuple):
     """What a step found: values of the global batch for the log; this rank's rewards [B], their parts and ranks."""
 
     values: dict[str, float]
@@ -70,7 +70,7 @@ class Step(NamedTuple):
 
 def collate(
     rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Sequence[Rollout]], renderer: Renderer, known: KnownPositives
-) -> Batch:
+) -> GrpoBatch:
     """Rows and their rollouts → a batch.
 
     A malformed rollout gets a forced `</think><emb>` to be embedded at; forced tokens are never scored.
@@ -92,7 +92,7 @@ def collate(
         sampled[i, : len(rollout.tokens)] = True
     titles = [row["title"] for row in rows] + [t for row in rows for t in row.get("negative_titles") or []]
     keys = [row["item_key"] for row in rows] + [key for row in rows for key in row.get("negative_keys") or []]
-    return Batch(
+    return GrpoBatch(
         [row["query"] for row in rows],
         groups,
         parsed,
@@ -107,16 +107,16 @@ def collate(
 
 
 def accumulate_gradients(
-    batch: Batch,
+    batch: GrpoBatch,
     settings: ReinforceConfig,
     budget: int,
     longest: int,
-    forward: Callable[[Sequences], Encoded],
+    forward: Callable[[Sequences], EncoderOutput],
     step_backward: Backward,
     device: torch.device,
     candidates: Candidates,
-    reference: Callable[[Sequences], Encoded] | None = None,
-) -> Step:
+    reference: Callable[[Sequences], EncoderOutput] | None = None,
+) -> GrpoStepResult:
     """Back-propagate L = grpo_weight · L_GRPO + info_nce_weight · L_InfoNCE + kl_weight · KL, in chunks.
 
     Args:
@@ -125,9 +125,9 @@ def accumulate_gradients(
         reference: the policy that KL is taken against; None: no KL.
     """
     objective = _Objective(batch, settings, (budget, longest), device, candidates, reference)
-    parts = cut_groups(batch.groups, settings.chunk_tokens, device)
-    parts += cut(batch.items, None, len(batch.parsed), settings.chunk_tokens, device)
-    backward(parts, forward, objective.contrast, objective.policy, step_backward, settings.graph_tokens)
+    parts = make_group_chunks(batch.groups, settings.chunk_tokens, device)
+    parts += make_chunks(batch.items, None, len(batch.parsed), settings.chunk_tokens, device)
+    cached_backward(parts, forward, objective.contrast, objective.policy, step_backward, settings.graph_tokens)
     return objective.found()
 
 
@@ -136,12 +136,12 @@ class _Objective:
 
     def __init__(
         self,
-        batch: Batch,
+        batch: GrpoBatch,
         settings: ReinforceConfig,
         limits: tuple[int, int],
         device: torch.device,
         candidates: Candidates,
-        reference: Callable[[Sequences], Encoded] | None,
+        reference: Callable[[Sequences], EncoderOutput] | None,
     ) -> None:
         self.settings, self.batch = settings, batch
         self.budget, self.longest = limits
@@ -170,25 +170,27 @@ class _Objective:
 
     def _reward(self, queries: Tensor, items: Tensor) -> None:
         settings, batch = self.settings, self.batch
-        vectors = gather(torch.cat([items, self.candidates.embeddings]))
-        keys = gather(torch.cat([self.item_keys, self.candidates.keys]))
+        vectors = gather_rows(torch.cat([items, self.candidates.embeddings]))
+        keys = gather_rows(torch.cat([self.item_keys, self.candidates.keys]))
         wanted = self.item_keys[: len(batch.groups)][self.owner]
-        self.ranking = rank(queries, wanted, vectors, keys, self.known[self.owner])
+        self.ranking = rank_targets(queries, wanted, vectors, keys, self.known[self.owner])
         device = queries.device
         self.lengths = torch.tensor([len(read.reasoning) for read in batch.parsed], device=device)
         self.well_formed = torch.tensor([read.well_formed for read in batch.parsed], device=device)
         queries_of = [batch.queries[i] for i in self.owner.tolist()]
-        outcome = Outcome(queries_of, batch.reasonings, self.well_formed, self.lengths, self.budget, self.ranking)
-        self.rewards, self.parts = evaluate(outcome, settings.rewards.weights())
+        outcome = RolloutOutcome(
+            queries_of, batch.reasonings, self.well_formed, self.lengths, self.budget, self.ranking
+        )
+        self.rewards, self.parts = combine_rewards(outcome, settings.rewards.weights())
         grouped = self.rewards.view(len(batch.groups), -1)  # [Q, G]
-        self.varied = varied(grouped)
+        self.varied = has_reward_variance(grouped)
         self.advantages = group_advantage(grouped, settings.advantage).flatten()
         counted = self.sampled
         if settings.zero_variance == "drop":
             counted = counted & self.varied[self.owner][:, None]
         self.weights = token_weights(counted, settings.aggregate, self.longest)
 
-    def policy(self, encoded: Encoded, part: Chunk) -> Tensor | None:
+    def policy(self, encoded: EncoderOutput, part: Chunk) -> Tensor | None:
         """The policy's term of one chunk of groups; items have none."""
         if encoded.log_probs is None:
             return None
@@ -213,33 +215,37 @@ class _Objective:
         difference = (log_probs - old)[scored]
         self._add("entropy", -log_probs[scored].sum())  # unbiased on-policy: the policy's own samples
         self._add("mismatch_kl", (difference.exp() - difference - 1).sum())
-        cut = clipped(log_probs, old, scored, self.clip) if self.correction is None else torch.zeros_like(scored)
-        self._add("clip_fraction", cut.sum())
+        clipped = (
+            clipped_tokens(log_probs, old, scored, self.clip) if self.correction is None else torch.zeros_like(scored)
+        )
+        self._add("clip_fraction", clipped.sum())
 
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums.get(name, torch.zeros_like(self.policy_loss)) + value
 
-    def found(self) -> Step:
+    def found(self) -> GrpoStepResult:
         """The step's values, over the global batch."""
-        shares = total(torch.stack([self.policy_loss, self.info_nce, *self.sums.values()]))
+        shares = sum_over_ranks(torch.stack([self.policy_loss, self.info_nce, *self.sums.values()]))
         losses = (shares[:2] / world_size()).tolist()
         sums = dict(zip(self.sums, shares[2:].tolist(), strict=True))
         values = {"policy": losses[0], "info_nce": losses[1], "reward_s": self.reward_s}
         if "kl" in sums:
             values["kl"] = sums.pop("kl") / world_size()
-        tokens = total(self.sampled.sum().float()).item()
+        tokens = sum_over_ranks(self.sampled.sum().float()).item()
         values |= {name: value / tokens for name, value in sums.items()}
         shown = {f"reward_{name}": part for name, part in self.parts.items()}
         shown |= {"reward": self.rewards, "format_rate": self.well_formed, "reasoning_length": self.lengths}
         shown |= {"varied_groups": self.varied}
         values |= {name: _mean(part.float()) for name, part in shown.items()}
-        ranks = gather(self.ranking.ranks).float()
+        ranks = gather_rows(self.ranking.ranks).float()
         marks = torch.quantile(ranks, torch.tensor(PERCENTILES, device=ranks.device) / 100).tolist()
         values |= {f"rank_p{mark}": value for mark, value in zip(PERCENTILES, marks, strict=True)}
         values["candidates"] = float(self.ranking.candidates)
-        return Step(values, self.rewards, self.parts, self.ranking.ranks)
+        return GrpoStepResult(values, self.rewards, self.parts, self.ranking.ranks)
 
 
 def _mean(values: Tensor) -> float:
     """Mean over every rank's elements."""
-    return (total(values.sum()) / total(torch.tensor(float(values.numel()), device=values.device))).item()
+    return (
+        sum_over_ranks(values.sum()) / sum_over_ranks(torch.tensor(float(values.numel()), device=values.device))
+    ).item()

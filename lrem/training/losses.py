@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrem.training.distributed import gather, rank, row_counts, total, world_size
+from lrem.training.distributed import gather_rows, rank, row_counts, sum_over_ranks, world_size
 
 
 def sft(log_probs: Tensor, scored: Tensor, count: Tensor | None = None) -> Tensor:
@@ -24,7 +24,7 @@ def sft(log_probs: Tensor, scored: Tensor, count: Tensor | None = None) -> Tenso
     1.03972...
     """
     if count is None:
-        count = total(scored.sum())
+        count = sum_over_ranks(scored.sum())
     return -(log_probs * scored).sum() * world_size() / count.clamp(min=1)
 
 
@@ -51,7 +51,7 @@ def info_nce(
     >>> round(info_nce(e, e, i, i, i[:, None], 1.0).item(), 6)  # -log(e / (e + 1))
     0.313262
     """
-    candidates, keys = gather(items), gather(item_keys)  # [N, H], [N]
+    candidates, keys = gather_rows(items), gather_rows(item_keys)  # [N, H], [N]
     rows = torch.arange(queries.shape[0], device=queries.device)
     own = sum(row_counts(items)[: rank()]) + positives  # [B] column of each row's positive
     false_negative = _is_known(torch.cat([known, item_keys[positives][:, None]], 1), keys)  # [B, N]
@@ -77,8 +77,3 @@ def truncate(embeddings: Tensor, dimensions: int) -> Tensor:
     [[1.0]]
     """
     return F.normalize(embeddings[:, :dimensions], dim=-1)
-
-
-def global_loss(share: Tensor) -> float:
-    """The loss over the global batch, from each rank's share: for the log."""
-    return (total(share) / world_size()).item()

@@ -26,7 +26,7 @@ def peak_tflops(device_name: str) -> float | None:
     return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
 
 
-class Shape(NamedTuple):
+class DecoderShape(NamedTuple):
     """A decoder's sizes. `backbone`: parameters of the layers, embeddings aside; `embedding`: of one V × H table."""
 
     layers: int
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
     tied: bool
 
     @classmethod
-    def of(cls, lm: Any) -> "Shape":
+    def of(cls, lm: Any) -> "DecoderShape":
         """The sizes of a transformers causal LM, on any device (`meta` too)."""
         config, table = lm.config, lm.get_input_embeddings().weight
         total = sum(p.numel() for p in lm.parameters())
@@ -52,14 +52,14 @@ class Shape(NamedTuple):
         return self.backbone + self.embedding * (1 if self.tied else 2)
 
 
-def step_flops(shape: Shape, tokens: int, squared_lengths: int, scored: int) -> float:
+def step_flops(shape: DecoderShape, tokens: int, squared_lengths: int, scored: int) -> float:
     """Floating-point operations of forward and backward, as MFU counts them: nothing twice, no padding.
 
     Args:
         tokens: real tokens of all sequences. squared_lengths: Σ length², for causal attention.
         scored: positions that the language-model head runs on.
 
-    >>> step_flops(Shape(0, 0, 1000, 10, True), tokens=2, squared_lengths=0, scored=1)
+    >>> step_flops(DecoderShape(0, 0, 1000, 10, True), tokens=2, squared_lengths=0, scored=1)
     12060.0
     """
     attention = 2 * shape.layers * shape.attention * squared_lengths  # QKᵀ and AV, 2 flops each, half masked
@@ -76,7 +76,7 @@ def mfu(flops: float, seconds: float, peak_tflops: float) -> float:
     return flops / (seconds * peak_tflops * 1e12)
 
 
-class Memory(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """Bytes a worker holds: weights, gradients, optimiser state, activations of the kept graphs, one chunk's logits."""
 
     weights: float
@@ -86,16 +86,23 @@ class Memory(NamedTuple):
     logits: float
 
 
-class Load(NamedTuple):
+class StepSize(NamedTuple):
     """What a step holds at once: padded `tokens` whose activations are kept, positions `scored` in one chunk."""
 
     tokens: int
     scored: int
 
 
-def memory(
-    shape: Shape, sizes: Any, load: Load, trainable: int, workers: int, zero: int, bf16: bool, checkpointing: bool
-) -> Memory:
+def estimate_memory(
+    shape: DecoderShape,
+    sizes: Any,
+    load: StepSize,
+    trainable: int,
+    workers: int,
+    zero: int,
+    bf16: bool,
+    checkpointing: bool,
+) -> MemoryEstimate:
     """An estimate for AdamW with fp32 states, before a run; allocator and communication buffers come on top.
 
     Args:
@@ -104,16 +111,17 @@ def memory(
 
     >>> from types import SimpleNamespace
     >>> sizes = SimpleNamespace(hidden_size=10, intermediate_size=20, vocab_size=50)
-    >>> shape = Shape(layers=2, attention=10, backbone=1000, embedding=500, tied=True)
-    >>> memory(shape, sizes, Load(tokens=3, scored=2), 1500, workers=2, zero=2, bf16=True, checkpointing=False)
-    Memory(weights=3000.0, gradients=1500.0, optimiser=9000.0, activations=1920.0, logits=1000.0)
+    >>> shape = DecoderShape(layers=2, attention=10, backbone=1000, embedding=500, tied=True)
+    >>> step = StepSize(tokens=3, scored=2)
+    >>> estimate_memory(shape, sizes, step, 1500, workers=2, zero=2, bf16=True, checkpointing=False)
+    MemoryEstimate(weights=3000.0, gradients=1500.0, optimiser=9000.0, activations=1920.0, logits=1000.0)
     """
     size = 2 if bf16 else 4
     # of the parts that a gated MLP keeps, about 8 H of the attention block and 4 I of the MLP a token and layer
     # (after Korthikanti et al., arXiv 2205.05198); with checkpointing H alone
     kept = sizes.hidden_size if checkpointing else 8 * sizes.hidden_size + 4 * sizes.intermediate_size
     states = (12 if bf16 else 8) * trainable  # two moments, and fp32 weights where the model is bf16
-    return Memory(
+    return MemoryEstimate(
         weights=size * shape.parameters / (workers if zero == 3 else 1),
         gradients=float(size * trainable / (workers if zero >= 2 else 1)),
         optimiser=states / (workers if zero >= 1 else 1),

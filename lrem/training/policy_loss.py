@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lrem.training.distributed import total, world_size
+from lrem.training.distributed import sum_over_ranks, world_size
 
 Level = Literal["token", "sequence"]
 Baseline = Literal["std", "mean", "leave_one_out"]
@@ -37,10 +37,10 @@ def group_advantage(rewards: Tensor, kind: Baseline = "std", epsilon: float = 1e
     return torch.where(deviation > epsilon, centred / deviation.clamp(min=epsilon), torch.zeros_like(centred))
 
 
-def varied(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:
+def has_reward_variance(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:
     """Which groups teach anything: those whose rewards are not all equal. rewards: [Q, G] → [Q] bool.
 
-    >>> varied(torch.tensor([[1., 3.], [2., 2.]])).tolist()
+    >>> has_reward_variance(torch.tensor([[1., 3.], [2., 2.]])).tolist()
     [True, False]
     """
     return rewards.std(1, unbiased=False) > epsilon
@@ -64,11 +64,11 @@ class Correction(NamedTuple):
 DEFAULT_CLIP = Clip()
 
 
-def ratio(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, level: Level = "token") -> Tensor:
+def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, level: Level = "token") -> Tensor:
     """ρ = π_θ / π_old over the sampled tokens, [B, T]: of each token, or of the whole sequence.
 
     >>> lp, old = torch.log(torch.tensor([[.6, .5]])), torch.log(torch.tensor([[.3, .5]]))
-    >>> [round(x, 4) for x in ratio(lp, old, torch.tensor([[True, True]]))[0].tolist()]
+    >>> [round(x, 4) for x in importance_ratio(lp, old, torch.tensor([[True, True]]))[0].tolist()]
     [2.0, 1.0]
     """
     difference = (log_probs - old_log_probs) * scored
@@ -92,8 +92,8 @@ def token_weights(scored: Tensor, aggregate: Aggregate = "token", longest: int =
     """
     weights = scored.float()
     if aggregate == "token":
-        return weights / total(weights.sum()).clamp(min=1)
-    sequences = total(scored.any(1).sum()).clamp(min=1)
+        return weights / sum_over_ranks(weights.sum()).clamp(min=1)
+    sequences = sum_over_ranks(scored.any(1).sum()).clamp(min=1)
     if aggregate == "constant":
         return weights / (sequences * longest)
     return weights / weights.sum(1, keepdim=True).clamp(min=1) / sequences
@@ -120,10 +120,12 @@ def policy_gradient(
     """
     scored = weights > 0
     if correction is None:
-        rho = ratio(log_probs, old_log_probs, scored, clip.level)  # [B, T]
+        rho = importance_ratio(log_probs, old_log_probs, scored, clip.level)  # [B, T]
     else:
-        rho = ratio(log_probs, log_probs.detach(), scored, clip.level)
-        weights = weights * ratio(log_probs.detach(), old_log_probs, scored, correction.level).clamp(max=correction.cap)
+        rho = importance_ratio(log_probs, log_probs.detach(), scored, clip.level)
+        weights = weights * importance_ratio(log_probs.detach(), old_log_probs, scored, correction.level).clamp(
+            max=correction.cap
+        )
     clipped = rho.clamp(1 - clip.low, 1 + clip.high)
     gain = torch.minimum(rho * advantages[:, None], clipped * advantages[:, None])
     return -(gain * weights).sum() * world_size()
@@ -144,7 +146,7 @@ def kl_to_reference(log_probs: Tensor, reference: Tensor, weights: Tensor) -> Te
     return ((difference.exp() - difference - 1) * weights).sum() * world_size()
 
 
-def clipped(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, clip: Clip = DEFAULT_CLIP) -> Tensor:
+def clipped_tokens(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, clip: Clip = DEFAULT_CLIP) -> Tensor:
     """Which sampled tokens the clip would cut, [B, T] bool; for the log, no gradient."""
-    rho = ratio(log_probs.detach(), old_log_probs, scored, clip.level)
+    rho = importance_ratio(log_probs.detach(), old_log_probs, scored, clip.level)
     return ((rho < 1 - clip.low) | (rho > 1 + clip.high)) & scored

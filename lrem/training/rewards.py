@@ -1,7 +1,7 @@
 """The rewards of stage 2: named, weighted, pure functions of what came of a batch of rollouts.
 
 `format`, `length` and `accuracy` are the paper's; the others are options from its neighbours. A user's own is any
-function Outcome → Tensor [B], named by its import path. Source: paper, "Stage 2".
+function RolloutOutcome → Tensor [B], named by its import path. Source: paper, "Stage 2".
 """
 
 import math
@@ -16,7 +16,7 @@ from lrem.data.words import literals, words
 from lrem.errors import RewardError
 
 
-class Ranking(NamedTuple):
+class TargetRanks(NamedTuple):
     """Where each query's item stands: rank [B] from 1, N candidates, and its margin [B], the item's cosine less the
     best other candidate's."""
 
@@ -25,7 +25,7 @@ class Ranking(NamedTuple):
     margins: Tensor
 
 
-class Outcome(NamedTuple):
+class RolloutOutcome(NamedTuple):
     """What came of B rollouts. Queries and reasonings are text; lengths count the reasoning's tokens."""
 
     queries: list[str]
@@ -33,13 +33,15 @@ class Outcome(NamedTuple):
     well_formed: Tensor  # [B] bool
     lengths: Tensor  # [B]
     budget: int
-    ranking: Ranking
+    ranking: TargetRanks
 
 
-Reward = Callable[[Outcome], Tensor]
+Reward = Callable[[RolloutOutcome], Tensor]
 
 
-def rank(queries: Tensor, wanted: Tensor, items: Tensor, keys: Tensor, known: Tensor | None = None) -> Ranking:
+def rank_targets(
+    queries: Tensor, wanted: Tensor, items: Tensor, keys: Tensor, known: Tensor | None = None
+) -> TargetRanks:
     """rank(d_i) = 1 + Σ_j 1[s(q, d_j) > s(q, d_i)] over distinct products, strictly greater: a tie costs nothing.
 
     Args:
@@ -48,7 +50,7 @@ def rank(queries: Tensor, wanted: Tensor, items: Tensor, keys: Tensor, known: Te
         known: [B, P] keys of other products that are relevant too; these cost nothing either.
 
     >>> items = torch.tensor([[1., 0.], [0., 1.], [1., 0.]])
-    >>> ranking = rank(torch.tensor([[.6, .8]]), torch.tensor([5]), items, torch.tensor([5, 7, 5]))
+    >>> ranking = rank_targets(torch.tensor([[.6, .8]]), torch.tensor([5]), items, torch.tensor([5, 7, 5]))
     >>> ranking.ranks.tolist(), ranking.candidates
     ([2], 2)
     """
@@ -66,32 +68,32 @@ def rank(queries: Tensor, wanted: Tensor, items: Tensor, keys: Tensor, known: Te
         others = others.masked_fill(relevant, -math.inf)
     best = others.max(1).values if others.shape[1] > 1 else own[:, 0]
     margins = torch.where(best.isinf(), torch.zeros_like(best), own[:, 0] - best)
-    return Ranking(1 + (others > own).sum(1), len(distinct), margins)
+    return TargetRanks(1 + (others > own).sum(1), len(distinct), margins)
 
 
-def nearest(queries: Tensor, items: Tensor, count: int) -> Tensor:
+def nearest_items(queries: Tensor, items: Tensor, count: int) -> Tensor:
     """Places of the items that are among the `count` nearest of some query, ascending; [K ≤ B · count].
 
     Args:
         queries: [B, H] unit. items: [M, H] unit.
 
-    >>> nearest(torch.tensor([[1., 0.], [.8, .6]]), torch.tensor([[0., 1.], [1., 0.], [-1., 0.]]), 1).tolist()
+    >>> nearest_items(torch.tensor([[1., 0.], [.8, .6]]), torch.tensor([[0., 1.], [1., 0.], [-1., 0.]]), 1).tolist()
     [1]
     """
     return (queries @ items.T).topk(min(count, len(items)), dim=1).indices.unique()
 
 
-def format_reward(outcome: Outcome) -> Tensor:
+def format_reward(outcome: RolloutOutcome) -> Tensor:
     """r_format: 1 for `<think> … </think><emb>`, else 0."""
     return outcome.well_formed.float()
 
 
-def length_reward(outcome: Outcome) -> Tensor:
+def length_reward(outcome: RolloutOutcome) -> Tensor:
     """r_length: 1 if the reasoning has at most `budget` tokens, else 0."""
     return (outcome.lengths <= outcome.budget).float()
 
 
-def accuracy_reward(outcome: Outcome) -> Tensor:
+def accuracy_reward(outcome: RolloutOutcome) -> Tensor:
     """r_acc = 1 − log rank / log N: 1 at rank 1, 0 at rank N.
 
     Raises:
@@ -103,7 +105,7 @@ def accuracy_reward(outcome: Outcome) -> Tensor:
     return 1 - torch.log(ranks.float()) / math.log(candidates)
 
 
-def top_ranks_reward(outcome: Outcome) -> Tensor:
+def top_ranks_reward(outcome: RolloutOutcome) -> Tensor:
     """Straight lines in place of the logarithm: 1 → ½ over ranks 1 to 10, ½ → 0 over 11 to 100, 0 beyond.
 
     Less convex at the top, where 1 − log rank favours betting on one keyword. Source: ConvSearch-R1 (arXiv
@@ -114,12 +116,12 @@ def top_ranks_reward(outcome: Outcome) -> Tensor:
     return torch.where(ranks <= 10, top, middle.clamp(min=0))
 
 
-def margin_reward(outcome: Outcome) -> Tensor:
+def margin_reward(outcome: RolloutOutcome) -> Tensor:
     """½ + ¼ of (the wanted item's cosine less the best other's), in [0, 1]: goes on where a rank is 1 already."""
     return 0.5 + outcome.ranking.margins / 4
 
 
-def exclusivity_reward(outcome: Outcome) -> Tensor:
+def exclusivity_reward(outcome: RolloutOutcome) -> Tensor:
     """Share of the reasoning's words that the query does not have: repeating it is no reasoning.
 
     Source: Retrieval-GRPO (arXiv 2511.13885), "exclusivity".
@@ -127,7 +129,7 @@ def exclusivity_reward(outcome: Outcome) -> Tensor:
     return _each(outcome, _new_words)
 
 
-def literals_reward(outcome: Outcome) -> Tensor:
+def literals_reward(outcome: RolloutOutcome) -> Tensor:
     """1 unless the reasoning holds a literal (a word with a digit, as a model number) that the query does not have.
 
     Source: PROSPER (arXiv 2510.18527): expansions that invent literal terms lead astray.
@@ -135,7 +137,7 @@ def literals_reward(outcome: Outcome) -> Tensor:
     return _each(outcome, lambda query, reasoning: float(not literals(reasoning) - literals(query)))
 
 
-def _each(outcome: Outcome, score: Callable[[str, str], float]) -> Tensor:
+def _each(outcome: RolloutOutcome, score: Callable[[str, str], float]) -> Tensor:
     values = [score(query, text) for query, text in zip(outcome.queries, outcome.reasonings, strict=True)]
     return torch.tensor(values, device=outcome.lengths.device)
 
@@ -156,7 +158,7 @@ BUILT_IN: dict[str, Reward] = {
 }
 
 
-def find(name: str) -> Reward:
+def load_reward(name: str) -> Reward:
     """A built-in reward by name, or a user's own by `module:function`.
 
     Raises:
@@ -173,11 +175,11 @@ def find(name: str) -> Reward:
         raise RewardError(f"reward '{name}' cannot be imported ({error}): is its package on every worker?") from error
 
 
-def evaluate(outcome: Outcome, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+def combine_rewards(outcome: RolloutOutcome, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
     """r = Σ w·r_part [B], and the parts by name [B] each. Malformed output earns nothing, so no part may be negative.
 
     Args:
-        weights: name (see `find`) → weight; a part of weight 0 is left out.
+        weights: name (see `load_reward`) → weight; a part of weight 0 is left out.
 
     Raises:
         RewardError: a part is not [B] finite numbers from 0 up.
@@ -186,7 +188,7 @@ def evaluate(outcome: Outcome, weights: Mapping[str, float]) -> tuple[Tensor, di
     for name, weight in weights.items():
         if weight == 0:
             continue
-        value = find(name)(outcome).float()
+        value = load_reward(name)(outcome).float()
         if value.shape != outcome.lengths.shape:
             raise RewardError(f"reward '{name}' gave {tuple(value.shape)} values for {len(outcome.queries)} rollouts")
         if not value.isfinite().all() or (value < 0).any():

@@ -11,7 +11,7 @@ class Rollout(NamedTuple):
     version: int
 
 
-class Loaded(NamedTuple):
+class LoadReport(NamedTuple):
     """What an engine says of the weights it took: their version and checksum, and a probe of what it now samples."""
 
     version: int
@@ -19,7 +19,7 @@ class Loaded(NamedTuple):
     probe: list[Rollout]
 
 
-class Reasoned(NamedTuple):
+class ReasoningResponse(NamedTuple):
     """The reasonings of each query, None where it was not thought over, and the seconds until that was decided."""
 
     reasonings: list[list[str] | None]

@@ -31,8 +31,7 @@ from ray_apps.cluster.progress import console
 from ray_apps.cluster.resources import bundle
 from ray_apps.indexing.embed import build_index, embed
 from ray_apps.llm.client import ask as ask_model
-from ray_apps.rollouts.client import ask as ask_pool
-from ray_apps.rollouts.client import start_pool, stop_pool, wait
+from ray_apps.rollouts.client import await_pool, get_within, start_pool, stop_pool
 
 BATCH = 256  # queries of one call to an actor
 
@@ -226,7 +225,7 @@ def think(config: Config, folder: Path, searcher: Any, queries: list[str], sampl
 
     def reason(texts: list[str], temperature: float = 0.0, seeds: list[int] | None = None) -> list[str]:
         asked = pool.reason.remote(texts, temperature, seeds, True)
-        return list(ask_pool(pool, asked, config, "the reasonings")) if texts else []
+        return list(await_pool(pool, asked, config, "the reasonings")) if texts else []
 
     try:
         reason(queries[:1])  # the engine is warm
@@ -265,5 +264,5 @@ def _in_batches(method: Any, config: Config, texts: list[str], more: Any = None)
 
 def _call(reference: Any, config: Config) -> Any:
     what = f"a model to load, or to embed and search {BATCH} queries (rollout.timeout_s)"
-    [found] = wait([reference], config.rollout.timeout_s, what)
+    [found] = get_within([reference], config.rollout.timeout_s, what)
     return found

@@ -40,7 +40,7 @@ def start_pool(folder: Path, config: Config, workers: int = 0, started: bool = F
     pool = actor.remote(str(folder), config, ENGINES.get(rollout.engine, rollout.engine), gpus, share)
     try:
         with reserve(training if plan.shared else [], what, limit, config.placement.workers):
-            ask(pool, pool.start.remote(), config, f"its start on {folder}")
+            await_pool(pool, pool.start.remote(), config, f"its start on {folder}")
     except BaseException:
         stop_pool(pool)
         raise
@@ -54,7 +54,7 @@ def stop_pool(pool: ActorHandle) -> None:
     ray.kill(pool)
 
 
-def ask(pool: ActorHandle, asked: Any, config: Config, what: str) -> Any:
+def await_pool(pool: ActorHandle, asked: Any, config: Config, what: str) -> Any:
     """The pool's answer. It may take long, while the pool gets on: calls are answered, or engines replaced.
 
     Raises:
@@ -75,7 +75,7 @@ def ask(pool: ActorHandle, asked: Any, config: Config, what: str) -> Any:
         raise RolloutError(f"the rollout pool was lost while asked for {what}: run again with --resume") from error
 
 
-def wait(references: list[Any], timeout_s: float, what: str) -> list[Any]:
+def get_within(references: list[Any], timeout_s: float, what: str) -> list[Any]:
     """ray.get with a deadline whose error says what was waited for.
 
     Raises:

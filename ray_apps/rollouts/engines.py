@@ -18,8 +18,8 @@ from lrem.config import RolloutConfig
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import Sequences, pad
 from lrem.modeling.template import Renderer, Template
-from lrem.training.rollout import Loaded, Rollout
-from ray_apps.rollouts.weight_sync import Weights, checksum, unpack
+from lrem.training.rollout import LoadReport, Rollout
+from ray_apps.rollouts.weight_sync import PackedState, state_checksum, unpack_state
 
 GREEDY, SAMPLED = {"do_sample": False}, {"do_sample": True, "top_k": 0, "top_p": 1.0}
 PROBE_QUERY, PROBE_WORDS = "red shoes for the rain", "boots, waterproof, leather shoes, rubber sole"
@@ -50,7 +50,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: PackedState) -> None:
         """Replace all weights, and forget what was computed with the old ones."""
 
     def sample(self, queries: list[str], n: int, seeds: list[int] | None = None) -> list[list[Rollout]]:
@@ -76,12 +76,12 @@ class Engine(ABC):
         groups = self.generate(prompts, 1, temperature, budget, stop, seeds, int(must_think))
         return [renderer.thought(group[0].tokens) for group in groups]
 
-    def update_weights(self, weights: Weights, version: int) -> Loaded:
+    def update_weights(self, weights: PackedState, version: int) -> LoadReport:
         """Take a whole new policy under its version; the answer is for the sender to compare with its own."""
-        found = checksum(weights)
+        found = state_checksum(weights)
         self.load(weights)
         self.version = version
-        return Loaded(version, found, self.probe())
+        return LoadReport(version, found, self.probe())
 
     def probe(self) -> list[Rollout]:
         """One token after each of `probe_prompts`, sampled as rollouts are: cheap, and it goes through every layer."""
@@ -96,9 +96,9 @@ def probe_prompts(renderer: Renderer) -> list[list[int]]:
     return [prompt + words[:end] for end in range(0, len(words), 2)]
 
 
-def expected(
-    score: Callable[[Sequences], Tensor], renderer: Renderer, found: dict[str, Loaded], version: int, sent: int
-) -> Iterator[tuple[str, Loaded, Loaded]]:
+def expected_reports(
+    score: Callable[[Sequences], Tensor], renderer: Renderer, found: dict[str, LoadReport], version: int, sent: int
+) -> Iterator[tuple[str, LoadReport, LoadReport]]:
     """Each engine's answer to a sync, and what it should have been: its tokens with our own log-probabilities.
 
     Args:
@@ -112,7 +112,7 @@ def expected(
     own = iter([log_probs[i, len(prompt)].item() for i, prompt in enumerate(prompts)])
     for name, loaded in found.items():
         probe = [Rollout(rollout.tokens, [next(own)], version) for rollout in loaded.probe]
-        yield name, loaded, Loaded(version, sent, probe)
+        yield name, loaded, LoadReport(version, sent, probe)
 
 
 class VllmEngine(Engine):
@@ -181,13 +181,13 @@ class VllmEngine(Engine):
         outputs = self.llm.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
         return [[self._rollout(completion) for completion in output.outputs] for output in outputs]
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: PackedState) -> None:
         """In one call: pieces would silently corrupt some models.
 
         Raises:
             RuntimeError: cached prefixes of the old policy could not be dropped.
         """
-        self.llm.collective_rpc(_reload, args=(unpack(weights),))
+        self.llm.collective_rpc(_reload, args=(unpack_state(weights),))
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a weight update: requests were still running")
 
@@ -252,6 +252,6 @@ class TransformersEngine(Engine):
         end = next((i + 1 for i, token in enumerate(tokens) if token in stop), len(tokens))
         return Rollout(tokens[:end], log_probs[:end], self.version)
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: PackedState) -> None:
         """Into the module's own parameters."""
-        self.model.lm.load_state_dict(dict(unpack(weights)))
+        self.model.lm.load_state_dict(dict(unpack_state(weights)))

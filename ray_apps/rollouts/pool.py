@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lrem.config import Config
 from lrem.errors import RolloutError
-from lrem.training.rollout import Loaded, Rollout
+from lrem.training.rollout import LoadReport, Rollout
 from ray_apps.cluster import metrics
 from ray_apps.cluster.resources import Bundle, bundle, shortage_message
 
@@ -36,10 +36,10 @@ ENGINES = {
 }
 
 
-class Synced(NamedTuple):
+class SyncReport(NamedTuple):
     """What a sync left behind: what each engine says it loaded, by its name."""
 
-    loaded: dict[str, Loaded]
+    loaded: dict[str, LoadReport]
     waited: float  # seconds for the calls before it
     restarts: int  # engines replaced so far
 
@@ -95,7 +95,7 @@ class RolloutPool:
         self.open.set()
         self.quiet.set()
         self.weights: list[Any] = []  # a reference to the present weights, once there has been a sync
-        self.present: Loaded | None = None
+        self.present: LoadReport | None = None
         self.starting, self.syncing = asyncio.Lock(), asyncio.Lock()
 
     async def start(self) -> list[str]:
@@ -145,7 +145,7 @@ class RolloutPool:
 
         return await self._spread(len(queries), call, "reason")
 
-    async def sync(self, weights: list[Any], version: int) -> Synced:
+    async def sync(self, weights: list[Any], version: int) -> SyncReport:
         """Give every engine the weights under `version`, once the calls before are done.
 
         Args:
@@ -165,7 +165,7 @@ class RolloutPool:
                 loaded = await asyncio.gather(*(self._update(member, weights, version) for member in self.members))
                 self.present = loaded[0]
                 metrics.gauge("rollout_version", version, run=self.run)
-                return Synced(dict(zip((m.name for m in self.members), loaded, strict=True)), waited, self.restarts)
+                return SyncReport(dict(zip((m.name for m in self.members), loaded, strict=True)), waited, self.restarts)
             finally:
                 self.open.set()
 
@@ -216,12 +216,14 @@ class RolloutPool:
             if self.busy == 0:
                 self.quiet.set()
 
-    async def _update(self, member: _Member, weights: list[Any], version: int) -> Loaded:
+    async def _update(self, member: _Member, weights: list[Any], version: int) -> LoadReport:
         """Weights into one engine; one that dies is replaced, one that hangs is an error: the fault may be theirs."""
         limit = self.rollout.sync_timeout_s
         while True:
             try:
-                loaded: Loaded = await _within(member.actor.call.remote("update_weights", weights[0], version), limit)
+                loaded: LoadReport = await _within(
+                    member.actor.call.remote("update_weights", weights[0], version), limit
+                )
                 break
             except TimeoutError as error:
                 raise RolloutError(
@@ -251,7 +253,7 @@ class RolloutPool:
         await self._ready(member)
         if self.present is not None:
             loaded = await self._update(member, self.weights, self.present.version)
-            compare(member.name, loaded, self.present, self.rollout.probe_tolerance)
+            check_load_report(member.name, loaded, self.present, self.rollout.probe_tolerance)
 
     async def _reserve(self) -> None:
         """Room for all engines at once; `close` gives it back."""
@@ -312,7 +314,7 @@ def _short(error: Exception) -> str:
     return "was lost" if isinstance(error, RayActorError) else f"failed ({cause or error})"
 
 
-def compare(name: str, loaded: Loaded, expected: Loaded, tolerance: float) -> None:
+def check_load_report(name: str, loaded: LoadReport, expected: LoadReport, tolerance: float) -> None:
     """Check what an engine says against what it should say.
 
     Raises:

@@ -9,13 +9,13 @@ import warnings
 import numpy as np
 import torch
 
-Weights = list[tuple[str, str, tuple[int, ...], np.ndarray]]  # name, dtype, shape, bytes
+PackedState = list[tuple[str, str, tuple[int, ...], np.ndarray]]  # name, dtype, shape, bytes
 
 
-def pack(state: dict[str, torch.Tensor]) -> Weights:
+def pack_state(state: dict[str, torch.Tensor]) -> PackedState:
     """A state dict as bytes, in its order; CPU tensors are not copied.
 
-    >>> [(name, kind, shape, len(data)) for name, kind, shape, data in pack({"w": torch.zeros(2, 3)})]
+    >>> [(name, kind, shape, len(data)) for name, kind, shape, data in pack_state({"w": torch.zeros(2, 3)})]
     [('w', 'float32', (2, 3), 24)]
     """
     return [
@@ -29,7 +29,7 @@ def pack(state: dict[str, torch.Tensor]) -> Weights:
     ]
 
 
-def unpack(weights: Weights) -> list[tuple[str, torch.Tensor]]:
+def unpack_state(weights: PackedState) -> list[tuple[str, torch.Tensor]]:
     """The named tensors, over the same memory: they are to be read only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -39,11 +39,11 @@ def unpack(weights: Weights) -> list[tuple[str, torch.Tensor]]:
         ]
 
 
-def checksum(weights: Weights) -> int:
+def state_checksum(weights: PackedState) -> int:
     """The sum of all bytes, each weighted by its tensor's place: any byte that differs alone changes it.
 
-    >>> one, other = pack({"w": torch.tensor([1.0, 2.0])}), pack({"w": torch.tensor([1.0, 2.5])})
-    >>> checksum(one) == checksum(one), checksum(one) == checksum(other)
+    >>> one, other = pack_state({"w": torch.tensor([1.0, 2.0])}), pack_state({"w": torch.tensor([1.0, 2.5])})
+    >>> state_checksum(one) == state_checksum(one), state_checksum(one) == state_checksum(other)
     (True, False)
     """
     total = 0

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from lrem.config import RolloutConfig
 from lrem.modeling.model import fingerprint
-from lrem.training.rollout import Reasoned
+from lrem.training.rollout import ReasoningResponse
 from ray_apps.rollouts.engines import VllmEngine
 
 IDLE_S = 60.0  # that the stepping thread waits for work at a time
@@ -33,7 +33,7 @@ def require_model(folder: str, model: str) -> None:
         raise ValueError(f"{folder} now holds model {found}, the application serves {model}: start it again")
 
 
-class Asked(NamedTuple):
+class EngineRequest(NamedTuple):
     """A request to the engine: its prompt, where the answer goes, None to abort it, and what may end it at once."""
 
     name: str
@@ -43,7 +43,7 @@ class Asked(NamedTuple):
     enough: Callable[[Any], bool] | None
 
 
-class Stepper:
+class EngineLoop:
     """An engine in a thread of its own: it steps as long as there is work, and takes in what came between two steps.
 
     Args:
@@ -51,8 +51,8 @@ class Stepper:
     """
 
     def __init__(self, make: Callable[[], VllmEngine]) -> None:
-        self._inbox: queue.SimpleQueue[Asked] = queue.SimpleQueue()
-        self._waiting: dict[str, Asked] = {}
+        self._inbox: queue.SimpleQueue[EngineRequest] = queue.SimpleQueue()
+        self._waiting: dict[str, EngineRequest] = {}
         self._made: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.failure: BaseException | None = None
         self.aborted = 0  # requests that were taken out for callers who left
@@ -79,11 +79,11 @@ class Stepper:
             loop.call_soon_threadsafe(_settle, future, result)
 
         name = uuid.uuid4().hex
-        self._inbox.put(Asked(name, {"prompt_token_ids": prompt}, params, answer, enough))
+        self._inbox.put(EngineRequest(name, {"prompt_token_ids": prompt}, params, answer, enough))
         try:
             return list(await future)
         except asyncio.CancelledError:
-            self._inbox.put(Asked(name, None, None, None, None))
+            self._inbox.put(EngineRequest(name, None, None, None, None))
             raise
 
     def _run(self, make: Callable[[], VllmEngine]) -> None:
@@ -109,7 +109,7 @@ class Stepper:
                     asked.answer(error)
             raise
 
-    def _add(self, engine: Any, asked: Asked) -> None:
+    def _add(self, engine: Any, asked: EngineRequest) -> None:
         self._waiting[asked.name] = asked
         try:
             engine.add_request(asked.name, asked.prompt, asked.params)
@@ -162,7 +162,7 @@ class Reasoner:
 
     async def __init__(self, folder: str, model: str, config: RolloutConfig) -> None:  # type: ignore[misc]
         require_model(folder, model)
-        self.stepper = Stepper(lambda: VllmEngine(folder, config, logprobs="raw_logprobs"))
+        self.stepper = EngineLoop(lambda: VllmEngine(folder, config, logprobs="raw_logprobs"))
         self.renderer, self.temperature = self.stepper.engine.renderer, config.temperature
         await self.reason(["warm up"], 1, None)  # seconds that no request should wait for
 
@@ -180,7 +180,7 @@ class Reasoner:
         self.check_health()
         return self.stepper.aborted
 
-    async def reason(self, queries: list[str], count: int, think_below: float | None) -> Reasoned:
+    async def reason(self, queries: list[str], count: int, think_below: float | None) -> ReasoningResponse:
         """`count` reasonings of each query: the greedy one if it is one, else samples, the same ones each time.
 
         Args:
@@ -188,7 +188,7 @@ class Reasoner:
                 `<think>` at once, is below this; None thinks always. Who thinks writes one token at least.
         """
         if think_below is None:
-            return Reasoned(await self._think(queries, count), 0.0)
+            return ReasoningResponse(await self._think(queries, count), 0.0)
         begun = time.perf_counter()
         if count == 1:
             return await self._decide(queries, think_below)
@@ -196,13 +196,13 @@ class Reasoner:
         decided_s = time.perf_counter() - begun
         hard = [query for query, chance in zip(queries, chances, strict=True) if chance < think_below]
         made = iter(await self._think(hard, count))
-        return Reasoned([next(made) if chance < think_below else None for chance in chances], decided_s)
+        return ReasoningResponse([next(made) if chance < think_below else None for chance in chances], decided_s)
 
     async def _think(self, queries: list[str], count: int) -> list[list[str] | None]:
         asked = (self._generate(q, self._params(q, count, False)) for q in queries)
         return [self._texts(completions) for completions in await asyncio.gather(*asked)]
 
-    async def _decide(self, queries: list[str], think_below: float) -> Reasoned:
+    async def _decide(self, queries: list[str], think_below: float) -> ReasoningResponse:
         """Greedy reasonings that are ended at their first token where that tells that none is needed."""
         begun, first = time.perf_counter(), 0.0
 
@@ -213,7 +213,7 @@ class Reasoner:
 
         asked = (self._generate(q, self._params(q, 1, True), enough) for q in queries)
         found = await asyncio.gather(*asked)
-        return Reasoned([None if self._chance(c) >= think_below else self._texts(c) for c in found], first)
+        return ReasoningResponse([None if self._chance(c) >= think_below else self._texts(c) for c in found], first)
 
     async def chances(self, queries: list[str]) -> list[float]:
         """The chance of an empty thought for each query, 0 to 1."""

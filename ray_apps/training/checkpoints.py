@@ -21,7 +21,7 @@ import torch
 
 from lrem.errors import DamagedCheckpoint, DataError
 from lrem.modeling.model import RECORD
-from lrem.training.distributed import rank, total, world_size
+from lrem.training.distributed import rank, sum_over_ranks, world_size
 from ray_apps.training.launch import full_state
 
 STATE, CURSOR, PREVIOUS = "state", "cursor.json", "previous"
@@ -225,4 +225,4 @@ def _merit(path: Path) -> tuple[float, str]:
 
 def _meet(engine: Any) -> None:
     """Wait for every rank."""
-    total(torch.zeros(1, device=engine.device))
+    sum_over_ranks(torch.zeros(1, device=engine.device))

@@ -20,9 +20,9 @@ from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.lora import add_lora, split_state
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
-from lrem.training.cold_start_step import Batch, accumulate_gradients, collate, state_gradient_norms
-from lrem.training.distributed import rank, total, world_size
-from lrem.training.memory_estimate import Shape, mfu, peak_tflops, step_flops
+from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients, collate, state_gradient_norms
+from lrem.training.distributed import rank, sum_over_ranks, world_size
+from lrem.training.memory_estimate import DecoderShape, mfu, peak_tflops, step_flops
 from ray_apps.cluster.session import cluster
 from ray_apps.training import corpus, dev_set
 from ray_apps.training.checkpoints import Checkpoints
@@ -109,7 +109,7 @@ class Trainer(StageTrainer):
 
     def prepare(self, model: ReasoningEmbedder) -> None:
         """Low-rank adapters, where they are asked for; the shape is the model's without them."""
-        self.shape = Shape.of(model.lm)
+        self.shape = DecoderShape.of(model.lm)
         if self.stage.lora.rank:
             _adapt(model, self.stage)
 
@@ -133,9 +133,9 @@ class Trainer(StageTrainer):
         phases = {name: end - begin for name, begin, end in zip(names, clock, clock[1:], strict=False)}
         return values | {"epoch": place.epoch} | phases | self._speed(batch, clock[-1] - clock[0])
 
-    def _speed(self, batch: Batch, seconds: float) -> dict[str, float]:
+    def _speed(self, batch: ColdStartBatch, seconds: float) -> dict[str, float]:
         """tokens/s of all workers together, and MFU where the device's peak is known."""
-        work = total(torch.tensor(batch.work, dtype=torch.float64, device=self.engine.device)).tolist()
+        work = sum_over_ranks(torch.tensor(batch.work, dtype=torch.float64, device=self.engine.device)).tolist()
         speed = {"tokens_per_s": work[0] / seconds}
         if self.peak:
             flops = step_flops(self.shape, *(int(part) for part in work))

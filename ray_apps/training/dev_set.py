@@ -13,8 +13,8 @@ from lrem.config import CheckpointConfig, Config
 from lrem.data.schema import TRIPLETS, read_items, read_table
 from lrem.errors import DataError
 from lrem.evaluation.metrics import per_query, summarise
-from lrem.training.distributed import gather, rank, world_size
-from lrem.training.gradcache import cut
+from lrem.training.distributed import gather_rows, rank, world_size
+from lrem.training.gradcache import make_chunks
 
 
 class DevSet(NamedTuple):
@@ -81,8 +81,8 @@ def measure(engine: Any, dev: DevSet, k: int, chunk_tokens: int) -> dict[str, fl
 def _encode(engine: Any, rows: list[list[int]], chunk_tokens: int) -> torch.Tensor:
     """Unit embeddings [N, H] of all rows, each rank embedding a share."""
     mine = list(range(rank(), len(rows), world_size())) or [0]
-    embeddings = gather(encode_rows(engine, [rows[i] for i in mine], chunk_tokens))
-    places = gather(torch.tensor(mine, device=engine.device))
+    embeddings = gather_rows(encode_rows(engine, [rows[i] for i in mine], chunk_tokens))
+    places = gather_rows(torch.tensor(mine, device=engine.device))
     return torch.empty(len(rows), embeddings.shape[1], device=engine.device).index_copy_(0, places, embeddings)
 
 
@@ -90,7 +90,7 @@ def _encode(engine: Any, rows: list[list[int]], chunk_tokens: int) -> torch.Tens
 def encode_rows(engine: Any, rows: list[list[int]], chunk_tokens: int) -> torch.Tensor:
     """Unit embeddings [n, H] of this rank's rows, at least one; equally many forwards on every rank."""
     engine.eval()
-    parts = cut(rows, None, 0, chunk_tokens, engine.device)
+    parts = make_chunks(rows, None, 0, chunk_tokens, engine.device)
     found = torch.cat([engine(part.sequences).embeddings[: len(part.rows)] for part in parts])
     engine.train()
     return torch.empty_like(found).index_copy_(0, torch.cat([part.rows for part in parts]), found)

@@ -9,10 +9,10 @@ from lrem.config import ColdStartConfig, Config, ModelConfig
 from lrem.data.schema import RL_PAIRS, TRIPLETS, open_table
 from lrem.errors import DataError
 from lrem.modeling.lora import adapt
-from lrem.modeling.model import small_config, with_limits
+from lrem.modeling.model import override_limits, small_qwen2_config
 from lrem.modeling.template import COMPACT
 from lrem.training.batching import steps_per_epoch
-from lrem.training.memory_estimate import Load, Shape, memory
+from lrem.training.memory_estimate import DecoderShape, StepSize, estimate_memory
 
 
 def plan(config: Config, stage: ColdStartConfig) -> str:
@@ -24,11 +24,11 @@ def plan(config: Config, stage: ColdStartConfig) -> str:
     sizes = _sizes(config.model)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(sizes)
-        shape = Shape.of(lm)
+        shape = DecoderShape.of(lm)
         trained = adapt(lm, stage.lora, [0, 1, 2]) if stage.lora.rank else lm  # any three: it is their number
         trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     optim = stage.optim
-    held = memory(
+    held = estimate_memory(
         shape,
         sizes,
         _load(config, stage),
@@ -48,7 +48,7 @@ def plan(config: Config, stage: ColdStartConfig) -> str:
 
 def _sizes(model: ModelConfig) -> PretrainedConfig:
     if not model.source:
-        return small_config(model)
+        return small_qwen2_config(model)
     try:
         return AutoConfig.from_pretrained(model.source)
     except OSError as error:
@@ -67,12 +67,12 @@ def _steps(config: Config, stage: ColdStartConfig) -> str:
     return f"rows {rows}, epochs {stage.epochs}, steps {steps} ({stage.workers} workers x {stage.batch_size} rows)"
 
 
-def _load(config: Config, stage: ColdStartConfig) -> Load:
+def _load(config: Config, stage: ColdStartConfig) -> StepSize:
     """At most every sequence of the step at its full length; a chat template's fixed words come on top."""
-    limits = with_limits(COMPACT, config.model)
+    limits = override_limits(COMPACT, config.model)
     completion = limits.budget + 3
     query, item = limits.max_query_tokens + completion, limits.max_item_tokens
     whole = stage.batch_size * (query + item)
     kept = whole if stage.graph_tokens is None else min(whole, max(stage.graph_tokens, stage.chunk_tokens))
     scored = min(stage.batch_size, stage.chunk_tokens // query) * completion if stage.objective == "joint" else 0
-    return Load(kept, scored)
+    return StepSize(kept, scored)

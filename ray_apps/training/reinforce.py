@@ -25,15 +25,15 @@ from lrem.data.schema import NEGATIVES, RL_PAIRS, read_items, read_table
 from lrem.errors import DataError, RewardError, RolloutError
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from lrem.modeling.sequences import Group, Sequences
-from lrem.training.distributed import gather, rank, total, world_size
-from lrem.training.grpo_step import Candidates, Step, accumulate_gradients, collate
-from lrem.training.rewards import find, nearest
+from lrem.training.distributed import gather_rows, rank, sum_over_ranks, world_size
+from lrem.training.grpo_step import Candidates, GrpoStepResult, accumulate_gradients, collate
+from lrem.training.rewards import load_reward, nearest_items
 from lrem.training.rollout import Rollout
 from ray_apps.cluster.session import cluster
-from ray_apps.rollouts.client import ask, start_pool, stop_pool
-from ray_apps.rollouts.engines import expected
-from ray_apps.rollouts.pool import Synced, compare
-from ray_apps.rollouts.weight_sync import checksum, pack
+from ray_apps.rollouts.client import await_pool, start_pool, stop_pool
+from ray_apps.rollouts.engines import expected_reports
+from ray_apps.rollouts.pool import SyncReport, check_load_report
+from ray_apps.rollouts.weight_sync import pack_state, state_checksum
 from ray_apps.training import dev_set
 from ray_apps.training.checkpoints import Checkpoints
 from ray_apps.training.launch import Place, Row, engine_backward, fit, full_state, update
@@ -88,7 +88,7 @@ def _check(config: Config) -> None:
     rl = config.reinforce
     try:
         for name in rl.rewards.weights():
-            find(name)
+            load_reward(name)
     except RewardError as error:
         raise DataError(f"reinforce.rewards: {error}") from error
     if rl.batch_size * rl.workers + rl.extra_candidates < 2:
@@ -173,7 +173,9 @@ class Trainer(StageTrainer):
         phases = {name: end - begin for name, begin, end in zip(names, clock, clock[1:], strict=False)}
         phases["sync_s"] -= synced.waited  # for rollouts of the next step, where these are sampled ahead
         phases["rollout_s"] += synced.waited
-        samples = total(torch.tensor(float(len(rows) * self.stage.group_size), device=self.engine.device)).item()
+        samples = sum_over_ranks(
+            torch.tensor(float(len(rows) * self.stage.group_size), device=self.engine.device)
+        ).item()
         return values | phases | {"samples_per_s": samples / (clock[-1] - clock[0]), "actor_restarts": synced.restarts}
 
     def rollouts(self, place: Place) -> tuple[list[Row], list[list[Rollout]]]:
@@ -189,7 +191,7 @@ class Trainer(StageTrainer):
             asked = self.pool.sample.remote([row["query"] for row in rows], self.stage.group_size, seeds)
             self.waiting.append((rows, asked))
         rows, asked = self.waiting.popleft()
-        groups = ask(self.pool, asked, self.config, f"the rollouts of step {place.step + 1}")
+        groups = await_pool(self.pool, asked, self.config, f"the rollouts of step {place.step + 1}")
         oldest = min(rollout.version for group in groups for rollout in group)
         if self.version - oldest > self.stage.staleness:
             raise RolloutError(
@@ -218,7 +220,7 @@ class Trainer(StageTrainer):
         check_finite(place.step + 1, found.values)  # before the weights take it
         self._write_samples(place.step + 1, batch.reasonings, rows, rollouts, found)
         lags = (self.version - batch.versions).float().to(engine.device)
-        staleness = total(lags.sum()) / total(torch.tensor(float(lags.numel()), device=engine.device))
+        staleness = sum_over_ranks(lags.sum()) / sum_over_ranks(torch.tensor(float(lags.numel()), device=engine.device))
         values = found.values | {"staleness": staleness.item(), "lr": engine.get_lr()[0]}
         return values | {"grad_norm": update(engine), "epoch": place.epoch}
 
@@ -246,8 +248,8 @@ class Trainer(StageTrainer):
         if self.index is None or step % rl.refresh == 0:
             self.index = self.embed(mine)
         asked = [group.prompt + group.completions[0] for group in groups]
-        queries = gather(dev_set.encode_rows(self.engine, asked, rl.chunk_tokens))
-        found: np.ndarray = mine[nearest(queries, self.index, rl.hard_candidates).cpu().numpy()]
+        queries = gather_rows(dev_set.encode_rows(self.engine, asked, rl.chunk_tokens))
+        found: np.ndarray = mine[nearest_items(queries, self.index, rl.hard_candidates).cpu().numpy()]
         return found
 
     def embed(self, numbers: np.ndarray) -> torch.Tensor:
@@ -255,7 +257,7 @@ class Trainer(StageTrainer):
         rows = [self.engine.module.renderer.item(title) for title in self.items["title"].take(numbers).to_pylist()]
         return dev_set.encode_rows(self.engine, rows, self.stage.chunk_tokens)
 
-    def sync(self, version: int) -> Synced:
+    def sync(self, version: int) -> SyncReport:
         """Push the whole state to every engine under `version`, and check that they sample the trainer's policy.
 
         Every rank calls, and each meets a failure alike.
@@ -263,18 +265,18 @@ class Trainer(StageTrainer):
         Raises:
             RolloutError: an engine did not take the weights in time, or samples another policy; it is named.
         """
-        weights = pack(full_state(self.engine))  # nothing but on rank 0
-        sent = checksum(weights)
+        weights = pack_state(full_state(self.engine))  # nothing but on rank 0
+        sent = state_checksum(weights)
 
-        def push() -> tuple[int, Synced]:
+        def push() -> tuple[int, SyncReport]:
             asked = self.pool.sync.remote([ray.put(weights)], version)
-            return sent, ask(self.pool, asked, self.config, f"policy version {version} to be taken")
+            return sent, await_pool(self.pool, asked, self.config, f"policy version {version} to be taken")
 
         sent, synced = _on_first_rank(push)
-        for answer in expected(self.score, self.engine.module.renderer, synced.loaded, version, sent):
-            compare(*answer, self.config.rollout.probe_tolerance)
+        for answer in expected_reports(self.score, self.engine.module.renderer, synced.loaded, version, sent):
+            check_load_report(*answer, self.config.rollout.probe_tolerance)
         self.version, self.syncs = version, self.syncs + 1
-        found: Synced = synced
+        found: SyncReport = synced
         return found
 
     @torch.no_grad()
@@ -293,7 +295,7 @@ class Trainer(StageTrainer):
 
         def reason() -> list[str]:
             asked = self.pool.reason.remote(queries, 0.0, None)
-            return list(ask(self.pool, asked, self.config, "the reasonings of the dev set"))
+            return list(await_pool(self.pool, asked, self.config, "the reasonings of the dev set"))
 
         reasoned = self.dev._replace(reasonings=_on_first_rank(reason))
         return dev_set.measure(self.engine, reasoned, self.stage.checkpoint.k, self.stage.chunk_tokens)
@@ -307,7 +309,7 @@ class Trainer(StageTrainer):
         return {"objective": NAME, "weight_syncs": self.syncs}
 
     def _write_samples(
-        self, step: int, reasonings: list[str], rows: list[Row], rollouts: list[list[Rollout]], found: Step
+        self, step: int, reasonings: list[str], rows: list[Row], rollouts: list[list[Rollout]], found: GrpoStepResult
     ) -> None:
         """The first groups of this rank, for people to read."""
         size = self.stage.group_size

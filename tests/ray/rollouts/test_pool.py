@@ -16,12 +16,12 @@ from lrem.config import Config, load_config
 from lrem.errors import RolloutError
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import pad
-from lrem.training.rollout import Loaded, Rollout
+from lrem.training.rollout import LoadReport, Rollout
 from ray_apps.cluster.session import cluster
-from ray_apps.rollouts.client import ask, start_pool, stop_pool, wait
+from ray_apps.rollouts.client import await_pool, get_within, start_pool, stop_pool
 from ray_apps.rollouts.engines import Engine, TransformersEngine, probe_prompts
-from ray_apps.rollouts.pool import compare
-from ray_apps.rollouts.weight_sync import checksum, pack
+from ray_apps.rollouts.pool import check_load_report
+from ray_apps.rollouts.weight_sync import pack_state, state_checksum
 
 QUERIES = ["red coat", "warm hat, not silk", "blue", "something for the winter"]
 SEEDS = [11, 12, 13, 14]
@@ -54,9 +54,9 @@ def sample(pool: ActorHandle, n: int = 8) -> list[list[Rollout]]:
 
 
 def push(pool: ActorHandle, model: ReasoningEmbedder, version: int) -> Any:
-    weights = pack(model.lm.state_dict())
+    weights = pack_state(model.lm.state_dict())
     asked = pool.sync.remote([ray.put(weights)], version)
-    return ask(pool, asked, configured(), "a weight sync"), checksum(weights)
+    return await_pool(pool, asked, configured(), "a weight sync"), state_checksum(weights)
 
 
 def greedy(model: ReasoningEmbedder, prompt: list[int], length: int) -> list[int]:
@@ -100,10 +100,10 @@ def log_probs_of(model: ReasoningEmbedder, prompts: list[list[int]], rollouts: l
     return [found[i, start:end] for i, (start, end) in enumerate(spans)]
 
 
-def expected_of(model: ReasoningEmbedder, loaded: Loaded, version: int, sent: int) -> Loaded:
+def expected_of(model: ReasoningEmbedder, loaded: LoadReport, version: int, sent: int) -> LoadReport:
     own = log_probs_of(model, probe_prompts(model.renderer), loaded.probe)
     probe = [Rollout(r.tokens, lp.tolist(), version) for r, lp in zip(loaded.probe, own, strict=True)]
-    return Loaded(version, sent, probe)
+    return LoadReport(version, sent, probe)
 
 
 def test_every_engine_takes_every_version(pool: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
@@ -112,7 +112,7 @@ def test_every_engine_takes_every_version(pool: ActorHandle, tiny: ReasoningEmbe
         synced, sent = push(pool, model, version)
         assert list(synced.loaded) == ["rollout actor 0", "rollout actor 1"]
         for name, loaded in synced.loaded.items():
-            compare(name, loaded, expected_of(model, loaded, version, sent), 1e-3)
+            check_load_report(name, loaded, expected_of(model, loaded, version, sent), 1e-3)
         for engine in engines(pool):
             assert_same_policy(engine, model)
         assert {rollout.version for group in sample(pool) for rollout in group} == {version}
@@ -126,18 +126,18 @@ def test_the_probe_tells_another_policy(pool: ActorHandle, tiny: ReasoningEmbedd
     synced, sent = push(pool, other, 4)
     loaded = synced.loaded["rollout actor 1"]
     with pytest.raises(RolloutError, match="rollout actor 1 samples another policy than version 4"):
-        compare("rollout actor 1", loaded, expected_of(tiny, loaded, 4, sent), 1e-2)
-    broken = pack(tiny.lm.state_dict())
+        check_load_report("rollout actor 1", loaded, expected_of(tiny, loaded, 4, sent), 1e-2)
+    broken = pack_state(tiny.lm.state_dict())
     name, kind, shape, data = broken[2]
     flipped = data.copy()
     flipped[17] ^= 1
     broken[2] = (name, kind, shape, flipped)
-    [synced] = wait([pool.sync.remote([ray.put(broken)], 5)], 60, "a weight sync")
-    loaded, sent = synced.loaded["rollout actor 0"], checksum(pack(tiny.lm.state_dict()))
+    [synced] = get_within([pool.sync.remote([ray.put(broken)], 5)], 60, "a weight sync")
+    loaded, sent = synced.loaded["rollout actor 0"], state_checksum(pack_state(tiny.lm.state_dict()))
     with pytest.raises(RolloutError, match="rollout actor 0 holds policy version 5 with checksum"):
-        compare("rollout actor 0", loaded, expected_of(tiny, loaded, 5, sent), 1e-2)
+        check_load_report("rollout actor 0", loaded, expected_of(tiny, loaded, 5, sent), 1e-2)
     with pytest.raises(RolloutError, match=r"holds policy version 5 .* version 6 .*: the weight sync failed"):
-        compare("rollout actor 0", loaded, expected_of(tiny, loaded, 6, loaded.checksum), 1e-2)
+        check_load_report("rollout actor 0", loaded, expected_of(tiny, loaded, 6, loaded.checksum), 1e-2)
     push(pool, tiny, 3)
 
 
@@ -226,7 +226,7 @@ def test_a_hung_engine_is_found_by_its_deadline(slow_pool: ActorHandle) -> None:
         ray.get(engine.call.remote("hang", "sample"), timeout=30)
     asked = slow_pool.sample.remote(QUERIES, 2, SEEDS)
     with pytest.raises(RolloutError, match=r"rollout actor \d gave no answer within 15 s when asked to sample, and 1 "):
-        ask(slow_pool, asked, configured(), "rollouts")
+        await_pool(slow_pool, asked, configured(), "rollouts")
 
 
 class Refusing(TransformersEngine):
@@ -242,7 +242,7 @@ def test_what_every_engine_refuses_is_not_asked_of_all(tiny_folder: Path) -> Non
     try:
         asked = pool.sample.remote(QUERIES, 2, SEEDS)
         with pytest.raises(RolloutError, match=r"prompt is longer than 256 tokens.*no other engine would do better"):
-            ask(pool, asked, configured(), "rollouts")
+            await_pool(pool, asked, configured(), "rollouts")
     finally:
         stop_pool(pool)
 
@@ -265,8 +265,10 @@ def test_transformers_behind_the_same_interface(tiny: ReasoningEmbedder, tiny_fo
         assert rollout.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
         assert tiny.renderer.emb not in rollout.tokens[:-1]
     moved = changed(tiny, tiny_folder, 7)
-    loaded = engine.update_weights(pack(moved.lm.state_dict()), 2)
-    compare("engine", loaded, expected_of(moved, loaded, 2, checksum(pack(moved.lm.state_dict()))), 1e-3)
+    loaded = engine.update_weights(pack_state(moved.lm.state_dict()), 2)
+    check_load_report(
+        "engine", loaded, expected_of(moved, loaded, 2, state_checksum(pack_state(moved.lm.state_dict()))), 1e-3
+    )
     for prompt, [rollout] in zip(prompts, engine.generate(prompts, 1, 0.0, 8, []), strict=True):
         assert rollout.tokens == greedy(moved, prompt, 8)
 
@@ -277,4 +279,4 @@ def test_a_wait_names_what_it_waited_for() -> None:
         time.sleep(30)
 
     with pytest.raises(TimeoutError, match="waited 0 s for a nap"):
-        wait([sleep.remote()], 0.2, "a nap")
+        get_within([sleep.remote()], 0.2, "a nap")

@@ -22,7 +22,7 @@ from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
 from lrem.modeling.tokenizer import train_tokenizer
 from lrem.training.cold_start_step import accumulate_gradients, collate
-from lrem.training.rewards import Outcome
+from lrem.training.rewards import RolloutOutcome
 from ray_apps.cluster.session import cluster
 from ray_apps.rollouts.engines import TransformersEngine
 from ray_apps.training import reinforce
@@ -190,7 +190,7 @@ def test_rollouts_one_step_behind(taught: Path, tmp_path: Path) -> None:
     assert consumed(tmp_path) == corpus_ids(tmp_path)
 
 
-def brevity(outcome: Outcome) -> torch.Tensor:
+def brevity(outcome: RolloutOutcome) -> torch.Tensor:
     """A reward of one's own."""
     return 1 / (1 + outcome.lengths.float())
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrem.modeling.model import ReasoningEmbedder
-from lrem.modeling.sequences import Group, pack, pad
+from lrem.modeling.sequences import Group, pack_groups, pad
 
 
 def groups_of(model: ReasoningEmbedder) -> list[Group]:
@@ -26,7 +26,7 @@ def test_packed_groups_are_their_completions_alone(tiny: ReasoningEmbedder) -> N
     sampled = [count for group in groups for count in group.sampled]
     spans = [(start, start + count) for start, count in zip(starts, sampled, strict=True)]
     with torch.no_grad():
-        together, alone = tiny(pack(groups), 0.7), tiny(pad(rows, spans), 0.7)
+        together, alone = tiny(pack_groups(groups), 0.7), tiny(pad(rows, spans), 0.7)
     assert torch.allclose(together.embeddings, alone.embeddings, atol=1e-6)
     assert together.log_probs.shape == (5, max(sampled))
     for i, (start, end) in enumerate(spans):
@@ -40,7 +40,7 @@ def test_a_packed_gradient_is_the_sum_of_its_completions(tiny: ReasoningEmbedder
     spans = [(len(group.prompt), len(group.prompt) + count) for group in groups for count in group.sampled]
     target = torch.randn(len(rows), tiny.dimension, generator=torch.manual_seed(0))
     found = []
-    for batch in (pack(groups), pad(rows, spans)):
+    for batch in (pack_groups(groups), pad(rows, spans)):
         tiny.zero_grad()
         encoded = tiny(batch)
         ((encoded.embeddings * target).sum() + encoded.log_probs.sum()).backward()
@@ -51,7 +51,7 @@ def test_a_packed_gradient_is_the_sum_of_its_completions(tiny: ReasoningEmbedder
 
 def test_the_prompt_stands_once(tiny: ReasoningEmbedder) -> None:
     groups = groups_of(tiny)
-    packed = pack(groups)
+    packed = pack_groups(groups)
     assert packed.lengths.tolist() == [group.size for group in groups]
     for row, group in enumerate(groups):
         assert packed.ids[row, : len(group.prompt)].tolist() == group.prompt
@@ -59,4 +59,4 @@ def test_the_prompt_stands_once(tiny: ReasoningEmbedder) -> None:
     assert packed.tree is not None
     assert int(packed.scored.sum()) == len(packed.tree.sources) == sum(sum(group.sampled) for group in groups)
     with pytest.raises(ValueError, match="shorter"):
-        pack([Group([1], [[2]], [])])
+        pack_groups([Group([1], [[2]], [])])

@@ -13,9 +13,9 @@ import torch.multiprocessing as mp
 from lrem.config import ColdStartConfig
 from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import ReasoningEmbedder
-from lrem.training.batching import chunks
+from lrem.training.batching import chunk_by_length
 from lrem.training.cold_start_step import accumulate_gradients, collate, state_gradient_norms
-from lrem.training.gradcache import _kept_from
+from lrem.training.gradcache import first_kept_chunk
 from tests.unit.training.test_gradcache import gradient_of, make_rows, plain_gradient
 
 KNOWN = KnownPositives(np.array([0, 1, 2, 3, 4, 5, 6, 6]), np.array([0, 1, 2, 3, 4, 0, 1, 3]))
@@ -113,12 +113,12 @@ def kept_alone(model: ReasoningEmbedder, tokens: int, graph_tokens: int) -> list
     rows = make_rows(model)
     batches = [collate([rows[i] for i in share], KNOWN) for share in SHARES]
     sides = [[[len(row) for row in side] for side in (batch.queries, batch.items)] for batch in batches]
-    counts = [max(len(chunks(rank[side], tokens)) for rank in sides) for side in (0, 1)]
+    counts = [max(len(chunk_by_length(rank[side], tokens)) for rank in sides) for side in (0, 1)]
     kept = []
     for rank in sides:
-        groups = [(rank[side], group) for side in (0, 1) for group in chunks(rank[side], tokens, counts[side])]
+        groups = [(rank[side], group) for side in (0, 1) for group in chunk_by_length(rank[side], tokens, counts[side])]
         kept.append(
-            _kept_from([len(group) * max(lengths[i] for i in group) for lengths, group in groups], graph_tokens)
+            first_kept_chunk([len(group) * max(lengths[i] for i in group) for lengths, group in groups], graph_tokens)
         )
     return kept
 

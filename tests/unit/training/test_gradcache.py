@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from lrem.config import ColdStartConfig
 from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import ReasoningEmbedder, pad
-from lrem.training.batching import chunks, epoch_order, step_rows, steps_per_epoch
-from lrem.training.cold_start_step import Batch, accumulate_gradients, collate, state_gradient_norms
+from lrem.training.batching import chunk_by_length, epoch_order, step_rows, steps_per_epoch
+from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients, collate, state_gradient_norms
 from lrem.training.losses import info_nce, sft, truncate
 
 CPU = torch.device("cpu")
@@ -38,12 +38,12 @@ def make_rows(model: ReasoningEmbedder) -> list[dict[str, object]]:
     return rows
 
 
-def make_batch(model: ReasoningEmbedder) -> Batch:
+def make_batch(model: ReasoningEmbedder) -> ColdStartBatch:
     known = KnownPositives(np.array([0, 1, 2, 3, 4, 5, 6, 6]), np.array([0, 1, 2, 3, 4, 0, 1, 3]))
     return collate(make_rows(model), known)
 
 
-def plain_gradient(model: ReasoningEmbedder, batch: Batch, settings: ColdStartConfig) -> torch.Tensor:
+def plain_gradient(model: ReasoningEmbedder, batch: ColdStartBatch, settings: ColdStartConfig) -> torch.Tensor:
     """One forward a side, one backward of the joint loss: the definition, without any of our machinery."""
     model.zero_grad()
     encoded, items = model(pad(batch.queries, batch.scored)), model.embed(pad(batch.items))
@@ -65,7 +65,7 @@ def gradient_of(model: ReasoningEmbedder) -> torch.Tensor:
 
 
 def chunked_gradient(
-    model: ReasoningEmbedder, batch: Batch, settings: ColdStartConfig
+    model: ReasoningEmbedder, batch: ColdStartBatch, settings: ColdStartConfig
 ) -> tuple[torch.Tensor, list[bool], dict[str, float]]:
     model.zero_grad()
     lasts: list[bool] = []
@@ -154,7 +154,7 @@ def test_the_losses_are_reported(tiny: ReasoningEmbedder) -> None:
         assert norms[f"grad_norm_{name}"] == pytest.approx(expected_norm, rel=1e-4)
 
 
-def state_norm(model: ReasoningEmbedder, batch: Batch, settings: ColdStartConfig) -> float:
+def state_norm(model: ReasoningEmbedder, batch: ColdStartBatch, settings: ColdStartConfig) -> float:
     """Norm of the loss's gradient at the output of the last layer, by a hook on the backbone itself."""
     squares: list[float] = []
 
@@ -184,7 +184,7 @@ def test_thought_dropout_embeds_without_reasoning_and_imitates_nothing(tiny: Rea
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 200), st.integers(1, 50))
 def test_chunks_hold_every_row_once(lengths: list[int], tokens: int, at_least: int) -> None:
-    groups = chunks(lengths, tokens, at_least)
+    groups = chunk_by_length(lengths, tokens, at_least)
     assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
     assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= tokens for group in groups)
     assert len(groups) >= min(at_least, len(lengths))

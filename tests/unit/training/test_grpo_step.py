@@ -14,10 +14,10 @@ from lrem.config import ReinforceConfig
 from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import pad
-from lrem.training.grpo_step import Batch, Candidates, accumulate_gradients, collate
+from lrem.training.grpo_step import Candidates, GrpoBatch, accumulate_gradients, collate
 from lrem.training.losses import info_nce
 from lrem.training.policy_loss import Clip, group_advantage, kl_to_reference, policy_gradient, token_weights
-from lrem.training.rewards import Outcome, evaluate, rank
+from lrem.training.rewards import RolloutOutcome, combine_rewards, rank_targets
 from lrem.training.rollout import Rollout
 from tests.unit.training.test_deepspeed import full_gradient
 from tests.unit.training.test_gradcache import gradient_of
@@ -55,7 +55,7 @@ def rollouts_of(model: ReasoningEmbedder, query: int) -> list[Rollout]:
     return [Rollout(tokens, (-3 + random.random(len(tokens))).tolist(), 4) for tokens in ids]
 
 
-def make(model: ReasoningEmbedder, chosen: list[int]) -> Batch:
+def make(model: ReasoningEmbedder, chosen: list[int]) -> GrpoBatch:
     rows = [
         {
             "query": QUERIES[i],
@@ -105,11 +105,11 @@ def plain(model: ReasoningEmbedder, reference: ReasoningEmbedder, way: str) -> d
     owner = torch.arange(5).repeat_interleave(G)
     more = extra(model)
     vectors, keys = torch.cat([items.detach(), more.embeddings]), torch.cat([batch.item_keys, more.keys])
-    ranking = rank(encoded.embeddings.detach(), batch.item_keys[:5][owner], vectors, keys, batch.known[owner])
+    ranking = rank_targets(encoded.embeddings.detach(), batch.item_keys[:5][owner], vectors, keys, batch.known[owner])
     lengths = torch.tensor([len(read.reasoning) for read in batch.parsed])
     formed = torch.tensor([read.well_formed for read in batch.parsed])
-    outcome = Outcome([batch.queries[i] for i in owner], batch.reasonings, formed, lengths, 16, ranking)
-    rewards, _ = evaluate(outcome, {"format": 0.5, "length": 0.2, "accuracy": 1.0})
+    outcome = RolloutOutcome([batch.queries[i] for i in owner], batch.reasonings, formed, lengths, 16, ranking)
+    rewards, _ = combine_rewards(outcome, {"format": 0.5, "length": 0.2, "accuracy": 1.0})
     advantages = group_advantage(rewards.view(5, G), rl.advantage).flatten()
     counted = batch.sampled.clone()
     if rl.zero_variance == "drop":

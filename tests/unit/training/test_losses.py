@@ -16,7 +16,7 @@ from lrem.config import ModelConfig
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import pad
 from lrem.modeling.tokenizer import train_tokenizer
-from lrem.training.distributed import gather
+from lrem.training.distributed import gather_rows
 from lrem.training.losses import info_nce, sft
 from lrem.training.policy_loss import policy_gradient, token_weights
 
@@ -140,7 +140,7 @@ def tiny_model() -> ReasoningEmbedder:
 def _rank(rank: int, shares: list[list[int]], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    assert gather(torch.tensor(shares[rank])).tolist() == shares[0] + shares[1]
+    assert gather_rows(torch.tensor(shares[rank])).tolist() == shares[0] + shares[1]
     gradient = joint_gradient(shares[rank], tiny_model())
     if rank == 0:
         torch.save(gradient, f"{folder}/gradient.pt")

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from lrem.training.policy_loss import (
     Clip,
     Correction,
-    clipped,
+    clipped_tokens,
     group_advantage,
+    has_reward_variance,
+    importance_ratio,
     kl_to_reference,
     policy_gradient,
-    ratio,
     token_weights,
-    varied,
 )
 
 
@@ -36,14 +36,14 @@ def test_group_advantage_by_hand() -> None:
         advantages = group_advantage(rewards, kind)  # type: ignore[arg-type]
         assert advantages[0].tolist() == pytest.approx(row, abs=1e-6), kind
         assert advantages[1].tolist() == pytest.approx([0, 0, 0, 0], abs=1e-6), kind
-    assert varied(rewards).tolist() == [True, False]
+    assert has_reward_variance(rewards).tolist() == [True, False]
 
 
 def test_ratio_of_tokens_and_of_the_sequence() -> None:
     log_probs, old = logs([0.6, 0.2, 0.9]), logs([0.3, 0.4, 0.1])
     scored = torch.tensor([[True, True, False]])
-    assert ratio(log_probs, old, scored)[0].tolist() == pytest.approx([2.0, 0.5, 1.0])
-    assert ratio(log_probs, old, scored, "sequence")[0].tolist() == pytest.approx([1.0, 1.0, 1.0])
+    assert importance_ratio(log_probs, old, scored)[0].tolist() == pytest.approx([2.0, 0.5, 1.0])
+    assert importance_ratio(log_probs, old, scored, "sequence")[0].tolist() == pytest.approx([1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_policy_gradient_clips_the_gain(advantage: float, low: float, high: floa
     scored = torch.ones(1, 2, dtype=torch.bool)
     loss = policy_gradient(log_probs, old, torch.tensor([advantage]), token_weights(scored), Clip("token", low, high))
     assert loss.item() == pytest.approx(expected, abs=1e-6)
-    assert clipped(log_probs, old, scored).tolist() == [[True, True]]
-    assert clipped(log_probs, old, scored, Clip("token", 0.6, 1.5)).tolist() == [[False, False]]
+    assert clipped_tokens(log_probs, old, scored).tolist() == [[True, True]]
+    assert clipped_tokens(log_probs, old, scored, Clip("token", 0.6, 1.5)).tolist() == [[False, False]]
 
 
 def test_on_policy_gradient_is_the_advantage_times_the_score() -> None:
