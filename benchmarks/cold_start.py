@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from turns import answer, ask, in_turn, start, wait_for_step
+from paired_runner import answer, ask, in_turn, start, wait_for_step
 
 THREADS, TAU, WARM_UP = 2, 0.03, 1
 CHUNK_TOKENS, GRAPH_TOKENS = 2048, 8192

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from turns import start
+from paired_runner import start
 
 WORDS = 64  # a power of two, see `query`
 LONGEST = 40  # words of a title

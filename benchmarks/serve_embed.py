@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from serve_common import side, spread, within
-from turns import answer, ask
+from paired_runner import answer, ask
 
 BATCHES = (32, 64, 128, 256)  # 32 is the library's default
 LIMIT_S = 900  # for one embedding of the catalogue

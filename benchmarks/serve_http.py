@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import httpx
 from serve_common import free_port, query, side, spread, within, words
-from turns import answer, ask
+from paired_runner import answer, ask
 
 K = 10
 REASONS, CALLERS = ("never", "auto", "always"), (1, 8, 32)
