@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from serve_common import side, spread, within
 from paired_runner import answer, ask
+from serve_common import side, spread, within
 
 BATCHES = (32, 64, 128, 256)  # 32 is the library's default
 LIMIT_S = 900  # for one embedding of the catalogue

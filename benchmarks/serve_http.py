@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-from serve_common import free_port, query, side, spread, within, words
 from paired_runner import answer, ask
+from serve_common import free_port, query, side, spread, within, words
 
 K = 10
 REASONS, CALLERS = ("never", "auto", "always"), (1, 8, 32)
