@@ -38,7 +38,7 @@ from ray_apps.curation import resumable
 from ray_apps.curation.inputs import cut
 from ray_apps.curation.outputs import finish
 from ray_apps.indexing.embed import build_index, check_index, embed
-from ray_apps.llm.client import ask
+from ray_apps.llm.client import ask_model
 
 TEST_SHARE = 0.1  # of queries that bring no split, where curate.test_share does not say
 LOCK_TIMEOUT_S = 10.0  # for another curation of the same folder, which takes much longer
@@ -265,7 +265,7 @@ def _ask(
             said = done
             board.update.remote(done, total, f"{done / (time.monotonic() - begun):.1f} answers/s")
 
-        failed = ask(desk.config, llm, (question for question, _ in questions()), answers, told)
+        failed = ask_model(desk.config, llm, (question for question, _ in questions()), answers, told)
     letters = []
     for question, row in questions():
         key = question.key

@@ -11,7 +11,7 @@ from lrem.curation.prompts import judge_messages
 from lrem.evaluation.assembly import Outcome
 from lrem.evaluation.metrics import Qrels
 from ray_apps.evaluation.systems import Asked, answers_file
-from ray_apps.llm.client import ask
+from ray_apps.llm.client import ask_model
 
 
 def judge_precision(
@@ -33,7 +33,7 @@ def judge_precision(
     pairs = sorted({(q, item) for top in tops.values() for q, found in top.items() for item in found if item in titles})
     questions = {(q, item): question(llm, judge_messages(text[q], titles[item])) for q, item in pairs}
     with Answers(answers_file(config)) as answers:
-        failed = ask(config, llm, questions.values(), answers)
+        failed = ask_model(config, llm, questions.values(), answers)
         said = answers.get([one.key for one in questions.values()])
     verdicts = {pair: accepts(said.get(one.key)) for pair, one in questions.items()}
     known = [

@@ -30,7 +30,7 @@ from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import console
 from ray_apps.cluster.resources import bundle
 from ray_apps.indexing.embed import build_index, embed
-from ray_apps.llm.client import ask as ask_model
+from ray_apps.llm.client import ask_model
 from ray_apps.rollouts.client import await_pool, get_within, start_pool, stop_pool
 
 BATCH = 256  # queries of one call to an actor

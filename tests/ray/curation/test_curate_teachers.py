@@ -36,7 +36,7 @@ from ray_apps.cluster.session import cluster
 from ray_apps.curation import bootstrap, curate, resumable
 from ray_apps.curation.estimate import plan
 from ray_apps.evaluation import inputs
-from ray_apps.llm.client import prompt
+from ray_apps.llm.vllm_batch import tokenize_prompt
 from tests.chat_server import Chat, serve
 
 TITLES = {
@@ -265,7 +265,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "heads": 2, "kv_heads": 2, "max_positions": 512}
     model = ReasoningEmbedder.from_config(ModelConfig(**sizes), tokenizer, seed=0)
     rows = [
-        (prompt(messages, tokenizer), tokenizer(answer + tokenizer.eos_token)["input_ids"]) for messages, answer in told
+        (tokenize_prompt(messages, tokenizer), tokenizer(answer + tokenizer.eos_token)["input_ids"])
+        for messages, answer in told
     ]
     length = max(len(before) + len(after) for before, after in rows)
     ids = torch.tensor([before + after + [0] * (length - len(before + after)) for before, after in rows])
