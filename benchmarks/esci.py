@@ -3,9 +3,9 @@
     python benchmarks/esci.py --data FOLDER
 
 FOLDER holds items.parquet (item_id, title), queries.parquet (query_id, query, esci_source) and qrels.parquet (query_id,
-item_id, esci_label) of the Shopping Queries data set (Apache-2.0). Neither queries nor judgements are trained
-on. The gains of nDCG are 3, 2, 1, 0 for exact, substitute, complement and irrelevant; an item counts as relevant, as in
-Recall, from grade --relevant-from.
+item_id, esci_label) of the Shopping Queries data set (Apache-2.0). Training sees neither its queries nor its
+judgements. The gains of nDCG are 3, 2, 1, 0 for exact, substitute, complement and irrelevant; for Recall an item is
+relevant from grade --relevant-from.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from ray_apps.cluster.session import cluster
 from ray_apps.pipeline import run_stage
 
 CONFIG = Path(__file__).parent.parent / "configs" / "catalogue.yaml"
-STAGES = ("import", "bootstrap", "cold-start", "reinforce", "embed", "index", "evaluate")  # direct: with --stages
-GRADES = "{E: 3, S: 2, C: 1, I: 0}"  # as published baselines on this sample take them
+STAGES = ("import", "bootstrap", "cold-start", "reinforce", "embed", "index", "evaluate")  # --stages also takes direct
+GRADES = "{E: 3, S: 2, C: 1, I: 0}"  # as in published baselines on this sample
 PROBES = ("overrides", "routing", "lengths", "fusion")
-USED = ("seed", "model", "bootstrap", "curate", "cold_start", "reinforce", "evaluate")  # no paths of a machine
-KEPT = ("measures", "primary", "systems", "intervals", "comparisons", "unjudged", *PROBES, "cost")
+SETTINGS = ("seed", "model", "bootstrap", "curate", "cold_start", "reinforce", "evaluate")  # no local paths
+REPORTED = ("measures", "primary", "systems", "intervals", "comparisons", "unjudged", *PROBES, "cost")
 
 
 def main() -> None:
@@ -37,45 +37,45 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--folder", type=Path, default=Path("runs/esci"), help="where the run is kept")
     parser.add_argument("--sentence-transformers", nargs="*", default=[], help="model folders to compare with")
-    parser.add_argument("--relevant-from", type=int, default=3, help="3: exact matches alone")
+    parser.add_argument("--relevant-from", type=int, default=3, help="3: exact matches only")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=[*STAGES, "direct"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/esci.json"))
     parser.add_argument("overrides", nargs="*", help="settings to change")
-    given = parser.parse_args()
-    missing = [name for name in ("items", "queries", "qrels") if not (given.data / f"{name}.parquet").exists()]
+    options = parser.parse_args()
+    missing = [name for name in ("items", "queries", "qrels") if not (options.data / f"{name}.parquet").exists()]
     if missing:
-        sys.exit(f"skipped: {given.data} has no {missing[0]}.parquet: pass the folder of the ESCI sample as --data")
-    settings = [
-        f"run_dir={given.folder}",
-        f"sources.catalogue={given.data / 'items.parquet'}",
-        f"sources.queries={given.data / 'queries.parquet'}",
-        f"sources.judgements={given.data / 'qrels.parquet'}",
+        sys.exit(f"skipped: {options.data} has no {missing[0]}.parquet; pass the folder of the ESCI sample as --data")
+    overrides = [
+        f"run_dir={options.folder}",
+        f"sources.catalogue={options.data / 'items.parquet'}",
+        f"sources.queries={options.data / 'queries.parquet'}",
+        f"sources.judgements={options.data / 'qrels.parquet'}",
         "sources.columns={grade: esci_label, queries/category: esci_source}",
         f"sources.grades={GRADES}",
-        f"evaluate.relevant_from={given.relevant_from}",
-        f"evaluate.sentence_transformers={json.dumps(given.sentence_transformers)}",
-        *given.overrides,
+        f"evaluate.relevant_from={options.relevant_from}",
+        f"evaluate.sentence_transformers={json.dumps(options.sentence_transformers)}",
+        *options.overrides,
     ]
-    config = load_config(given.config, settings)
-    begun = time.monotonic()
+    config = load_config(options.config, overrides)
+    started = time.monotonic()
     with cluster(config):
-        results = {name: run_stage(name, config) for name in given.stages}
-    minutes = round((time.monotonic() - begun) / 60, 1)
+        results = {name: run_stage(name, config) for name in options.stages}
+    minutes = round((time.monotonic() - started) / 60, 1)
     if "evaluate" not in results:
         return
     report = results["evaluate"]
     print_tables(Console(width=160), report)
-    made = {
+    run = {
         "minutes": minutes,
         "cores": os.cpu_count(),
         "seconds": {name: result["seconds"] for name, result in results.items()},
         "curation": results.get("bootstrap", {}),
         "commit": report["commit"],
-        "settings": {name: report["settings"][name] for name in USED},
+        "settings": {name: report["settings"][name] for name in SETTINGS},
         "versions": report["versions"],
     }
-    write_json({name: report[name] for name in KEPT} | made, given.out)
-    print(f"{minutes} minutes; {given.out}, {config.run_dir / 'evaluation.html'}")
+    write_json({name: report[name] for name in REPORTED} | run, options.out)
+    print(f"{minutes} minutes; {options.out}, {config.run_dir / 'evaluation.html'}")
 
 
 if __name__ == "__main__":
