@@ -1,1 +1,1 @@
-"""Where LREM runs: each file is one job or one application on Ray. Holds no formula."""
+"""Where LREM runs: jobs and applications on Ray. Contains no formula."""

@@ -1,4 +1,4 @@
-"""The main job: every stage in order on a generated world, the report, and three questions over HTTP."""
+"""The demo: every stage in order on a generated world, the report, and three queries over HTTP."""
 
 import json
 import signal
@@ -24,21 +24,21 @@ ORDER = ("world", "curate", "cold-start", "direct", "reinforce", "embed", "index
 
 
 def run(config: Config) -> None:
-    """Run all of it; leaves the application running when attached to a terminal.
+    """Run all stages, write the report, and search over HTTP; in a terminal the service stays up until Ctrl-C.
 
-    The report is written as soon as the systems are scored, and again with the answers over HTTP.
+    The report is written once the systems are scored, and again with the answers over HTTP.
     """
-    deploy.require_free(config.serve.host, config.serve.port)  # rather now than after the training
+    deploy.require_free(config.serve.host, config.serve.port)  # fail before the training, not after it
     with cluster(config):
         results = {name: run_stage(name, config) for name in ORDER}
-        report = assemble(config, results)
+        report = assemble_report(config, results)
         write_json(report, config.run_dir / "report.json")
         plot(report, config.run_dir / "report.png")
         started = time.monotonic()
         address = deploy.start(_with_examples(config, results["evaluate"]["examples"]))
         try:
             report["seconds"]["serve"] = round(time.monotonic() - started, 1)
-            report["examples"] = [_ask(example, address) for example in results["evaluate"]["examples"]]
+            report["examples"] = [_search_example(example, address) for example in results["evaluate"]["examples"]]
             write_json(report, config.run_dir / "report.json")
             print_tables(console, report)
             total = sum(report["seconds"].values())
@@ -51,18 +51,18 @@ def run(config: Config) -> None:
 
 
 def _with_examples(config: Config, examples: list[dict[str, Any]]) -> Config:
-    """The page offers the three questions."""
+    """Return the configuration with the examples' queries, which the search page suggests."""
     queries = [example["query"] for example in examples]
     return config.model_copy(update={"serve": config.serve.model_copy(update={"examples": queries})})
 
 
-def assemble(config: Config, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The report: scores, times, versions and counts of a finished run."""
+def assemble_report(config: Config, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the report of a finished run: scores, times, versions and counts."""
     evaluation = results["evaluate"]
     records = {name: json.loads((config.path(name) / RECORD).read_text()) for name in ("cold_start", "direct", "model")}
-    counts = {name: results[name] | {} for name in ("world", "curate")}
-    for part in counts.values():
-        part.pop("seconds")
+    counts = {
+        name: {key: value for key, value in results[name].items() if key != "seconds"} for name in ("world", "curate")
+    }
     return {
         "seed": config.seed,
         "k": evaluation["k"],
@@ -77,19 +77,19 @@ def assemble(config: Config, results: dict[str, dict[str, Any]]) -> dict[str, An
     }
 
 
-def _ask(example: dict[str, Any], address: str) -> dict[str, Any]:
-    """One hard query over HTTP, its items next to the direct system's; ✓ marks a relevant item."""
+def _search_example(example: dict[str, Any], address: str) -> dict[str, Any]:
+    """Search one hard query over HTTP and print its items beside the direct system's; ✓ marks a relevant item."""
     answer = search(address, example["query"], len(example["direct"]), "always")["results"][0]
-    found = [{"item_id": item["item_id"], "title": item["payload"]["title"]} for item in answer["items"]]
-    grid = Table("direct embedding", "LREM", title=escape(f"{example['query']}  →  {answer['reasoning']}"))
+    items = [{"item_id": item["item_id"], "title": item["payload"]["title"]} for item in answer["items"]]
+    table = Table("direct embedding", "LREM", title=escape(f"{example['query']}  →  {answer['reasoning']}"))
     relevant = set(example["relevant"])
-    for pair in zip(example["direct"], found, strict=True):
-        grid.add_row(*(escape(f"{'✓' if item['item_id'] in relevant else ' '} {item['title']}") for item in pair))
-    console.print(grid)
+    for pair in zip(example["direct"], items, strict=True):
+        table.add_row(*(escape(f"{'✓' if item['item_id'] in relevant else ' '} {item['title']}") for item in pair))
+    console.print(table)
     return {
         "query": example["query"],
         "category": example["category"],
         "reasoning": answer["reasoning"],
         "direct": example["direct"],
-        "lrem": found,
+        "lrem": items,
     }

@@ -1,4 +1,4 @@
-"""`lrem index …`: build, look at, measure, save and restore an index."""
+"""The commands of `lrem index`."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from ray_apps.cli.options import Catalogue, ConfigFile, DryRun, Overrides, Sourc
 from ray_apps.cluster.progress import console
 from ray_apps.pipeline import run_stage
 
-app = typer.Typer(no_args_is_help=True, help="Build, look at, measure, save and restore an index.")
+app = typer.Typer(no_args_is_help=True, help="Build, inspect, measure, save and restore an index.")
 
 
 @app.command("build")
@@ -19,13 +19,13 @@ def index_build(
     catalogue: Catalogue = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Build the index snapshot (paths.index) from vectors and catalogue."""
+    """Build the index snapshot (paths.index) from vectors and the catalogue."""
     run_stage("index", load(config, overrides, dry_run, items=catalogue))
 
 
 @app.command("stats")
 def index_stats(config: ConfigFile = None, overrides: Overrides = None, source: Source = None) -> None:
-    """What an index holds; a snapshot's files are compared with their checksums."""
+    """Show what an index contains; verify the checksums of a snapshot."""
     from ray_apps.indexing.maintenance import show as print_stats
     from ray_apps.indexing.maintenance import stats
 
@@ -38,11 +38,11 @@ def index_recall(
     config: ConfigFile = None,
     overrides: Overrides = None,
     source: Source = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items count.")] = 10,
-    queries: Annotated[int, typer.Option(min=1, help="How many queries to ask.")] = 200,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="Number of items per query.")] = 10,
+    queries: Annotated[int, typer.Option(min=1, help="Number of queries.")] = 200,
     where: Where = None,
 ) -> None:
-    """Compare a snapshot's search with exact search: recall@k against milliseconds, at several efforts."""
+    """Measure recall@k and latency of a snapshot against exact search, at several search efforts."""
     from ray_apps.indexing.maintenance import recall
     from ray_apps.serving.client import parse_filter
 
@@ -54,14 +54,14 @@ def index_recall(
 
 @app.command("snapshot")
 def index_snapshot(
-    destination: Annotated[str, typer.Argument(help="A new folder, or an address as s3://bucket/name.")],
+    destination: Annotated[str, typer.Argument(help="A new folder, or a URL such as s3://bucket/name.")],
     overrides: Overrides = None,
     config: ConfigFile = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="A served folder; else the one that paths.index is served from.")
+        str | None, typer.Option("--from", help="Folder of a served index (default: the one that serves paths.index).")
     ] = None,
 ) -> None:
-    """Write one snapshot of what is served, with all that was written to it, while it is served."""
+    """Save a served index, with everything written to it, as one snapshot, while it is served."""
     from ray_apps.indexing.maintenance import live_folder, take_snapshot
 
     settings = load_config(config, overrides or [])
@@ -71,12 +71,12 @@ def index_snapshot(
 
 @app.command("restore")
 def index_restore(
-    source: Annotated[str, typer.Argument(help="A snapshot: a folder, or an address as s3://bucket/name.")],
+    source: Annotated[str, typer.Argument(help="A snapshot: a folder, or a URL such as s3://bucket/name.")],
     overrides: Overrides = None,
     config: ConfigFile = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the snapshot that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the existing snapshot.")] = False,
 ) -> None:
-    """Copy a snapshot to paths.index, where `lrem serve` starts from; refuses one of another model than paths.model."""
+    """Copy a snapshot to paths.index, which `lrem serve` reads; it must be of the model in paths.model."""
     from lrem.modeling.model import fingerprint
     from ray_apps.indexing.maintenance import bring_back
 

@@ -9,23 +9,22 @@ from lrem.config import Config, load_config, to_yaml
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value …")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of a stopped run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a stopped run from its newest checkpoint.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
 Model = Annotated[Path | None, typer.Option("--model", help="Model folder (paths.model).")]
-Catalogue = Annotated[Path | None, typer.Option("--catalogue", help="Items parquet (paths.items).")]
+Catalogue = Annotated[Path | None, typer.Option("--catalogue", help="Parquet file of items (paths.items).")]
 Source = Annotated[
-    str | None, typer.Option("--from", help="A snapshot (folder or address) or a served folder; else paths.index.")
+    str | None,
+    typer.Option("--from", help="A snapshot (folder or URL) or the folder of a served index (default: paths.index)."),
 ]
-Where = Annotated[
-    str | None, typer.Option("--filter", help='Which items may be found, as JSON: {"price": {"$lt": 20}}.')
-]
+Where = Annotated[str | None, typer.Option("--filter", help='Filter on payload as JSON: {"price": {"$lt": 20}}.')]
 
 
 def load(config: Path | None, overrides: list[str] | None, dry_run: bool, **paths: Path | None) -> Config:
-    """The settings of a command; with `dry_run` they are printed, and the command ends.
+    """Return the settings of a command; with `dry_run`, print them and end the command.
 
     Args:
-        paths: keys of `paths` that have an option of their own.
+        paths: values of the command's own options for keys of `paths`.
 
     Raises:
         ConfigError: see load_config.
