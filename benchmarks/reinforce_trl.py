@@ -19,27 +19,27 @@ from reinforce import GROUP, LEARNING_RATE, NEW_TOKENS
 
 
 class Clock:
-    """Seconds spent in some methods of a trainer since the last reading."""
+    """Measures the seconds spent in chosen methods of a trainer."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def watch(self, owner: Any, method: str, name: str) -> None:
-        """Replace a method by one that adds its seconds under `name`."""
+        """Wrap a method so that its seconds are added up under `name`."""
         original = getattr(owner, method)
         self.seconds[name] = 0.0
 
-        def timed(*given: Any, **named: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
             try:
-                return original(*given, **named)
+                return original(*args, **kwargs)
             finally:
                 self.seconds[name] += time.perf_counter() - started
 
         setattr(owner, method, timed)
 
     def split(self, step: float) -> dict[str, float]:
-        """The parts of a step of that many seconds; what was not watched is training."""
+        """Return and reset the seconds of each phase of a step; the rest of the step is training."""
         parts = dict(self.seconds)
         self.seconds = dict.fromkeys(parts, 0.0)
         if "sync" in parts:  # TRL pushes its weights to vLLM at the start of generation
@@ -81,19 +81,19 @@ def run_trl(folder: Path, rows: list[dict[str, Any]], backend: str, micro: int) 
 
 
 def vllm_in_fp32() -> None:
-    """TRL leaves the precision to vLLM, which would take an fp32 model down to bf16."""
+    """Make vLLM under TRL use fp32; it would run an fp32 model in bf16."""
     from functools import partial
 
     from trl.generation import vllm_generation
 
-    # runner: the folder also describes its item side, which vLLM would take for its only one
+    # runner: the folder also describes an embedding model, which vLLM would choose
     vllm_generation.LLM = partial(vllm_generation.LLM, dtype="float32", runner="generate", enforce_eager=True)
 
 
 def by_reload(generation: Any) -> None:
-    """Make TRL push its weights by vLLM's own `reload_weights`.
+    """Make TRL send its weights with vLLM's own `reload_weights`.
 
-    TRL copies into vLLM's parameters one by one; on a CPU vLLM has packed those and dropped the originals.
+    TRL copies into vLLM's parameters one by one, but on a CPU vLLM has packed them and dropped the originals.
     """
 
     def sync_weights() -> None:
@@ -105,7 +105,7 @@ def by_reload(generation: Any) -> None:
 
 
 def peer_arguments(backend: str, samples: int, micro: int) -> Any:
-    """One optimiser step a generation, nothing saved, nothing logged."""
+    """Return arguments for one optimiser step per generation, without saving or logging."""
     from trl import GRPOConfig
 
     micro = math.gcd(micro, samples)  # equal micro-batches for any number of queries
@@ -140,7 +140,7 @@ def peer_arguments(backend: str, samples: int, micro: int) -> Any:
 
 
 def reward(items: list[list[int]], forced: list[int], forward: Callable[[Any], Any]) -> Callable[..., list[float]]:
-    """r = 1 − log rank / log N of each sample's own product among the N `items`, by the model under training."""
+    """Return a reward function: r = 1 − log rank / log N of the positive among the N `items`, by the current model."""
     import torch
     import torch.nn.functional as F
 
