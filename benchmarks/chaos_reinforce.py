@@ -1,8 +1,8 @@
-"""Stage 2 under fire: a run of 200 steps in which every 20 steps a process is killed with SIGKILL, drawn at random.
+"""Stage 2 with faults: a run of 200 steps in which every 20 steps a random process is killed with SIGKILL.
 
-Victims are the rollout actors and the training workers. The run has to finish, and every query has to be trained
-exactly once an epoch, as the rows that each rank writes down say. Prints a table fault → what happened, and writes a
-JSON; exits with 1 where a query was lost or counted twice.
+Victims are rollout actors and training workers. The run must finish, and every query must be trained on exactly once
+per epoch, by the row ids that each rank logs. Prints a table of faults and writes a JSON file. Exits with 1 if a query
+was lost or repeated.
 
     python benchmarks/chaos_reinforce.py --out benchmarks/results/chaos_rl.json
 """
@@ -32,8 +32,8 @@ VICTIMS = {"ray::EngineActor": "rollout actor", "ray::RayTrainWorker": "training
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--steps", type=int, default=200)
-    arguments.add_argument("--every", type=int, default=20, help="steps between two kills")
-    arguments.add_argument("--seed", type=int, default=0, help="which processes are drawn")
+    arguments.add_argument("--every", type=int, default=20, help="steps between kills")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the choice of processes")
     arguments.add_argument("--out", type=Path, required=True)
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def run(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Make a model on the tiny world, reinforce it, kill what is drawn, and count."""
+    """Train a cold start on the tiny shop, reinforce it, kill processes meanwhile, and count the rows."""
     settings = ["--config", "configs/tiny.yaml", f"run_dir={folder}", f"seed={SEED}", "curate.rl_share=0.5"]
     for stage in ("world", "curate", "cold-start"):
         subprocess.run([*LREM, stage, *settings, "cold_start.epochs=60"], check=True, stdout=subprocess.DEVNULL)
@@ -62,7 +62,7 @@ def run(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                 wait_for(folder, process, steps_done(folder) + 1, faults[-1])
             code = process.wait(timeout=PATIENCE_S)
         finally:
-            process.terminate()  # like Ctrl-C: the run stops its Ray
+            process.terminate()  # like Ctrl-C: the run also stops its Ray
             process.wait(timeout=60)
     if code:
         raise SystemExit(f"lrem reinforce ended with {code}:\n{(folder / 'said').read_text()[-3000:]}")
@@ -70,7 +70,7 @@ def run(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def wait_for(folder: Path, process: subprocess.Popen[bytes], step: int, fault: dict[str, Any] | None = None) -> None:
-    """Until so many steps are recorded; of a fault it notes the seconds, and how far the run went back."""
+    """Wait until so many steps are logged; record for a fault the seconds, and how many steps the run repeats."""
     started, lowest = time.monotonic(), step - 1
     while (done := steps_done(folder)) < step:
         lowest = min(lowest, done)
@@ -86,7 +86,7 @@ def wait_for(folder: Path, process: subprocess.Popen[bytes], step: int, fault: d
 
 
 def kill(process: subprocess.Popen[bytes], draw: random.Random) -> dict[str, str]:
-    """kill -9 of one rollout actor or training worker of this run."""
+    """Kill one rollout actor or training worker of this run with SIGKILL."""
     family = psutil.Process(process.pid).children(recursive=True)
     known = [(child, name) for child in family for name in VICTIMS if " ".join(child.cmdline()).startswith(name)]
     victim, name = draw.choice(sorted(known, key=lambda pair: (pair[1], pair[0].pid)))
@@ -95,12 +95,13 @@ def kill(process: subprocess.Popen[bytes], draw: random.Random) -> dict[str, str
 
 
 def steps_done(folder: Path) -> int:
+    """Return the number of logged steps."""
     file = folder / "logs/reinforce.jsonl"
     return file.read_text().count('"reward"') if file.exists() else 0
 
 
 def counts(folder: Path) -> dict[str, Any]:
-    """Rows of each whole epoch that were trained not once, and the sum of rewards at both ends of the run."""
+    """Count rows lost or repeated in each complete epoch, and average the reward at both ends of the run."""
     epochs: dict[int, Counter[int]] = {}
     for file in folder.glob("logs/reinforce.rows-*.jsonl"):
         for line in map(json.loads, file.read_text().splitlines()):
@@ -117,6 +118,7 @@ def counts(folder: Path) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
+    """Print the table of faults."""
     print(f"{'at step':>7}  {'killed':<16} {'next step after':>15}  {'steps done again':>16}")
     for fault in report["faults"]:
         seconds = f"{fault['seconds']} s"

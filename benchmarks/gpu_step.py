@@ -1,8 +1,8 @@
 """Training speed of stage 1 on one GPU at the real model's shape, with random weights: tokens/s and MFU.
 
-Runs the science floor alone (no Ray, no DeepSpeed): the joint step in chunks, bf16, PyTorch's fused AdamW. The mix
-of lengths is that of chat-formed product search: a fixed instruction, then queries of 2 to 12 words and titles of 5
-to 40, or the real ones of an ESCI folder.
+Runs lrem/ alone (no Ray, no DeepSpeed): the joint step in chunks, bf16, PyTorch's fused AdamW. Lengths are those of
+product search in the chat template: a fixed instruction, then queries of 2 to 12 words and titles of 5 to 40, or the
+lengths of an ESCI folder.
 
     python benchmarks/gpu_step.py --shape qwen2.5-0.5b --out benchmarks/results/gpu_step_0.5b.json
 """
@@ -39,7 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 16,
         "num_key_value_heads": 2,
     },
-    "tiny": {  # to try the script without a GPU
+    "tiny": {  # to run the script without a GPU
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -47,18 +47,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
     },
 }
-QUERY_FRAME, ITEM_FRAME, TOKENS_A_WORD = 58, 24, 1.4  # tokens of the chat template around a text
+QUERY_FRAME, ITEM_FRAME, TOKENS_PER_WORD = 58, 24, 1.4  # tokens of the chat template around a text
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
-    arguments.add_argument("--batch", type=int, default=128, help="queries a step (paper: 128 a GPU)")
+    arguments.add_argument("--batch", type=int, default=128, help="queries per step (paper: 128 per GPU)")
     arguments.add_argument("--chunk-tokens", type=int, default=16384)
     arguments.add_argument("--graph-tokens", type=int, help="padded tokens whose activations are kept; default: all")
     arguments.add_argument("--checkpointing", action="store_true", help="recompute activations")
     arguments.add_argument("--steps", type=int, default=10)
-    arguments.add_argument("--esci", type=Path, help="folder of the ESCI data, for its lengths")
+    arguments.add_argument("--esci", type=Path, help="ESCI folder to take lengths from")
     arguments.add_argument("--out", type=Path)
     given = arguments.parse_args()
     report = run(given)
@@ -69,6 +69,7 @@ def main() -> None:
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Train for some steps and return the medians."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = SHAPES[given.shape]
     torch.manual_seed(0)
@@ -108,7 +109,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "chunk_tokens": given.chunk_tokens,
         "graph_tokens": given.graph_tokens,
         "checkpointing": given.checkpointing,
-        "lengths": "esci" if given.esci else "made up",
+        "lengths": "esci" if given.esci else "generated",
         "tokens_per_step": round(statistics.median(tokens)),
         "seconds_per_step": round(statistics.median(seconds), 4),
         "tokens_per_s": round(statistics.median(t / s for t, s in zip(tokens, seconds, strict=True))),
@@ -119,7 +120,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def forward_of(lm: Qwen2ForCausalLM) -> Any:
-    """The embedder's forward on a bare language model: no tokenizer is needed here."""
+    """Return the embedder's forward pass on a bare language model, which needs no tokenizer."""
 
     def forward(batch: Sequences) -> EncoderOutput:
         return encode(lm, batch)
@@ -128,7 +129,7 @@ def forward_of(lm: Qwen2ForCausalLM) -> Any:
 
 
 def word_counts(esci: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Words of queries and of titles to draw from."""
+    """Return the word counts of queries and of titles to draw from."""
     if esci is None:
         return np.arange(2, 13), np.arange(5, 41)
     import pyarrow.parquet as pq
@@ -144,17 +145,18 @@ def word_counts(esci: Path | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(random: np.random.Generator, size: int, words: tuple[np.ndarray, np.ndarray]) -> ColdStartBatch:
-    """Random token ids in the lengths of real rows; the reasoning has 6 to 16 tokens."""
-    asked = np.minimum((random.choice(words[0], size) * TOKENS_A_WORD).astype(int), 64) + QUERY_FRAME
-    reasoned = random.integers(6, 17, size) + 3
-    titled = np.minimum((random.choice(words[1], size) * TOKENS_A_WORD).astype(int), 96) + ITEM_FRAME
-    queries = [random.integers(0, 151000, n).tolist() for n in asked + reasoned]
-    items = [random.integers(0, 151000, n).tolist() for n in titled]
-    scored = [(int(start), int(start + n)) for start, n in zip(asked, reasoned, strict=True)]
+    """Draw random token ids with realistic lengths; the reasoning has 6 to 16 tokens."""
+    query_lengths = np.minimum((random.choice(words[0], size) * TOKENS_PER_WORD).astype(int), 64) + QUERY_FRAME
+    reasoning_lengths = random.integers(6, 17, size) + 3
+    item_lengths = np.minimum((random.choice(words[1], size) * TOKENS_PER_WORD).astype(int), 96) + ITEM_FRAME
+    queries = [random.integers(0, 151000, n).tolist() for n in query_lengths + reasoning_lengths]
+    items = [random.integers(0, 151000, n).tolist() for n in item_lengths]
+    scored = [(int(start), int(start + n)) for start, n in zip(query_lengths, reasoning_lengths, strict=True)]
     return ColdStartBatch(queries, scored, items, list(range(size)), np.full((size, 1), -1))
 
 
 def wait(device: torch.device) -> None:
+    """Wait for the GPU, so that times are of finished work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 

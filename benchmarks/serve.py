@@ -1,12 +1,11 @@
-"""The service beside its peers: vector search, the HTTP application, the embedding of a catalogue. One run, one JSON.
+"""The search service and its peers: vector search, HTTP, and embedding a catalogue. One run, one JSON file.
 
-    a  search.py's comparison: our collection beside raw Faiss and hnswlib
-    b  serve_http.py: the application over HTTP beside its parts in one process and beside a bare FastAPI server
-    c  serve_embed.py: `lrem embed` beside SentenceTransformer.encode
+    a  search.py: our collection, raw Faiss and hnswlib
+    b  serve_http.py: the service over HTTP, the same work in one process, and a bare FastAPI server
+    c  serve_embed.py: `lrem embed` and SentenceTransformer.encode
 
-Everywhere the sides take turns, in an order turned round from pair to pair, and a ratio is the median over the pairs,
-given with its range. The model has the demo's sizes and random weights, unless --model and --index name a trained
-pair. Knows the options, the goals and the tables; the measuring is those modules' own.
+The sides take turns, in an order that is reversed from pair to pair. A ratio is the median over the pairs, with its
+range. The model has the demo's sizes and random weights, unless --model and --index name a trained pair.
 
     python benchmarks/serve.py --out benchmarks/results/serve.json
 """
@@ -42,17 +41,18 @@ REASONED_AT_MOST, DIRECT_AT_LEAST = 1.15, 1.0
 
 
 def options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serve.json"))
-    parser.add_argument("--parts", default="a,b,c", help="which, separated by commas")
+    parser.add_argument("--parts", default="a,b,c", help="parts to run, separated by commas")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6.0, help="b: of one turn of one side")
-    parser.add_argument("--products", type=int, default=6000, help="b: items of the index")
-    parser.add_argument("--titles", type=int, default=20_000, help="c: of the catalogue")
-    parser.add_argument("--vectors", type=int, default=100_000, help="a: in the index")
-    parser.add_argument("--dimension", type=int, default=256, help="a: of a vector")
-    parser.add_argument("--queries", type=int, default=256, help="a: of one turn of one side")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="c: of torch, in all, on either side")
+    parser.add_argument("--seconds", type=float, default=6.0, help="b: seconds of one turn of one side")
+    parser.add_argument("--products", type=int, default=6000, help="b: items in the index")
+    parser.add_argument("--titles", type=int, default=20_000, help="c: titles in the catalogue")
+    parser.add_argument("--vectors", type=int, default=100_000, help="a: vectors in the index")
+    parser.add_argument("--dimension", type=int, default=256, help="a: numbers per vector")
+    parser.add_argument("--queries", type=int, default=256, help="a: queries of one turn of one side")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="c: torch threads per side")
     haproxy = {"action": argparse.BooleanOptionalAction, "default": True}
     parser.add_argument("--haproxy", **haproxy, help="b: ray.haproxy; without it HTTP goes through Serve's own proxy")
     parser.add_argument("--model", type=Path, help="a trained folder; needs --index")
@@ -62,13 +62,13 @@ def options() -> argparse.Namespace:
     if unknown := set(given.parts) - set("abc"):
         parser.error(f"--parts {','.join(sorted(unknown))}: there are a, b and c")
     if (given.model is None) != (given.index is None):
-        parser.error("--model and --index go together: an index answers for the model that made it alone")
+        parser.error("--model and --index go together: an index belongs to the model that embedded it")
     return given
 
 
 def main() -> None:
     given = options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that started processes are stopped
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         config = settings(given, Path(folder))
         report: dict[str, Any] = {"setting": setting(given, config)}
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def settings(given: argparse.Namespace, folder: Path) -> Config:
-    """The demo's configuration with everything under `folder`, in a Ray of its own, on a free port."""
+    """Return the demo's configuration with everything in `folder`, its own local Ray and a free port."""
     overrides = {"run_dir": folder, "ray.address": "local", "ray.start_timeout_s": 300, "serve.port": free_port()}
     overrides |= {"embed.actors": given.threads, "ray.haproxy": given.haproxy}
     if given.model:
@@ -97,12 +97,12 @@ def settings(given: argparse.Namespace, folder: Path) -> Config:
 
 
 def setting(given: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """What was run, for the reader of the JSON."""
+    """Describe the run, for the reader of the JSON."""
     installed = {found.name: found.version for found in importlib.metadata.distributions()}
     sizes = config.model.model_dump(exclude_none=True)
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load before": [round(load, 2) for load in os.getloadavg()],  # a busy machine slows the sides unevenly
+        "load before": [round(load, 2) for load in os.getloadavg()],  # a busy machine slows the sides unequally
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "model": str(given.model.name) if given.model else f"Qwen2, fp32, random weights, {sizes}",
         "options": {name: value for name, value in vars(given).items() if name not in ("out", "model", "index")},
@@ -111,21 +111,21 @@ def setting(given: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 
 def prepare(given: argparse.Namespace, config: Config) -> list[str]:
-    """A model, unless one is given, and the demo world's catalogue; returns its titles."""
+    """Write a model unless one is given, and a generated catalogue; return its titles."""
     world = make_world(config.seed, given.products, 3000, 50)
     write_parquet(world.items, config.path("items"))
     titles: list[str] = world.items["title"].to_pylist()
     if given.model is None:
         tokenizer = train_tokenizer([f" {title}" for title in titles], config.model.vocab_size)
         model = ReasoningEmbedder.from_config(config.model, tokenizer, config.seed)
-        with torch.no_grad():  # random, tied weights repeat their last token: not `<think>`, or nothing is written
+        with torch.no_grad():  # random tied weights repeat the last token, here `<think>`: prevent it
             model.lm.get_input_embeddings().weight[model.renderer.think] = 0
         model.save(config.path("model"))
     return titles
 
 
 def goals(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was aimed at, of the parts that ran: a ratio of ours to a peer, and what it should be."""
+    """Return the goals of the parts that ran: the ratio of ours to a peer, and its target."""
     found = []
     for row in report.get("search", {}).get("results", []):
         if row["batch"] == 32:
@@ -146,13 +146,13 @@ def goals(report: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def goal(name: str, ratio: dict[str, Any], sign: str, wanted: float) -> dict[str, Any]:
-    met = ratio["median"] <= wanted if sign == "<=" else ratio["median"] >= wanted
-    return {"goal": f"{name} {sign} {wanted}", "ratio": ratio["median"], "range": ratio["range"], "met": met}
+def goal(name: str, ratio: dict[str, Any], sign: str, target: float) -> dict[str, Any]:
+    met = ratio["median"] <= target if sign == "<=" else ratio["median"] >= target
+    return {"goal": f"{name} {sign} {target}", "ratio": ratio["median"], "range": ratio["range"], "met": met}
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print what a reader looks for first."""
+    """Print the tables."""
     console = Console(width=140)
     if "search" in report:
         console.print(search_table(report["search"]))

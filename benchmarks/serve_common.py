@@ -1,7 +1,4 @@
-"""What the parts of serve.py share: texts made of a catalogue's words, ratios of pairs, sides that end, time limits.
-
-Knows nothing of what is measured.
-"""
+"""Helpers of serve.py's parts: generated texts, ratios of pairs, processes of sides, time limits."""
 
 import random
 import signal
@@ -21,38 +18,38 @@ LONGEST = 40  # words of a title
 
 
 def words(titles: Sequence[str]) -> list[str]:
-    """The most frequent words."""
-    found = [word for word, _ in Counter(word for title in titles for word in title.split()).most_common(WORDS)]
-    if len(found) < WORDS:
-        raise SystemExit(f"the titles hold {len(found)} different words, {WORDS} are needed: take a larger catalogue")
-    return found
+    """Return the most frequent words of the titles."""
+    frequent = [word for word, _ in Counter(word for title in titles for word in title.split()).most_common(WORDS)]
+    if len(frequent) < WORDS:
+        raise SystemExit(f"the titles have {len(frequent)} different words, not {WORDS}: use a larger catalogue")
+    return frequent
 
 
 def query(vocabulary: Sequence[str], number: int) -> str:
-    """The number-th query of four words: another one for every number below 64⁴, which is 16.7 M.
+    """Return the number-th query of four words; all numbers below 64⁴ = 16.7 M give different queries.
 
-    An odd multiplier is a permutation modulo a power of two, so that neighbours share no beginning.
+    Multiplying by an odd number permutes the numbers modulo a power of two, so neighbours share no prefix.
     """
     mixed = number * 0x9E3779B1 % WORDS**4
     return " ".join(vocabulary[mixed // WORDS**place % WORDS] for place in range(4))
 
 
 def varied(vocabulary: Sequence[str], count: int) -> list[str]:
-    """`count` titles of 2 to 40 words, most of them short, as catalogues have them."""
+    """Return `count` titles of 2 to 40 words, most of them short, as in a catalogue."""
     draw = random.Random(0)
     lengths = [min(LONGEST, max(2, round(draw.lognormvariate(2, 0.6)))) for _ in range(count)]
     return [" ".join(draw.choices(vocabulary, k=length)) for length in lengths]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Of a ratio, a value a pair: its median, its range and every value."""
+    """Return the median, range and all values of a ratio with one value per pair."""
     rounded = [round(value, 3) for value in values]
     return {"median": round(statistics.median(rounded), 3), "range": [min(rounded), max(rounded)], "pairs": rounded}
 
 
 @contextmanager
 def side(command: list[str], environment: dict[str, str], errors: Path) -> Iterator[subprocess.Popen[str]]:
-    """A side's process for the length of a block. What it wrote to stderr is shown if the block fails."""
+    """Run a side's process during a block. If the block fails, print its stderr."""
     process = start(command, environment, errors)
     try:
         yield process
@@ -66,7 +63,7 @@ def side(command: list[str], environment: dict[str, str], errors: Path) -> Itera
 
 @contextmanager
 def within(seconds: float, what: str) -> Iterator[None]:
-    """Raise TimeoutError, saying what was waited for, once the block has taken so long. For the main thread."""
+    """Raise TimeoutError if the block takes longer; the error names what it waited for. Main thread only."""
 
     def late(*_: Any) -> None:
         raise TimeoutError(f"waited {seconds:g} s for {what}")
@@ -81,7 +78,7 @@ def within(seconds: float, what: str) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """One that nothing listens on, below those that the system hands out to others."""
+    """Return a port that nothing listens on, below the range that the system assigns itself."""
     for port in random.SystemRandom().sample(range(20000, 32000), 50):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:

@@ -1,15 +1,14 @@
-"""Part c of serve.py: ray_apps.indexing.embed.embed, what `lrem embed` calls, beside SentenceTransformer.encode.
+"""Part c of serve.py: `lrem embed` (ray_apps.indexing.embed.embed) and SentenceTransformer.encode.
 
-Both have the same weights, titles and number of torch threads: ours one actor a thread, the peer one process of them
-all. Two ratios of titles a second:
+Both have the same weights, titles and number of torch threads: ours one actor per thread, the peer one process with all
+threads. Two ratios of titles per second:
 
-    job        everything: ours in a Ray that runs already, from the call to the written parquet, its actors' start with
-               it; the peer's in a fresh interpreter, from its start to the written .npy
-    encoding   ours from the start of the first batch to the end of the last, as Ray Data's statistics have it, Arrow
-               tables made and handed on included; the peer's `encode` alone, warmed up by one batch
+    job        everything: ours on a running Ray, from the call to the written parquet, including the start of the
+               actors; the peer's in a new interpreter, from its start to the written .npy encoding   ours from the
+               start of the first batch to the end of the last by Ray Data's statistics, including the Arrow tables;
+               the peer's `encode` alone, after one batch of warm-up
 
-The peer runs with several batch sizes first, and the fastest counts. Ray idles while the peer has its turn. Knows
-nothing of HTTP.
+The peer runs with several batch sizes first, and the fastest counts. Ray idles during the peer's turn.
 """
 
 import argparse
@@ -26,12 +25,12 @@ from paired_runner import answer, ask
 from serve_common import side, spread, within
 
 BATCHES = (32, 64, 128, 256)  # 32 is the library's default
-LIMIT_S = 900  # for one embedding of the catalogue
+LIMIT_S = 900  # to embed the catalogue once
 SETTLE_S = 10  # before each turn
 
 
 def compare(config: Any, titles: list[str], pairs: int, threads: int) -> dict[str, Any]:
-    """Both sides over the catalogue, `pairs` times after a first that warms up and tunes the peer."""
+    """Embed the catalogue on both sides, `pairs` times after one warm-up round; the peer is tuned first."""
     from ray_apps.cluster.session import cluster
 
     with tempfile.TemporaryDirectory(prefix="bench-") as name, cluster(config):
@@ -45,7 +44,7 @@ def compare(config: Any, titles: list[str], pairs: int, threads: int) -> dict[st
         for i in range(pairs + 1):
             taken.append({})
             for which in list(sides) if i % 2 else list(sides)[::-1]:
-                time.sleep(SETTLE_S)  # Ray starts other workers in place of the actors that have gone
+                time.sleep(SETTLE_S)  # Ray replaces the workers of finished actors
                 taken[-1][which] = sides[which]()
             print("embed", taken[-1], flush=True)
         found = {"actors": config.embed.actors, "torch threads of an actor": threads_of_an_actor()}
@@ -53,7 +52,7 @@ def compare(config: Any, titles: list[str], pairs: int, threads: int) -> dict[st
 
 
 def summary(taken: list[dict[str, dict[str, float]]], titles: list[str]) -> dict[str, Any]:
-    """Ratios and rates of the pairs, which hold seconds."""
+    """Return ratios and rates, from the seconds of the pairs."""
     lengths = sorted(len(title.split()) for title in titles)
     found: dict[str, Any] = {
         "titles": len(titles),
@@ -67,6 +66,7 @@ def summary(taken: list[dict[str, dict[str, float]]], titles: list[str]) -> dict
 
 
 def catalogue(folder: Path, titles: list[str]) -> Path:
+    """Write the titles as a catalogue."""
     import pyarrow as pa
 
     from lrem.data.files import write_parquet
@@ -76,21 +76,22 @@ def catalogue(folder: Path, titles: list[str]) -> Path:
 
 
 class Spans:
-    """What Ray Data tells of a run when it has ended; it makes one of these for each run."""
+    """Records the encoding time of each Ray Data execution; Ray Data creates one instance per execution."""
 
-    found: ClassVar[list[dict[str, float]]] = []
+    recorded: ClassVar[list[dict[str, float]]] = []
 
     def after_execution_succeeds(self, executor: Any) -> None:
+        """Record the span of the last operator, and the sum over its batches."""
         encoding = executor.get_stats().to_summary().operators_stats[-1]
         span = encoding.latest_end_time - encoding.earliest_start_time
-        self.found.append({"encoding": span, "busy": encoding.wall_time.sum})
+        self.recorded.append({"encoding": span, "busy": encoding.wall_time.sum})
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None  # its other events
 
 
 def ours(config: Any, out: Path) -> dict[str, float]:
-    """Seconds of the whole, of the encoding in it, and of all its batches added up."""
+    """Return the seconds of the whole job, of the encoding in it, and the sum over its batches."""
     from ray.data import DataContext
 
     from ray_apps.indexing.embed import embed
@@ -102,11 +103,11 @@ def ours(config: Any, out: Path) -> dict[str, float]:
         started = time.perf_counter()
         embed(config, config.path("model"), out)
         job = time.perf_counter() - started
-    return {name: round(value, 3) for name, value in ({"job": job} | Spans.found[-1]).items()}
+    return {name: round(value, 3) for name, value in ({"job": job} | Spans.recorded[-1]).items()}
 
 
 def threads_of_an_actor() -> int:
-    """As Ray sets them for one CPU."""
+    """Return the torch threads that Ray gives an actor with one CPU."""
     import ray
 
     def count() -> int:
@@ -118,13 +119,13 @@ def threads_of_an_actor() -> int:
 
 
 def peer(model: Path, folder: Path, batch: int, threads: int) -> dict[str, float]:
-    """Seconds of a whole process, and of the encoding in it."""
+    """Return the seconds of the peer's whole process, and of the encoding in it."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, __file__, "--model", str(model), "--folder", str(folder), "--batch", str(batch)]
     started = time.perf_counter()
     with side(command, environment, folder / "peer.log") as process:
-        found = ask(process, "step")
-        return {"job": round(time.perf_counter() - started, 3), "encoding": round(found["value"], 3)}
+        encoding_s = ask(process, "step")["value"]
+        return {"job": round(time.perf_counter() - started, 3), "encoding": round(encoding_s, 3)}
 
 
 def run_peer(model: str, folder: Path, batch: int) -> None:
@@ -143,7 +144,7 @@ def run_peer(model: str, folder: Path, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description="The peer alone; serve.py starts it.")
+    arguments = argparse.ArgumentParser(description="Run the peer; serve.py starts it.")
     arguments.add_argument("--model", required=True)
     arguments.add_argument("--folder", type=Path, required=True)
     arguments.add_argument("--batch", type=int, required=True)

@@ -1,14 +1,14 @@
-"""Part b of serve.py: the application over HTTP beside its parts in one process and beside a bare FastAPI server.
+"""Part b of serve.py: the search service over HTTP, the same work in one process, and a bare FastAPI server.
 
-    ours        ray_apps.serving.deploy on a Ray of its own, asked with reason=never, auto and always
-    in process  the same model, called one query after the other: VllmEngine.reason, encode_queries, Collection.search
+    ours        ray_apps.serving.deploy on its own local Ray, with reason=never, auto and always
+    in process  the same model, one query at a time: VllmEngine.reason, encode_queries, Collection.search
     fastapi     uvicorn, one process: SentenceTransformer.encode, faiss.IndexFlatIP, JSON with the payload; it does not
-                think, and its query is rendered as an item, two tokens shorter than ours
+                reason, and it renders a query as an item, two tokens shorter than ours
 
-Callers are a closed loop of httpx.AsyncClient on the loopback address, 1, 8 or 32 of them, each asking again as soon as
-it is answered. No query is asked twice of one side, and sides that are compared get the same queries. All
-processes live through the run and idle when it is not their turn. The bare server answers in a pool of threads (`def`)
-or on the event loop (`async def`): the faster at 32 callers counts. Knows neither goals nor tables.
+The load is a closed loop of 1, 8 or 32 callers (httpx.AsyncClient, loopback address): each sends its next request as
+soon as it has a response. No side gets a query twice, and compared sides get the same queries. All processes run the
+whole time and idle between their turns. The bare server answers in a thread pool (`def`) or on the event loop (`async
+def`); the one that is faster with 32 callers counts.
 """
 
 import argparse
@@ -33,13 +33,13 @@ from serve_common import free_port, query, side, spread, within, words
 K = 10
 REASONS, CALLERS = ("never", "auto", "always"), (1, 8, 32)
 REQUEST_S, START_S = 60, 600  # limits
-MOST = 20_000  # requests of one turn; each has so many queries of its own
+MAX_REQUESTS = 20_000  # per turn; each turn has its own range of queries
 PHASES = ("reason", "embed", "search", "total")
-Taken = dict[str, Any]
+Measurement = dict[str, Any]
 
 
 class Turn(NamedTuple):
-    """Who is asked, with how many callers, from which query on."""
+    """Which side is measured, with which reasoning mode and how many callers."""
 
     who: str  # ours, fastapi or in process
     reason: str
@@ -47,7 +47,7 @@ class Turn(NamedTuple):
 
 
 def compare(config: Any, pairs: int, seconds: float) -> dict[str, Any]:
-    """All sides, `pairs` times after a first that warms up. paths.model and paths.index have to be there."""
+    """Measure all sides `pairs` times after one warm-up round. Needs paths.model and paths.index."""
     from ray_apps.cluster.session import cluster
     from ray_apps.serving import deploy
 
@@ -64,7 +64,7 @@ def compare(config: Any, pairs: int, seconds: float) -> dict[str, Any]:
         route = sides.choose_route(f"http://127.0.0.1:{port}")
         auto = sides.supports_auto()
         turns = [turn for callers in CALLERS for turn in turns_of(callers, auto)]
-        taken: list[dict[Turn, Taken]] = []
+        taken: list[dict[Turn, Measurement]] = []
         for i in range(pairs + 1):
             taken.append(sides.one_of_each(turns, i))
             print(f"http: {i} of {pairs} pairs", flush=True)
@@ -73,7 +73,7 @@ def compare(config: Any, pairs: int, seconds: float) -> dict[str, Any]:
 
 
 def export(config: Any, folder: Path) -> list[str]:
-    """Make the index unless it is there; write its items for the peer, and the words of queries, which it returns."""
+    """Build the index if it is missing, write its items for the peer, and return the vocabulary of the queries."""
     import numpy as np
 
     from lrem.index.snapshot import load
@@ -97,7 +97,7 @@ def export(config: Any, folder: Path) -> list[str]:
 
 
 def command(who: str, config: Any, folder: Path, port: int) -> tuple[list[str], dict[str, str], Path]:
-    """What starts a side: its command line, its environment, and the file of its stderr."""
+    """Return what starts a side: its command line, its environment, and the file for its stderr."""
     from ray_apps.cluster.session import worker_env
 
     told = [sys.executable, __file__, "--side", who, "--folder", str(folder), "--port", str(port)]
@@ -106,7 +106,7 @@ def command(who: str, config: Any, folder: Path, port: int) -> tuple[list[str], 
 
 
 def turns_of(callers: int, auto: bool) -> list[Turn]:
-    """What is asked with so many callers."""
+    """Return the turns for one number of callers."""
     found = [Turn("ours", reason, callers) for reason in REASONS if auto or reason != "auto"]
     found.append(Turn("fastapi", "never", callers))
     if callers == 1:
@@ -115,10 +115,10 @@ def turns_of(callers: int, auto: bool) -> list[Turn]:
 
 
 class Sides:
-    """What is asked, and how.
+    """The sides, and how each is measured.
 
     Args:
-        vocabulary: words of the queries. seconds: of a turn.
+        vocabulary: words of the queries. seconds: length of a turn.
     """
 
     def __init__(self, vocabulary: list[str], seconds: float) -> None:
@@ -126,32 +126,32 @@ class Sides:
         self.addresses: dict[str, str] = {}
         self.processes: dict[str, subprocess.Popen[str]] = {}
 
-    def one_of_each(self, turns: list[Turn], pair: int) -> dict[Turn, Taken]:
-        """Every turn once; every second pair in reverse."""
+    def one_of_each(self, turns: list[Turn], pair: int) -> dict[Turn, Measurement]:
+        """Measure every turn once, in reverse order in every second pair."""
         return {turn: self.take(turn, pair) for turn in (turns if pair % 2 else turns[::-1])}
 
-    def take(self, turn: Turn, pair: int) -> Taken:
-        """One turn; pair 0 warms up. The queries depend on pair, callers and reason, not on who is asked."""
+    def take(self, turn: Turn, pair: int) -> Measurement:
+        """Measure one turn; pair 0 is the warm-up. The queries depend on pair, callers and reason, not on the side."""
         block = (pair * len(CALLERS) + CALLERS.index(turn.callers)) * len(REASONS) + REASONS.index(turn.reason)
-        first = (block + 1) * MOST  # those before are for choosing the route
+        first = (block + 1) * MAX_REQUESTS  # the queries before are for choose_route
         if turn.who == "in process":
             wanted = {"reason": turn.reason, "first": first, "seconds": self.seconds}
             found = ask(self.processes["in process"], json.dumps(wanted))
             return {name: value for name, value in found.items() if name != "value"}
         return self.ask_over_http(self.addresses[turn.who], turn, first)
 
-    def ask_over_http(self, address: str, turn: Turn, first: int) -> Taken:
-        bodies = ({"query": query(self.vocabulary, number), "k": K} for number in range(first, first + MOST))
+    def ask_over_http(self, address: str, turn: Turn, first: int) -> Measurement:
+        bodies = ({"query": query(self.vocabulary, number), "k": K} for number in range(first, first + MAX_REQUESTS))
         if turn.who == "ours":
             bodies = (body | {"reason": turn.reason} for body in bodies)
         limit = self.seconds + 2 * REQUEST_S
         return asyncio.run(asyncio.wait_for(closed_loop(address, bodies, turn.callers, self.seconds), limit))
 
     def choose_route(self, address: str) -> str:
-        """The faster endpoint of the bare server at many callers; the first try warms up."""
+        """Return the bare server's endpoint that is faster with many callers; the first measurement is the warm-up."""
         turn, rate = Turn("fastapi", "never", max(CALLERS)), {}
         for first, route in enumerate(("threads", "threads", "loop")):
-            rate[route] = self.ask_over_http(f"{address}/{route}", turn, first * MOST // 3)["requests/s"]
+            rate[route] = self.ask_over_http(f"{address}/{route}", turn, first * MAX_REQUESTS // 3)["requests/s"]
         route = max(rate, key=lambda name: rate[name])
         self.addresses["fastapi"] = f"{address}/{route}"
         return route
@@ -163,8 +163,8 @@ class Sides:
         return answered.status_code == 200
 
 
-async def closed_loop(address: str, bodies: Any, callers: int, seconds: float) -> Taken:
-    """Ask for so many seconds; every answer has to be a 200."""
+async def closed_loop(address: str, bodies: Any, callers: int, seconds: float) -> Measurement:
+    """Send requests for so many seconds; every response must have status 200."""
     latencies: list[float] = []
     phases: list[dict[str, float]] = []
     async with httpx.AsyncClient(timeout=REQUEST_S, limits=httpx.Limits(max_connections=callers)) as http:
@@ -178,7 +178,7 @@ async def closed_loop(address: str, bodies: Any, callers: int, seconds: float) -
                 latencies.append(time.perf_counter() - begun)
                 assert len(found["items"] if "items" in found else found["results"][0]["items"]) == K
                 if found.get("degraded") or found.get("missing_shards"):
-                    raise RuntimeError("the application left a part out: a turn like that compares nothing")
+                    raise RuntimeError("a response is degraded or incomplete, so this turn cannot be compared")
                 phases.append(found.get("timings_ms", {}))
 
         async with asyncio.TaskGroup() as group:
@@ -187,8 +187,8 @@ async def closed_loop(address: str, bodies: Any, callers: int, seconds: float) -
         return summary(latencies, phases, time.perf_counter() - started)
 
 
-def summary(latencies: list[float], phases: list[dict[str, float]], elapsed: float) -> Taken:
-    """Of a turn: latencies and medians of the phases in milliseconds."""
+def summary(latencies: list[float], phases: list[dict[str, float]], elapsed: float) -> Measurement:
+    """Return a turn's latencies and the medians of its phases, in milliseconds."""
     late = sorted(latencies)
     medians = {name: statistics.median(one[name] for one in phases) for name in phases[0]}
     return {
@@ -199,8 +199,8 @@ def summary(latencies: list[float], phases: list[dict[str, float]], elapsed: flo
     } | {f"{name} ms": round(value, 2) for name, value in medians.items()}
 
 
-def row(callers: int, reason: str, taken: list[dict[Turn, Taken]]) -> dict[str, Any]:
-    """Of one concurrency and reason: medians of every side, and the ratios."""
+def row(callers: int, reason: str, taken: list[dict[Turn, Measurement]]) -> dict[str, Any]:
+    """Return the medians of every side and the ratios, for one number of callers and one reasoning mode."""
     sides = {turn.who: turn for turn in taken[0] if (turn.callers, turn.reason) == (callers, reason)}
     found: dict[str, Any] = {"concurrency": callers, "reason": reason}
     if "ours" not in sides:
@@ -215,7 +215,7 @@ def row(callers: int, reason: str, taken: list[dict[Turn, Taken]]) -> dict[str, 
 
 
 def run_in_process(model: str, index: Path, vocabulary: list[str]) -> None:
-    """Answer turns: the parts of the application, called one after the other."""
+    """Answer turns by calling reasoner, embedder and index one after the other."""
     from lrem.config import RolloutConfig
     from lrem.index.snapshot import load
     from lrem.modeling.model import ReasoningEmbedder
@@ -249,7 +249,7 @@ def run_in_process(model: str, index: Path, vocabulary: list[str]) -> None:
 
 
 def run_fastapi(model: str, folder: Path, items: list[dict[str, Any]], port: int) -> None:
-    """The bare server, as the libraries' documentation shows it; ends with its parent."""
+    """Run the bare server as the libraries' documentation shows it, until the parent ends."""
     import faiss
     import numpy as np
     import uvicorn
@@ -294,7 +294,7 @@ def run_fastapi(model: str, folder: Path, items: list[dict[str, Any]], port: int
 
 
 if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description="One side alone; serve.py starts them.")
+    arguments = argparse.ArgumentParser(description="Run one side; serve.py starts them.")
     for name in ("side", "model"):
         arguments.add_argument(f"--{name}", required=True)
     for name in ("folder", "index"):
