@@ -18,10 +18,8 @@ from lrem.index.payload import plain
 from lrem.index.snapshot import read_manifest
 from lrem.retrieval.retrievers import name_of, text_model
 from ray_apps.cluster import metrics
-from ray_apps.cluster.gpus import gpu_count
-from ray_apps.cluster.placement import wait_for_resources
+from ray_apps.cluster.actor_pool import actor_pool
 from ray_apps.cluster.progress import progress
-from ray_apps.cluster.resources import bundle
 from ray_apps.cluster.session import cluster
 
 BATCH = 5000  # items turned into payloads at a time
@@ -49,20 +47,9 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
     items = read_items(config.path("items")).select(ITEMS.names)
     made_by = name_of(str(model))
     with cluster(config), progress("embed", config.run_dir.name) as board, atomic_folder(out) as part:
-        gpus = 1 if gpu_count(config) else 0
-        resources = [bundle(1.0, gpus, config.placement.data)]
-        wait_for_resources(resources, "an actor of 'embed'", config.ray.start_timeout_s)
         rows = ray.data.from_arrow(items).repartition(-(-items.num_rows // config.embed.batch_size))
-        vectors = rows.map_batches(
-            ItemEncoder,
-            fn_constructor_args=(str(model),),
-            batch_size=config.embed.batch_size,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=config.embed.actors),
-            num_cpus=1,
-            num_gpus=gpus,
-            resources=config.placement.data,
-        )
+        pool = actor_pool(config, "embed", config.embed.actors)
+        vectors = pool.map(rows, ItemEncoder, (str(model),), config.embed.batch_size, "pyarrow")
         done = 0
         with pa.parquet.ParquetWriter(part / "vectors.parquet", VECTORS) as writer:
             for table in vectors.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -22,10 +22,8 @@ from lrem.errors import DataError
 from lrem.index import Hit
 from lrem.index.snapshot import load, read_manifest
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
-from ray_apps.cluster.gpus import gpu_count
-from ray_apps.cluster.placement import wait_for_resources
+from ray_apps.cluster.actor_pool import actor_pool
 from ray_apps.cluster.progress import progress
-from ray_apps.cluster.resources import bundle
 from ray_apps.cluster.session import cluster
 
 
@@ -83,21 +81,9 @@ def run(config: Config) -> dict[str, Any]:
 
 def _mine(config: Config, table: pa.Table, relevant: dict[int, set[str]], board: Any) -> Iterator[pa.Table]:
     settings = (str(config.path("model")), config.uri("index"), relevant, config.mine)
-    gpus = 1 if gpu_count(config) else 0
-    wait_for_resources(
-        [bundle(1.0, gpus, config.placement.data)], "an actor of 'mine-negatives'", config.ray.start_timeout_s
-    )
     rows = ray.data.from_arrow(table).repartition(-(-table.num_rows // config.embed.batch_size))
-    mined = rows.map_batches(
-        Miner,
-        fn_constructor_args=settings,
-        batch_size=config.embed.batch_size,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=config.embed.actors),
-        num_cpus=1,
-        num_gpus=gpus,
-        resources=config.placement.data,
-    )
+    pool = actor_pool(config, "mine-negatives", config.embed.actors)
+    mined = pool.map(rows, Miner, settings, config.embed.batch_size, "pyarrow")
     done = 0
     for part in mined.iter_batches(batch_size=None, batch_format="pyarrow"):
         done += part.num_rows
