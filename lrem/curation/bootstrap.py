@@ -20,10 +20,10 @@ import pyarrow as pa
 
 from lrem.config import BootstrapConfig
 from lrem.curation import contrast
-from lrem.curation.rules import brand_name
+from lrem.curation.rules import normalize_brand
 from lrem.data.known_positives import query_identity
 from lrem.data.schema import QRELS
-from lrem.data.words import NEGATIONS, STOP, content, stem, words
+from lrem.data.words import NEGATIONS, STOP_WORDS, content_words, stem, words
 from lrem.errors import DataError
 
 COMMON = 8  # titles that a word must stand in to count as a thing
@@ -110,7 +110,7 @@ def read_shop(items: pa.Table, config: BootstrapConfig) -> Shop:
     kinds = [_last(value) for value in _column(items, config.type_column)]
     more = [_column(items, name) for name in config.text_columns]
     texts = [" . ".join(str(part) for part in parts if part).lower() for parts in zip(titles, *more, strict=True)]
-    catalogue = contrast.background(titles)
+    catalogue = contrast.phrase_frequencies(titles)
     if not any(kinds):
         kinds = [_head(title, catalogue) for title in titles]
     members: dict[str, list[int]] = defaultdict(list)
@@ -118,14 +118,14 @@ def read_shop(items: pa.Table, config: BootstrapConfig) -> Shop:
         if kind:
             members[kind].append(place)
     members = {kind: places for kind, places in members.items() if len(places) >= LEAST}
-    seen = Counter(word for title in titles for word in set(content(title)))
+    seen = Counter(word for title in titles for word in set(content_words(title)))
     return Shop(
         titles,
         texts,
         [frozenset(map(stem, words(text))) for text in texts],
         frozenset(word for word, n in seen.items() if n >= COMMON),
         kinds,
-        [brand_name(str(value or "")) for value in _column(items, config.brand_column)],
+        [normalize_brand(str(value or "")) for value in _column(items, config.brand_column)],
         [set(words(str(value or ""))) for value in _column(items, config.colour_column)],
         {kind: _called(kind, [titles[i] for i in places], catalogue) for kind, places in members.items()},
         members,
@@ -135,12 +135,12 @@ def read_shop(items: pa.Table, config: BootstrapConfig) -> Shop:
 def easy(shop: Shop, rng: Random) -> Iterator[Made]:
     """Two to five words of a title, in their order."""
     holding: dict[str, set[int]] = defaultdict(set)
-    stems = [set(content(title)) for title in shop.titles]
+    stems = [set(content_words(title)) for title in shop.titles]
     for place, found in enumerate(stems):
         for word in found:
             holding[word].add(place)
     for title in shop.titles:
-        said = [word for word in words(title) if word not in STOP and len(word) > 1][:16]
+        said = [word for word in words(title) if word not in STOP_WORDS and len(word) > 1][:16]
         for _ in range(4):
             count = min(len(said), rng.randint(2, 5))
             chosen = [said[i] for i in sorted(rng.sample(range(len(said)), count))]
@@ -153,7 +153,7 @@ def attribute(shop: Shop, rng: Random) -> Iterator[Made]:
     for kind, places in shop.members.items():
         seen = Counter(colour for place in places for colour in shop.colours[place])
         for colour in sorted(seen):
-            if colour.isalpha() and colour not in STOP and len(colour) > 2:
+            if colour.isalpha() and colour not in STOP_WORDS and len(colour) > 2:
                 wanted = [place for place in places if colour in shop.colours[place]]
                 yield f"{colour} {shop.names[kind]}", wanted
 
@@ -203,19 +203,19 @@ def _thing(found: str, nouns: frozenset[str]) -> str:
     ['adjustable straps', '', 'wheels', '']
     """
     said = found.split()
-    while said and (said[-1] in STOP | VAGUE | NEGATIONS or stem(said[-1]) not in nouns):
+    while said and (said[-1] in STOP_WORDS | VAGUE | NEGATIONS or stem(said[-1]) not in nouns):
         said.pop()
     doing = len(said) > 1 and said[0].endswith("ing")  # to keep food warm; camping alone is a use
-    return "" if not said or doing or said[0] in VAGUE | STOP | NEGATIONS else " ".join(said)
+    return "" if not said or doing or said[0] in VAGUE | STOP_WORDS | NEGATIONS else " ".join(said)
 
 
-def _called(kind: str, titles: list[str], catalogue: contrast.Background) -> str:
+def _called(kind: str, titles: list[str], catalogue: contrast.PhraseFrequencies) -> str:
     """What titles call a kind of product: the phrase that sets them apart, else the kind itself."""
     found = contrast.keywords("", titles, [], catalogue, 1)
     return found[0] if found else " ".join(words(kind))
 
 
-def _head(title: str, catalogue: contrast.Background) -> str | None:
+def _head(title: str, catalogue: contrast.PhraseFrequencies) -> str | None:
     """A kind for an item of a catalogue without such a column: the pair of its words that most titles share."""
     pairs = [phrase for phrase in contrast.phrases(title) if " " in phrase and phrase in catalogue.counts]
     return max(pairs, key=lambda phrase: (catalogue.counts[phrase], phrase), default=None)

@@ -1,7 +1,7 @@
-"""The catalogue as a teacher: keywords that set the wanted items apart, by log-likelihood. Knows counts, no model.
+"""The catalogue as a teacher: keywords that set the relevant items apart, by log-likelihood ratio. Needs no model.
 
-What the query alone retrieves is the contrast: words that its results have anyway teach nothing.
-Source: Dunning, "Accurate methods for the statistics of surprise and coincidence" (1993), the G² of two counts.
+The contrast is what the query alone retrieves: words that its results have anyway teach nothing.
+Source: Dunning, "Accurate methods for the statistics of surprise and coincidence" (1993), G² of two counts.
 """
 
 import math
@@ -10,36 +10,38 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from lrem.data.words import NEGATIONS, STOP, stem, words
+from lrem.data.words import NEGATIONS, STOP_WORDS, stem, words
 
-LINKS = frozenset(("in", "off", "on", "up"))  # stop words that may end a pair, as in slip on
-COVERED = 0.2  # share of the wanted titles that a keyword has to stand in: it is to lead to them all, not to a few
-LEAST_G2 = 6.63  # of one degree of freedom, once in a hundred by chance: one wanted item can still have keywords
+PAIR_ENDINGS = frozenset(("in", "off", "on", "up"))  # stop words that may end a pair, as in slip on
+MIN_COVERAGE = 0.2  # share of the relevant titles with a keyword: it has to lead to many of them, not to a few
+MIN_LOG_LIKELIHOOD = 6.63  # chi-square, one degree of freedom, p = 0.01: even one relevant item can have keywords
 
 
-class Background(NamedTuple):
-    """In how many of the catalogue's `size` titles each phrase of one or two words stands."""
+class PhraseFrequencies(NamedTuple):
+    """The number of a catalogue's titles with each phrase of one or two words, and the number of all its titles."""
 
     counts: dict[str, int]
     size: int
 
 
 def phrases(title: str) -> set[str]:
-    """A title's words and neighbouring pairs of words; no stop words, no bare numbers, no single letters.
+    """Return a title's words and pairs of neighbouring words, without stop words, bare numbers and single letters.
 
     >>> sorted(phrases("Slip-on shoes for men 42"))
     ['men', 'shoes', 'slip', 'slip on']
     """
-    found = words(title)
-    single = {word for word in found if len(word) > 1 and word not in STOP and not word.isdigit()}
-    pairs = {f"{a} {b}" for a, b in pairwise(found) if a in single and a not in NEGATIONS and b in single | LINKS}
+    tokens = words(title)
+    single = {word for word in tokens if len(word) > 1 and word not in STOP_WORDS and not word.isdigit()}
+    pairs = {
+        f"{a} {b}" for a, b in pairwise(tokens) if a in single and a not in NEGATIONS and b in single | PAIR_ENDINGS
+    }
     return single | pairs
 
 
-def background(titles: Iterable[str], least: int = 2) -> Background:
-    """Counts over a catalogue; phrases of fewer than `least` titles are left out: they name one product.
+def phrase_frequencies(titles: Iterable[str], min_titles: int = 2) -> PhraseFrequencies:
+    """Count phrases over a catalogue; those of fewer than `min_titles` titles name one product and are left out.
 
-    >>> background(["red coat", "red hat"]).counts
+    >>> phrase_frequencies(["red coat", "red hat"]).counts
     {'red': 2}
     """
     counts: Counter[str] = Counter()
@@ -47,13 +49,13 @@ def background(titles: Iterable[str], least: int = 2) -> Background:
     for title in titles:
         counts.update(phrases(title))
         size += 1
-    return Background({phrase: n for phrase, n in counts.items() if n >= least}, size)
+    return PhraseFrequencies({phrase: n for phrase, n in counts.items() if n >= min_titles}, size)
 
 
-def g2(inside: int, inside_size: int, outside: int, outside_size: int) -> float:
-    """Log-likelihood ratio of a phrase's two shares, signed: negative where it is rarer inside.
+def log_likelihood_ratio(inside: int, inside_size: int, outside: int, outside_size: int) -> float:
+    """Return G² of a phrase's frequencies inside and outside a set of titles, negative if it is rarer inside.
 
-    >>> round(g2(10, 10, 0, 90), 1), g2(1, 10, 9, 90)
+    >>> round(log_likelihood_ratio(10, 10, 0, 90), 1), log_likelihood_ratio(1, 10, 9, 90)
     (65.0, 0.0)
     """
     total, size = inside + outside, inside_size + outside_size
@@ -61,46 +63,62 @@ def g2(inside: int, inside_size: int, outside: int, outside_size: int) -> float:
         return 0.0
     score = 0.0
     for count, part in ((inside, inside_size), (outside, outside_size)):
-        for seen, expected in ((count, part * total / size), (part - count, part * (size - total) / size)):
-            score += seen * math.log(seen / expected) if seen else 0.0
+        for observed, expected in ((count, part * total / size), (part - count, part * (size - total) / size)):
+            score += observed * math.log(observed / expected) if observed else 0.0
     return round(2 * score, 9) * (1 if inside * outside_size >= outside * inside_size else -1)
 
 
 def keywords(
-    query: str, wanted: Sequence[str], retrieved: Sequence[str], catalogue: Background, count: int = 5
+    query: str, relevant: Sequence[str], retrieved: Sequence[str], catalogue: PhraseFrequencies, count: int = 5
 ) -> list[str]:
-    """Up to `count` phrases of the wanted titles that neither the query nor the retrieved titles have, best first.
+    """Return up to `count` phrases of the relevant titles that the query and the retrieved titles lack, best first.
 
-    A phrase's score is the smaller of its G² against the retrieved titles and its G² against the catalogue, so that it
-    has to tell the wanted items from both. Words of a phrase that was taken are not taken again.
+    A phrase's score is the smaller of its G² against the retrieved titles and its G² against the catalogue: it has to
+    separate the relevant items from both. Phrases do not share words.
 
     Args:
-        wanted, retrieved: titles of the relevant items, and of the others that the query alone finds.
+        query: words that are no keywords.
+        relevant: titles of the relevant items.
+        retrieved: titles of the other items that the query alone retrieves.
+        catalogue: frequencies over all titles.
+        count: maximum number of keywords.
 
     >>> titles = ["tea pot", "green tea", "black tea"] * 5 + ["coffee beans", "ground coffee", "iced coffee"]
-    >>> keywords("stronger than tea", titles[15:], titles[:3], background(titles))
+    >>> keywords("stronger than tea", titles[15:], titles[:3], phrase_frequencies(titles))
     ['coffee']
     """
-    inside = Counter(phrase for title in wanted for phrase in phrases(title))
-    contrast = Counter(phrase for title in retrieved for phrase in phrases(title))
-    asked = {stem(word) for word in words(query)}
-    scored = []
-    for phrase, n in inside.items():
-        known = catalogue.counts.get(phrase, 0)
-        if not known or n < COVERED * len(wanted) or {stem(word) for word in phrase.split()} <= asked:
-            continue
-        rest = max(known - n, 0), max(catalogue.size - len(wanted), 1)
-        apart = g2(n, len(wanted), contrast[phrase], len(retrieved)) if retrieved else math.inf
-        score = min(apart, g2(n, len(wanted), *rest))
-        if score >= LEAST_G2:
-            scored.append((-score, -len(phrase.split()), phrase))
     kept: list[str] = []
-    taken: set[str] = set()
-    for _, _, phrase in sorted(scored):
-        stems = {stem(word) for word in phrase.split()}
-        if not stems & taken:
+    used_stems: set[str] = set()
+    for phrase in _ranked_phrases(query, relevant, retrieved, catalogue):
+        stems = _stems(phrase)
+        if not stems & used_stems:
             kept.append(phrase)
-            taken |= stems
+            used_stems |= stems
         if len(kept) == count:
             break
     return kept
+
+
+def _ranked_phrases(
+    query: str, relevant: Sequence[str], retrieved: Sequence[str], catalogue: PhraseFrequencies
+) -> list[str]:
+    inside = Counter(phrase for title in relevant for phrase in phrases(title))
+    contrast = Counter(phrase for title in retrieved for phrase in phrases(title))
+    query_stems = {stem(word) for word in words(query)}
+    scored = []
+    for phrase, n in inside.items():
+        known = catalogue.counts.get(phrase, 0)
+        if not known or n < MIN_COVERAGE * len(relevant) or _stems(phrase) <= query_stems:
+            continue
+        rest = max(known - n, 0), max(catalogue.size - len(relevant), 1)
+        against_retrieved = (
+            log_likelihood_ratio(n, len(relevant), contrast[phrase], len(retrieved)) if retrieved else math.inf
+        )
+        score = min(against_retrieved, log_likelihood_ratio(n, len(relevant), *rest))
+        if score >= MIN_LOG_LIKELIHOOD:
+            scored.append((-score, -len(phrase.split()), phrase))
+    return [phrase for _, _, phrase in sorted(scored)]
+
+
+def _stems(phrase: str) -> set[str]:
+    return {stem(word) for word in phrase.split()}

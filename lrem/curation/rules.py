@@ -1,4 +1,4 @@
-"""Rules that a teacher's keyword list must pass. Knows words, not models. Source: paper, "Training data"."""
+"""Rules that a teacher's keyword list must pass. Source: paper, "Training data"."""
 
 import re
 from collections.abc import Callable, Collection
@@ -7,66 +7,61 @@ from typing import NamedTuple
 from lrem.data.words import literals, words
 
 SEPARATOR = ","
-LONGEST_BRAND = 4  # words, and of a banned phrase
-# A brand behind one of these, or before one of the last, is not what is wanted, or not alone.
-BEFORE = "like|instead of|than|not|no|non|without|except|besides|vs|for|with|similar to|alternatives? to"
-AFTER = "alternatives?|dupes?|replacements?|compatible|style|type|vs"
+MAX_MENTION_WORDS = 4  # of a brand or a banned phrase
+# A brand after one of the first, or before one of the last, is not the one that the query asks for.
+BEFORE_OTHER_BRAND = "like|instead of|than|not|no|non|without|except|besides|vs|for|with|similar to|alternatives? to"
+AFTER_OTHER_BRAND = "alternatives?|dupes?|replacements?|compatible|style|type|vs"
 
 
-class Rules(NamedTuple):
-    """What a keyword list may not hold.
+class KeywordRules(NamedTuple):
+    """What a keyword list must not contain.
 
-    banned: words or phrases; brands: those that the guard knows; both as `brand_name` writes them.
-    budget: tokens, None: no limit. count: how many tokens a list has.
+    Attributes:
+        banned: words and phrases, normalized by `normalize_brand`.
+        brands: the brands that the brand guard knows, normalized likewise.
+        budget: maximum number of tokens; None for no limit.
+        count_tokens: returns the number of tokens in a list.
     """
 
     banned: frozenset[str] = frozenset()
     brands: frozenset[str] = frozenset()
     budget: int | None = None
-    count: Callable[[str], int] = lambda text: len(re.findall(r"\w+|,", text))
+    count_tokens: Callable[[str], int] = lambda text: len(re.findall(r"\w+|,", text))
 
 
-def clean(reasoning: str, query: str, rules: Rules = Rules()) -> str:
-    """Drop phrases that a rule forbids; keep the order. See `sift`.
+def filter_keywords(reasoning: str, query: str, rules: KeywordRules) -> tuple[str, dict[str, int]]:
+    """Return the phrases that pass every rule, in order, and the number of phrases that each rule dropped.
 
-    >>> clean("Helmet, gloves, e-bike,helmet, knife", "ride an e-bike", Rules(frozenset({"knife"})))
-    'helmet, gloves'
-    >>> clean("nike pegasus, running shoe", "adidas trainers for women", Rules(brands=frozenset({"nike", "adidas"})))
-    'running shoe'
-    >>> clean("wh-1000xm5, headphones", "sony wh-1000xm4", Rules())
-    'headphones'
-    """
-    return sift(reasoning, query, rules)[0]
+    Dropped are repeated phrases, phrases made only of the query's words, phrases with a banned word or phrase, brands
+    other than the one that the query asks for, literals (words with a digit) that are not the query's if it has some,
+    and everything beyond the token budget.
 
-
-def sift(reasoning: str, query: str, rules: Rules) -> tuple[str, dict[str, int]]:
-    """The phrases that pass every rule, in their order, and how many each rule dropped.
-
-    Dropped are: repeated phrases, phrases wholly made of the query's words, those that hold a banned one, other brands
-    than the one that the query asks for, literals (words with a digit) that the query does not have where it has
-    some, and what lies beyond the budget.
-
-    >>> sift("helmet, helmet, ride", "ride a bike", Rules())
+    >>> filter_keywords("helmet, helmet, ride", "ride a bike", KeywordRules())
     ('helmet', {'repeated': 1, 'of the query': 1})
+    >>> rules = KeywordRules(frozenset({"knife"}), frozenset({"nike", "adidas"}))
+    >>> filter_keywords("knife, nike pegasus, running shoe", "adidas trainers for women", rules)
+    ('running shoe', {'banned': 1, 'another brand': 1})
+    >>> filter_keywords("wh-1000xm5, headphones", "sony wh-1000xm4", KeywordRules())
+    ('headphones', {'another literal': 1})
     """
-    said, own = set(words(query)), literals(query)
-    target = _target(query, rules.brands) if rules.brands else set()
+    query_words, query_literals = set(words(query)), literals(query)
+    target = _target_brands(query, rules.brands) if rules.brands else set()
     kept: list[str] = []
     dropped: dict[str, int] = {}
     phrases = [phrase for part in reasoning.lower().split(SEPARATOR) if (phrase := " ".join(part.split()))]
-    for place, phrase in enumerate(phrases):
+    for position, phrase in enumerate(phrases):
         if phrase in kept:
             rule = "repeated"
-        elif set(words(phrase)) <= said:
+        elif set(words(phrase)) <= query_words:
             rule = "of the query"
-        elif rules.banned and names(phrase, rules.banned):
+        elif rules.banned and find_mentions(phrase, rules.banned):
             rule = "banned"
-        elif target and names(phrase, rules.brands) - target:
+        elif target and find_mentions(phrase, rules.brands) - target:
             rule = "another brand"
-        elif own and literals(phrase) - own:
+        elif query_literals and literals(phrase) - query_literals:
             rule = "another literal"
-        elif rules.budget is not None and rules.count(f"{SEPARATOR} ".join([*kept, phrase])) > rules.budget:
-            dropped["beyond the budget"] = len(phrases) - place
+        elif rules.budget is not None and rules.count_tokens(f"{SEPARATOR} ".join([*kept, phrase])) > rules.budget:
+            dropped["beyond the budget"] = len(phrases) - position
             break
         else:
             kept.append(phrase)
@@ -75,52 +70,54 @@ def sift(reasoning: str, query: str, rules: Rules) -> tuple[str, dict[str, int]]
     return f"{SEPARATOR} ".join(kept), dropped
 
 
-def names(text: str, brands: Collection[str]) -> set[str]:
-    """The brands that a text names, as whole words; `brands` as `brand_name` writes them.
+def find_mentions(text: str, phrases: Collection[str]) -> set[str]:
+    """Return the phrases that a text contains as whole words; `phrases` are normalized by `normalize_brand`.
 
-    >>> names("Apple iPhone case", {"apple", "app"})
+    >>> find_mentions("Apple iPhone case", {"apple", "app"})
     {'apple'}
     """
-    found = words(text)
-    spans = {" ".join(found[i : i + n]) for n in range(1, LONGEST_BRAND + 1) for i in range(len(found) - n + 1)}
-    return {span for span in spans if span in brands}
+    tokens = words(text)
+    spans = {" ".join(tokens[i : i + n]) for n in range(1, MAX_MENTION_WORDS + 1) for i in range(len(tokens) - n + 1)}
+    return {span for span in spans if span in phrases}
 
 
-def brand_name(brand: str) -> str:
-    """A brand as the guard compares it.
+def normalize_brand(brand: str) -> str:
+    """Return a brand's words, lower-case and separated by one space, for comparison.
 
-    >>> brand_name("T-fal ")
+    >>> normalize_brand("T-fal ")
     't fal'
     """
     return " ".join(words(brand))
 
 
-def _target(query: str, brands: Collection[str]) -> set[str]:
-    """The brands that a query asks for: those that it does not name only to get another, or something to go with it.
+def _target_brands(query: str, brands: Collection[str]) -> set[str]:
+    """Return the brands that a query asks for, unless it names one only to get another, or an accessory for it.
 
     >>> brands = {"nike", "adidas"}
-    >>> [_target(query, brands) for query in ("adidas shoes for women", "cheaper than nike shoes", "nike dupe")]
+    >>> queries = ("adidas shoes for women", "cheaper than nike shoes", "nike dupe")
+    >>> [_target_brands(query, brands) for query in queries]
     [{'adidas'}, set(), set()]
     """
-    text, found = " ".join(words(query)), names(query, brands)
-    elsewhere = {
-        brand
-        for brand in found
-        if re.search(rf"\b({BEFORE}) {re.escape(brand)}\b|\b{re.escape(brand)}( \w+)? ({AFTER})\b", text)
-    }
-    return set() if elsewhere else found
+    text, mentions = " ".join(words(query)), find_mentions(query, brands)
+    other_wanted = any(
+        re.search(
+            rf"\b({BEFORE_OTHER_BRAND}) {re.escape(brand)}\b|\b{re.escape(brand)}( \w+)? ({AFTER_OTHER_BRAND})\b", text
+        )
+        for brand in mentions
+    )
+    return set() if other_wanted else mentions
 
 
-def expand(query: str, reasoning: str) -> str:
-    """The second retriever's query: `query (kw1, kw2, …)`."""
+def expand_query(query: str, reasoning: str) -> str:
+    """Append a reasoning to a query, `query (kw1, kw2, …)`, for the second retrieval."""
     return f"{query} ({reasoning})" if reasoning else query
 
 
-def difference(first: list[str], second: list[str]) -> list[str]:
-    """D = set 2 − set 1, in the order of set 2: what only the reasoning reached.
+def difference_set(first: list[str], second: list[str]) -> list[str]:
+    """Return D = second − first, in the order of `second`: the items that only the reasoning retrieves.
 
-    >>> difference(["a", "b"], ["b", "c", "d"])
+    >>> difference_set(["a", "b"], ["b", "c", "d"])
     ['c', 'd']
     """
-    seen = set(first)
-    return [item for item in second if item not in seen]
+    retrieved = set(first)
+    return [item for item in second if item not in retrieved]

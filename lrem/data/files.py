@@ -1,7 +1,4 @@
-"""Atomic writing: a reader sees the old artefact or the whole new one, never a part.
-
-Knows local and mounted paths alone.
-"""
+"""Atomic writes: a reader sees the old artefact or the whole new one, never a partial one. Local and mounted paths."""
 
 import fcntl
 import hashlib
@@ -19,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def _sibling(path: Path) -> Path:
+def _temporary_sibling(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
@@ -27,72 +24,71 @@ def _sibling(path: Path) -> Path:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` only if the block succeeds."""
-    part = _sibling(path)
+    temporary = _temporary_sibling(path)
     try:
-        yield part
-        os.replace(part, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; it takes the name `path` only if the block succeeds.
 
-    An older folder of that name is moved aside first, put back if the new one cannot take its place, and
-    deleted last.
+    An older folder of that name is moved aside first, restored if the new one cannot take its place, and deleted last.
     """
-    part, old = _sibling(path), _sibling(path)
-    part.mkdir()
+    temporary, old = _temporary_sibling(path), _temporary_sibling(path)
+    temporary.mkdir()
     try:
-        yield part
+        yield temporary
         try:
             if path.exists():
                 os.rename(path, old)
-            os.rename(part, path)
+            os.rename(temporary, path)
         finally:
             if old.exists() and not path.exists():
                 os.rename(old, path)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
 def write_parquet(table: pa.Table, path: Path) -> Path:
-    """Write one parquet file atomically; returns `path`."""
-    with atomic_file(path) as part:
-        pq.write_table(table, part)
+    """Write one parquet file atomically; return `path`."""
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary)
     return path
 
 
 def write_json(value: Any, path: Path) -> Path:
-    """Write indented JSON atomically; returns `path`."""
-    with atomic_file(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    """Write indented JSON atomically; return `path`."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return path
 
 
 @contextmanager
-def only_one(lock: Path, timeout_s: float) -> Iterator[None]:
-    """Hold the file `lock`, made if it is not there, against every other process and thread that asks for it.
+def exclusive_lock(file: Path, timeout_s: float) -> Iterator[None]:
+    """Hold a lock on `file`, created if needed, against all other processes and threads.
 
     Raises:
-        TimeoutError: another held it all the time.
+        TimeoutError: another process held the lock for all of `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
-    with lock.open("a") as handle:
+    with file.open("a") as handle:
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise TimeoutError(f"waited {timeout_s:g} s for {lock}: another process holds it") from None
+                    raise TimeoutError(f"waited {timeout_s:g} s for {file}: another process holds it") from None
                 time.sleep(0.05)
         yield
 
 
 def sha256(file: Path) -> str:
-    """The checksum of a file, as hexadecimal digits."""
+    """Return a file's SHA-256 checksum in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

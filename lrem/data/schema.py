@@ -1,7 +1,4 @@
-"""The tables that stages hand to each other: names, types, and the check at every door.
-
-Knows column names and Arrow types; does not know who produces or consumes a table.
-"""
+"""The tables that stages pass to each other: column names, Arrow types, and the checks made on reading."""
 
 import difflib
 from collections.abc import Iterator
@@ -13,14 +10,14 @@ import pyarrow.dataset
 
 from lrem.errors import DataError
 
-BATCH = 20_000  # rows read at a time, where a table may be of any size
+BATCH_ROWS = 20_000  # rows read at once by `read_batches`
 TEXT = pa.string()
 ITEMS = pa.schema([("item_id", TEXT), ("title", TEXT)])  # every other column is payload
 QUERIES = pa.schema([("query_id", TEXT), ("query", TEXT)])
 QRELS = pa.schema([("query_id", TEXT), ("item_id", TEXT), ("grade", pa.int64())])
 REASONINGS = pa.schema([("query_id", TEXT), ("reasoning", TEXT)])
 TRIPLETS = pa.schema([("query_id", TEXT), ("query", TEXT), ("reasoning", TEXT), ("item_id", TEXT), ("title", TEXT)])
-NEGATIVES = pa.schema([("negative_ids", pa.list_(TEXT)), ("negative_titles", pa.list_(TEXT))])  # of a triplet; may lack
+NEGATIVES = pa.schema([("negative_ids", pa.list_(TEXT)), ("negative_titles", pa.list_(TEXT))])  # optional, in triplets
 RL_PAIRS = pa.schema([("query_id", TEXT), ("query", TEXT), ("item_id", TEXT), ("title", TEXT)])
 
 
@@ -28,26 +25,26 @@ def open_table(path: Path | str, schema: pa.Schema) -> pa.dataset.Dataset:
     """Open parquet without reading its rows: a file, a folder of files, or any URI that pyarrow knows.
 
     Raises:
-        DataError: nothing is there, a file is no parquet, or a column of `schema` is missing.
+        DataError: there is nothing at `path`, a file is not parquet, or a column of `schema` is missing.
     """
     try:
-        found = pa.dataset.dataset(str(path), format="parquet")
+        dataset = pa.dataset.dataset(str(path), format="parquet")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: run the stage that writes it, or pass another path") from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable_error(path, error) from error
     except (pa.ArrowInvalid, ValueError) as error:
         raise DataError(f"{path} is not readable as parquet ({error}): convert it to parquet") from error
     for name in schema.names:
-        _require(name, found.schema.names, path)
-    return found
+        _require_column(name, dataset.schema.names, path)
+    return dataset
 
 
-def _unreadable(path: Path | str, error: OSError) -> DataError:
+def _unreadable_error(path: Path | str, error: OSError) -> DataError:
     if "://" in str(path):
         return DataError(
-            f"{path} cannot be read from there ({error}): look at address, credentials and network, and run "
-            "again; nothing was written"
+            f"{path} cannot be read ({error}): check the address, the credentials and the network, and run again; "
+            "nothing was written"
         )
     return DataError(f"{path} is not readable as parquet ({error}): convert it to parquet")
 
@@ -58,18 +55,19 @@ def read_table(path: Path | str, schema: pa.Schema, keep_extra: bool = False) ->
     Args:
         path: a parquet file, a folder of parquet files, or a URI.
         schema: the required columns; with `keep_extra` other columns follow them unchanged.
+        keep_extra: whether to keep the columns that `schema` does not name.
 
     Raises:
-        DataError: a file is missing or no parquet, a column is missing or of another type, a required
-            value is null, or the table is empty.
+        DataError: a file is missing or not parquet, a column is missing or of another type, a required value is null,
+            or the table is empty.
     """
     try:
         table = open_table(path, schema).to_table()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable_error(path, error) from error
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} is not readable as parquet ({error}): convert it to parquet") from error
-    columns = [_column(table, field, path) for field in schema]
+    columns = [_checked_column(table, field, path) for field in schema]
     names = list(schema.names)
     if keep_extra:
         extra = [name for name in table.column_names if name not in names]
@@ -79,43 +77,45 @@ def read_table(path: Path | str, schema: pa.Schema, keep_extra: bool = False) ->
     return pa.table(dict(zip(names, columns, strict=True)))
 
 
-def read_batches(path: Path | str, schema: pa.Schema, more: tuple[str, ...] = ()) -> Iterator[pa.Table]:
-    """Read parquet some rows at a time, each batch checked as `read_table` checks a table.
+def read_batches(path: Path | str, schema: pa.Schema, optional: tuple[str, ...] = ()) -> Iterator[pa.Table]:
+    """Read parquet in batches of rows, each checked as `read_table` checks a table.
 
     Args:
-        more: columns that come along where the file has them, as text.
+        path: a parquet file, a folder of parquet files, or a URI.
+        schema: the required columns.
+        optional: further columns to read as text if the file has them.
 
     Raises:
         DataError: as `read_table`.
     """
-    found = open_table(path, schema)
-    extra = pa.schema([(name, TEXT) for name in more if name in found.schema.names])
-    seen = 0
-    for batch in found.to_batches(columns=[*schema.names, *extra.names], batch_size=BATCH):
+    dataset = open_table(path, schema)
+    extra = pa.schema([(name, TEXT) for name in optional if name in dataset.schema.names])
+    rows_read = 0
+    for batch in dataset.to_batches(columns=[*schema.names, *extra.names], batch_size=BATCH_ROWS):
         table = pa.Table.from_batches([batch])
-        columns = {field.name: _column(table, field, path, seen) for field in schema}
+        columns = {field.name: _checked_column(table, field, path, rows_read) for field in schema}
         yield pa.table(columns | {field.name: table[field.name].cast(field.type) for field in extra})
-        seen += batch.num_rows
-    if not seen:
+        rows_read += batch.num_rows
+    if not rows_read:
         raise DataError(f"{path} has no rows: at least one is needed")
 
 
-def _require(name: str, names: list[str], path: Path | str) -> None:
+def _require_column(name: str, names: list[str], path: Path | str) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"rename '{near[0]}'" if near else "add it"
         raise DataError(f"{path} has no column '{name}' (it has {names}): {hint}")
 
 
-def _column(table: pa.Table, field: pa.Field, path: Path | str, before: int = 0) -> pa.ChunkedArray:
+def _checked_column(table: pa.Table, field: pa.Field, path: Path | str, first_row: int = 0) -> pa.ChunkedArray:
     column = table.column(field.name)
     if column.null_count:
-        row = before + pc.index(pc.is_null(column), True).as_py()
+        row = first_row + pc.index(pc.is_null(column), True).as_py()
         raise DataError(f"{path}: '{field.name}' is null in row {row}: fill it or drop the row")
     try:
         return column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{path}: '{field.name}' is {column.type}, {field.type} is needed: {error}") from error
+        raise DataError(f"{path}: '{field.name}' is {column.type}, not {field.type}: convert it ({error})") from error
 
 
 def read_items(path: Path) -> pa.Table:
@@ -129,8 +129,7 @@ def read_items(path: Path) -> pa.Table:
     if blank >= 0:
         raise DataError(f"{path}: item '{table['item_id'][blank]}' (row {blank}) has an empty title: drop or fill it")
     counts = table["item_id"].value_counts()
-    worst = pc.max(pc.struct_field(counts, "counts")).as_py()
-    if worst > 1:
-        twice = next(row["values"] for row in counts.to_pylist() if row["counts"] > 1)
-        raise DataError(f"{path}: item_id '{twice}' appears more than once: ids must be unique")
+    if pc.max(pc.struct_field(counts, "counts")).as_py() > 1:
+        repeated = next(row["values"] for row in counts.to_pylist() if row["counts"] > 1)
+        raise DataError(f"{path}: item_id '{repeated}' appears more than once: ids must be unique")
     return table

@@ -1,36 +1,41 @@
-"""Words of queries and titles: what counts as a word, a literal, a content word. Knows English endings; no model."""
+"""Words of queries and titles: words, words with digits, content words. English plural endings only; no model."""
 
 import re
 from itertools import pairwise
 
+# Thai, kana and Han: scripts without spaces between words
 UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
-# Words that say nothing about a product; negations and units are not among them.
+# Words that carry no product information; negations and units are not among them.
 SILENT = """a an and are as at be by for from has have i in into is it its me my of on or our s so some something t that
 the their them this to up we what when where which who with you your"""
-STOP = frozenset(SILENT.split())
+SILENT = """a an and are as at be by for from has have i in into is it its me my of on or our s so some something t that
+the their them this to up we what when where which who with you your"""
+STOP_WORDS = frozenset(SILENT.split())
 NEGATIONS = frozenset(("without", "no", "not", "non", "free", "except", "excluding", "minus", "sans", "never"))
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words in order; of text without spaces between words, see `spaced`.
+    """Return the lower-case words in order; for scripts without spaces, character bigrams (`space_bigrams`).
 
     >>> words("Men's T-shirt, 1/2 inch")
     ['men', 's', 't', 'shirt', '1', '2', 'inch']
     """
-    return re.findall(r"\w+", spaced(text).lower())
+    return re.findall(r"\w+", space_bigrams(text).lower())
 
 
-def spaced(text: str) -> str:
-    """Chinese, Japanese and Thai runs as overlapping pairs of characters, the usual stand-in for words.
+def space_bigrams(text: str) -> str:
+    """Replace each Chinese, Japanese or Thai run by its overlapping character bigrams, the usual substitute for words.
 
-    >>> spaced("红色大衣 coat")
+    >>> space_bigrams("红色大衣 coat")
     ' 红色 色大 大衣  coat'
     """
     return UNSPACED.sub(lambda run: f" {' '.join(map(''.join, pairwise(run[0]))) or run[0]} ", text)
 
 
 def literals(text: str) -> set[str]:
-    """Words with a digit, as model numbers and sizes: nobody may invent one. Unspaced scripts part them.
+    """Return the words with a digit, such as model numbers and sizes, which a model must not invent.
+
+    Scripts without spaces separate them.
 
     >>> sorted(literals("Sony WH-1000XM4 headphones 2020"))
     ['2020', 'wh-1000xm4']
@@ -41,7 +46,7 @@ def literals(text: str) -> set[str]:
 
 
 def stem(word: str) -> str:
-    """A word without its plural ending; nothing cleverer, so that two products stay two.
+    """Return a word without its plural ending, and nothing more, so that two products stay distinct.
 
     >>> [stem(word) for word in ("belts", "dresses", "batteries", "glass", "shoes", "bus")]
     ['belt', 'dress', 'battery', 'glass', 'shoe', 'bus']
@@ -55,10 +60,10 @@ def stem(word: str) -> str:
     return word[:-1]
 
 
-def content(text: str) -> list[str]:
-    """Stems of the words that say something, in order.
+def content_words(text: str) -> list[str]:
+    """Return the stems of all words but stop words, in order.
 
-    >>> content("Belts for the men without a buckle")
+    >>> content_words("Belts for the men without a buckle")
     ['belt', 'men', 'without', 'buckle']
     """
-    return [stem(word) for word in words(text) if word not in STOP]
+    return [stem(word) for word in words(text) if word not in STOP_WORDS]

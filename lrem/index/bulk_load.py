@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrem.data.files import atomic_folder, only_one
+from lrem.data.files import atomic_folder, exclusive_lock
 from lrem.index import changes
 from lrem.index.ann import choose
 from lrem.index.collection import FORMAT, ITEMS, Collection
@@ -107,7 +107,7 @@ def take(source: str | Path, folder: Path, model: str, shard: int, shards: int, 
         TimeoutError: another process has been filling the folder for an hour.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with only_one(folder.with_name(f"{folder.name}.lock"), FILL_TIMEOUT_S):
+    with exclusive_lock(folder.with_name(f"{folder.name}.lock"), FILL_TIMEOUT_S):
         if folder.exists():
             return
         dimension = read_manifest(source, model)["dimension"]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lrem.data.files import only_one
+from lrem.data.files import exclusive_lock
 from lrem.errors import BuildError, StoreError
 from lrem.index import checkpoint
 from lrem.index.ann import choose
@@ -71,7 +71,7 @@ class Collection:
         self._retry_from = 0
         self.closed = False  # by `close`, or by a failure
         self._version = -1  # of the store, as the segment last took it in
-        with suppress(TimeoutError), only_one(folder / LOCK, 0):  # unless another process is just writing
+        with suppress(TimeoutError), exclusive_lock(folder / LOCK, 0):  # unless another process is just writing
             checkpoint.tidy(folder, f".{ANN}.*.tmp", f"{PART}*")
         try:
             self.store = Store(folder / ITEMS, given | {"format": FORMAT}, create=len(given) == 2)
@@ -265,7 +265,7 @@ class Collection:
 
     def alone(self) -> AbstractContextManager[None]:
         """Nobody else writes checkpoints or snapshots in the folder meanwhile. Raises TimeoutError."""
-        return only_one(self.folder / LOCK, CLOSE_TIMEOUT_S)
+        return exclusive_lock(self.folder / LOCK, CLOSE_TIMEOUT_S)
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:

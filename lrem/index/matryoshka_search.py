@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lrem.data.vectors import shorten, unit
+from lrem.data.vectors import normalize, truncate
 from lrem.index.collection import Collection
 from lrem.index.payload import Hit
 from lrem.index.store import Stored
@@ -24,7 +24,7 @@ def search(
     Args:
         queries: [Q, H] float32; `length` is at most H. Raises as `Collection.search`.
     """
-    queries = shorten(queries, length)
+    queries = truncate(queries, length)
     padded = np.pad(queries, ((0, 0), (0, collection.dimension - length)))
     found = collection.search(padded, CANDIDATES * k, where)
     stored = collection.get([hit.item_id for hits in found for hit in hits])
@@ -36,6 +36,6 @@ def _again(query: np.ndarray, hits: list[Hit], stored: dict[str, Stored]) -> lis
     hits = [hit for hit in hits if hit.item_id in stored]
     if not hits:
         return []
-    scores = unit(np.stack([stored[hit.item_id].vector[: len(query)] for hit in hits])) @ query
+    scores = normalize(np.stack([stored[hit.item_id].vector[: len(query)] for hit in hits])) @ query
     scored = [hit._replace(score=float(score)) for hit, score in zip(hits, scores, strict=True)]
     return sorted(scored, key=lambda hit: -hit.score)

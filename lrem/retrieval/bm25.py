@@ -3,7 +3,7 @@
 import bm25s
 import numpy as np
 
-from lrem.data.words import content, spaced
+from lrem.data.words import content_words, space_bigrams
 
 
 class Bm25:
@@ -46,9 +46,9 @@ class Bm25:
 
 
 def _tokens(texts: list[str]) -> list[list[str]]:
-    texts = [spaced(text) for text in texts]
+    texts = [space_bigrams(text) for text in texts]
     return bm25s.tokenize(texts, stopwords=None, return_ids=False, show_progress=False)
 
 
 def _stems(texts: list[str]) -> list[list[str]]:
-    return [content(text) for text in texts]
+    return [content_words(text) for text in texts]

@@ -1,13 +1,15 @@
-"""The retriever that a shop has: BM25, or an embedding model with its index. Text in, a ranking out; no reasoning.
+"""Retrievers without reasoning: BM25, or an embedding model with its index snapshot. Text in, a ranking out.
 
-Curation asks it what a query finds with and without keywords; evaluation scores it as a baseline. Knows folders of
-sentence-transformers and of ours, and index snapshots; does not know how a catalogue gets embedded.
+Curation measures queries with one; evaluation scores them as baselines. A model is a folder of this project or of
+sentence-transformers.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,37 +19,106 @@ from lrem.errors import DataError
 from lrem.retrieval.bm25 import Bm25
 
 Ranking = list[tuple[str, float]]  # (item id, score), best first
-Kind = Literal["bm25", "lrem", "sentence-transformers", "snapshot"]
+RetrieverKind = Literal["bm25", "lrem", "sentence-transformers", "snapshot"]
 
 
 class Retriever(Protocol):
     """Anything that ranks a catalogue."""
 
     def search(self, queries: list[str], k: int) -> list[Ranking]:
-        """The k best items of each query."""
+        """Return the k best items of each query."""
 
 
-class Dense:
+class TextModel(NamedTuple):
+    """An embedding model: texts → unit vectors [N, H] for each side, and its fingerprint, which an index records."""
+
+    encode_queries: Callable[[list[str]], np.ndarray]
+    encode_items: Callable[[list[str]], np.ndarray]
+    fingerprint: str
+
+
+class DenseRetriever:
     """An embedding model over an index snapshot."""
 
-    def __init__(self, model: "TextModel", index: str) -> None:
+    def __init__(self, model: TextModel, index: str) -> None:
         from lrem.index.snapshot import load
 
-        self.model, self.index = model, load(index, model.name)
+        self.model, self.index = model, load(index, model.fingerprint)
 
     def search(self, queries: list[str], k: int) -> list[Ranking]:
-        """The k best items of each query, by cosine."""
+        """Return the k best items of each query, by cosine."""
         if not queries:
             return []
-        vectors = np.ascontiguousarray(self.model.queries(queries), dtype=np.float32)  # [Q, H]
+        vectors = np.ascontiguousarray(self.model.encode_queries(queries), dtype=np.float32)  # [Q, H]
         return [[(hit.item_id, hit.score) for hit in hits] for hits in self.index.search(vectors, k)]
 
 
-def kind_of(spec: str) -> Kind:
-    """What a setting names.
+@dataclass(frozen=True)
+class ResolvedRetriever:
+    """A retriever setting after one look at the disk, so that no later step has to inspect it again.
+
+    Attributes:
+        kind: what the setting names.
+        model: the folder of the model that embeds queries; None for BM25.
+        index: the snapshot of the catalogue's vectors; None for BM25, and for a model folder until one is built.
+        fingerprint: identifies everything but the catalogue that its rankings depend on.
+    """
+
+    kind: RetrieverKind
+    model: str | None
+    index: str | None
+    fingerprint: str
+
+    def open(self, items: Path) -> Retriever:
+        """Load the retriever over the catalogue `items`.
+
+        Raises:
+            SnapshotError: the index is missing, damaged, or of another model.
+        """
+        return open_retriever(self.model or "bm25", items, self.index or "")
+
+
+def resolve_retriever(spec: str, snapshot_model: Path, items: Path) -> ResolvedRetriever:
+    """Resolve a retriever setting.
+
+    Args:
+        spec: `bm25`, a model folder, or an index snapshot (a folder or a URI).
+        snapshot_model: the folder of the model that embeds queries if `spec` is a snapshot.
+        items: the catalogue, which a snapshot must have been built from.
 
     Raises:
-        DataError: a folder that is none of these.
+        DataError: `spec` is none of these, or the snapshot is of another catalogue.
+        SnapshotError: the snapshot cannot be read, or is of another model.
+    """
+    kind = retriever_kind(spec)
+    if kind == "bm25":
+        return ResolvedRetriever(kind, None, None, spec)
+    if kind == "snapshot":
+        manifest = check_index(spec, model_fingerprint(str(snapshot_model)), items)
+        return ResolvedRetriever(kind, str(snapshot_model), spec, json.dumps(manifest, sort_keys=True))
+    return ResolvedRetriever(kind, spec, None, model_fingerprint(spec))
+
+
+def check_index(index: str, model: str, items: Path) -> dict[str, Any]:
+    """Check that an index snapshot is of this model (by fingerprint) and of this catalogue; return its manifest.
+
+    Raises:
+        SnapshotError: there is no snapshot, or it is of another model.
+        DataError: it is of another catalogue.
+    """
+    from lrem.index.snapshot import read_manifest
+
+    manifest = read_manifest(index, model)
+    if manifest.get("source") != sha256(items):
+        raise DataError(f"{index} was not built from {items}: run `lrem embed` and `lrem index build` again")
+    return manifest
+
+
+def retriever_kind(spec: str) -> RetrieverKind:
+    """Return what a retriever setting names.
+
+    Raises:
+        DataError: it names nothing, or a folder of another kind.
     """
     folder = Path(spec)
     if spec == "bm25":
@@ -60,68 +131,68 @@ def kind_of(spec: str) -> Kind:
         return "snapshot"
     if folder.exists():
         raise DataError(
-            f"{spec} is no model of sentence-transformers (modules.json) or ours (lrem_template.json), and no index "
-            "snapshot (manifest.json): name one of these, or bm25"
+            f"{spec} is neither a model of ours (lrem_template.json) or of sentence-transformers (modules.json) nor an "
+            "index snapshot (manifest.json): name one of these, or bm25"
         )
     raise DataError(f"the retriever {spec} does not exist: name a model folder, an index snapshot, or bm25")
 
 
-class TextModel(NamedTuple):
-    """An embedding model: texts → unit vectors [N, H] of each side, and the name that its vectors are tied to."""
-
-    queries: Callable[[list[str]], np.ndarray]
-    items: Callable[[list[str]], np.ndarray]
-    name: str
-
-
-def text_model(spec: str) -> TextModel:
-    """Load a model folder; ours embeds queries without thinking.
+def load_text_model(folder: str) -> TextModel:
+    """Load a model folder; one of ours embeds queries without reasoning.
 
     Raises:
-        DataError: it is a folder of sentence-transformers, and that package is not installed.
+        DataError: the folder is of sentence-transformers, and that package is not installed.
     """
-    if kind_of(spec) == "lrem":
+    if retriever_kind(folder) == "lrem":
         import torch
 
         from lrem.modeling.model import ReasoningEmbedder
 
-        model = ReasoningEmbedder.load(spec).eval()
+        model = ReasoningEmbedder.load(folder).eval()
         if torch.cuda.is_available():
             model.cuda()
         return TextModel(
-            lambda texts: model.encode_queries(texts, [None] * len(texts)), model.encode_items, name_of(spec)
+            lambda texts: model.encode_queries(texts, [None] * len(texts)),
+            model.encode_items,
+            model_fingerprint(folder),
         )
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise DataError(f"{spec} needs sentence-transformers: pip install sentence-transformers") from error
-    sentences = SentenceTransformer(spec)
+        raise DataError(f"{folder} needs sentence-transformers: pip install sentence-transformers") from error
+    encoder = SentenceTransformer(folder)
 
-    how = {"normalize_embeddings": True, "show_progress_bar": False}  # each side with the prompt that its model names
+    options = {"normalize_embeddings": True, "show_progress_bar": False}  # prompts per side are the model's own
     return TextModel(
-        lambda texts: np.asarray(sentences.encode_query(texts, **how)),
-        lambda texts: np.asarray(sentences.encode_document(texts, **how)),
-        name_of(spec),
+        lambda texts: np.asarray(encoder.encode_query(texts, **options)),
+        lambda texts: np.asarray(encoder.encode_document(texts, **options)),
+        model_fingerprint(folder),
     )
 
 
-def name_of(spec: str) -> str:
-    """The fingerprint of a model folder."""
-    if kind_of(spec) == "lrem":
+def model_fingerprint(folder: str) -> str:
+    """Return the fingerprint of a model folder: a hash of its weights and settings.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if retriever_kind(folder) == "lrem":
         from lrem.modeling.model import fingerprint
 
-        return fingerprint(Path(spec))
-    files = sorted(file for kind in ("*.safetensors", "*.bin", "*.json") for file in Path(spec).rglob(kind))
+        return fingerprint(Path(folder))
+    files = sorted(file for kind in ("*.safetensors", "*.bin", "*.json") for file in Path(folder).rglob(kind))
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()[:16]
 
 
 def open_retriever(spec: str, items: Path, index: str) -> Retriever:
-    """The retriever `spec` over a catalogue.
+    """Load a retriever over a catalogue.
 
     Args:
-        spec: bm25 or a model folder. items: the catalogue. index: the snapshot of a model's vectors, for a folder.
+        spec: `bm25` or a model folder.
+        items: the catalogue.
+        index: the snapshot of a model folder's vectors; unused by BM25.
     """
     if spec == "bm25":
         table = read_items(items)
         return Bm25(table["item_id"].to_pylist(), table["title"].to_pylist())
-    return Dense(text_model(spec), index)
+    return DenseRetriever(load_text_model(spec), index)

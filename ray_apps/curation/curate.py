@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,19 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lrem.config import Config, LlmConfig
-from lrem.curation.answers import Answers, Question
+from lrem.curation.answer_parsing import parse_grade, parse_keywords
+from lrem.curation.answer_store import AnswerStore
+from lrem.curation.chat_requests import ChatRequest, extraction_request, judge_request, reasoning_request
 from lrem.curation.cross_encoder import CrossEncoderJudge
-from lrem.curation.prompts import parse_grade, parse_keywords
-from lrem.curation.questions import extraction, judgement, reasoning
+from lrem.curation.curation_run import CurationRun
+from lrem.curation.finder import Finder
+from lrem.curation.judge import Judge
 from lrem.curation.split_assignment import EASY, KEPT
-from lrem.curation.workers import Desk, Finder, Judge, Teacher, token_counter
-from lrem.data.files import atomic_file, only_one, sha256
+from lrem.curation.teacher import Teacher, token_counter
+from lrem.data.files import atomic_file, exclusive_lock, sha256
 from lrem.data.schema import ITEMS, QUERIES, open_table, read_items
 from lrem.errors import DataError
-from lrem.index.snapshot import read_manifest
-from lrem.retrieval.retrievers import kind_of, name_of
+from lrem.retrieval.retrievers import ResolvedRetriever, resolve_retriever
 from ray_apps.cluster import metrics
 from ray_apps.cluster.gpus import gpu_count
 from ray_apps.cluster.progress import progress
@@ -37,7 +40,7 @@ from ray_apps.cluster.session import cluster
 from ray_apps.curation import resumable
 from ray_apps.curation.inputs import cut
 from ray_apps.curation.outputs import finish
-from ray_apps.indexing.embed import build_index, check_index, embed
+from ray_apps.indexing.embed import build_index, embed
 from ray_apps.llm.client import ask_model
 
 TEST_SHARE = 0.1  # of queries that bring no split, where curate.test_share does not say
@@ -52,28 +55,31 @@ def run(config: Config) -> dict[str, Any]:
     """
     config = resolved(config)
     check(config)
-    folder = work_folder(config)
+    current = curation_run(config)
+    folder = current.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder.parent / "lock", LOCK_TIMEOUT_S), cluster(config):
+    with exclusive_lock(folder.parent / "lock", LOCK_TIMEOUT_S), cluster(config):
         for other in folder.parent.glob("*"):  # parts of other settings or inputs
             if re.fullmatch("[0-9a-f]{16}", other.name) and other != folder and (other / "input").exists():
                 shutil.rmtree(other)
-        desk = Desk(config, folder, _index(config, folder))
-        cut(desk)
+        current = _with_index(current)
+        cut(current)
         gpus = 1.0 if gpu_count(config) else 0.0
-        model = gpus if config.curate.retriever != "bm25" else 0.0
+        retriever_gpus = gpus if current.retriever.model else 0.0
         _forget_failed(folder)
-        resumable.run_parts(config, "find", Finder, (desk,), folder / "input", folder / "found", model)
-        failures = _ask_teacher(desk) if config.curate.teacher == "llm" else []
+        resumable.run_parts(config, "find", Finder, (current,), folder / "input", folder / "found", retriever_gpus)
+        failures = _ask_teacher(current) if config.curate.teacher == "llm" else []
         here = config.curate.teacher == "llm"  # whoever reads the answers has to be on their disk
-        resumable.run_parts(config, "teach", Teacher, (desk,), folder / "found", folder / "taught", model, here)
+        resumable.run_parts(
+            config, "teach", Teacher, (current,), folder / "found", folder / "taught", retriever_gpus, here
+        )
         if config.curate.judge == "llm":
-            failures += _ask_judge(desk)
+            failures += _ask_judge(current)
         crossing = gpus if config.curate.judge == "cross_encoder" else 0.0
         here = config.curate.judge == "llm"
-        resumable.run_parts(config, "judge", Judge, (desk,), folder / "taught", folder / "decided", crossing, here)
+        resumable.run_parts(config, "judge", Judge, (current,), folder / "taught", folder / "decided", crossing, here)
     _write_failures(failures, config.path("triplets").with_name("dead_letters.jsonl"))
-    return finish(desk)
+    return finish(current)
 
 
 def resolved(config: Config) -> Config:
@@ -108,8 +114,6 @@ def check(config: Config) -> None:
             raise DataError(f"paths.{name} is {config.uri(name)}: curation writes to a disk; copy its files there")
     if settings.rl_share + settings.dev_share + (settings.test_share or 0.0) >= 1:
         raise DataError("curate.rl_share, dev_share and test_share leave nothing for the cold start: lower one")
-    if kind_of(settings.retriever) == "snapshot":
-        check_index(settings.retriever, name_of(str(config.path("model"))), config.path("items"))
     if settings.teacher == "file" and not config.path("teacher").exists():
         raise DataError(
             f"{config.path('teacher')} does not exist: set paths.teacher to a file of reasonings, or curate.teacher to "
@@ -126,8 +130,19 @@ def check(config: Config) -> None:
     token_counter(config.model.source)
 
 
-def work_folder(config: Config) -> Path:
-    """Where this run's parts lie: a folder named by everything that they depend on."""
+def curation_run(config: Config) -> CurationRun:
+    """Return the run of `resolved` settings: its work folder and its retriever.
+
+    Raises:
+        DataError: the retriever names nothing, or a snapshot of another catalogue.
+        SnapshotError: the snapshot cannot be read, or is of another model than paths.model.
+    """
+    retriever = resolve_retriever(config.curate.retriever, config.path("model"), config.path("items"))
+    return CurationRun(config, _work_folder(config, retriever), retriever)
+
+
+def _work_folder(config: Config, retriever: ResolvedRetriever) -> Path:
+    """Return the folder of this run's parts, named by a hash of everything that they depend on."""
     inputs = ["items", "queries", "qrels", *(["teacher"] if config.curate.teacher == "file" else [])]
     unread: Any = {"actors": True, "llm": _HOW, "judge_llm": _HOW, **dict.fromkeys(_SPLIT, True)}
     settings = config.curate.model_dump(mode="json", exclude=unread)
@@ -137,7 +152,7 @@ def work_folder(config: Config) -> Path:
         "budget": config.model.budget,
         "seed": config.seed,
         "source": config.model.source,
-        "retriever": _named(config),
+        "retriever": retriever.fingerprint,
         "cross_encoder": [sha256(file) for file in _cross_encoder_files(config)],
         "inputs": {name: [sha256(file) for file in _files(config.path(name))] for name in inputs},
     }
@@ -163,29 +178,15 @@ def _cross_encoder_files(config: Config) -> list[Path]:
     return _files(Path(str(settings.cross_encoder))) if settings.judge == "cross_encoder" else []
 
 
-def _named(config: Config) -> str:
-    """What the retriever's answers depend on."""
-    kind = kind_of(spec := config.curate.retriever)
-    if kind == "snapshot":
-        return json.dumps(_snapshot(config), sort_keys=True)
-    return spec if kind == "bm25" else name_of(spec)
-
-
-def _snapshot(config: Config) -> dict[str, Any]:
-    """The manifest of the index snapshot that curate.retriever names; it has to be of paths.model."""
-    return read_manifest(config.curate.retriever, name_of(str(config.path("model"))))
-
-
-def _index(config: Config, folder: Path) -> str:
-    """The snapshot of the retriever's vectors; made once, where the retriever is a model folder."""
-    kind = kind_of(spec := config.curate.retriever)
-    if kind in ("bm25", "snapshot"):
-        return "" if kind == "bm25" else spec
-    index = folder / "retriever" / "index"
+def _with_index(run: CurationRun) -> CurationRun:
+    """Build the index of a retriever that is a model folder, unless an earlier start of this run has built it."""
+    if run.retriever.model is None or run.retriever.index is not None:
+        return run
+    vectors, index = run.folder / "retriever" / "vectors", run.folder / "retriever" / "index"
     if not (index / "manifest.json").exists():
-        embed(config, Path(spec), folder / "retriever" / "vectors")
-        build_index(config, folder / "retriever" / "vectors", index)
-    return str(index)
+        embed(run.config, Path(run.retriever.model), vectors)
+        build_index(run.config, vectors, index)
+    return run._replace(retriever=replace(run.retriever, index=str(index)))
 
 
 def _forget_failed(folder: Path) -> None:
@@ -199,83 +200,81 @@ def _forget_failed(folder: Path) -> None:
             part.unlink()
 
 
-Asked = tuple[Question, dict[str, Any]]  # a question, and the row that it is about
+Asked = tuple[ChatRequest, dict[str, Any]]  # a question, and the row that it is about
 
 
-def _ask_teacher(desk: Desk) -> list[dict[str, Any]]:
+def _ask_teacher(run: CurationRun) -> list[dict[str, Any]]:
     """Both of the teacher's questions about every hard query whose part is not taught yet; returns dead letters."""
-    settings = desk.config.curate
+    settings = run.config.curate
     parts = [
-        part for part in resumable.parts_of(desk.folder / "found") if not (desk.folder / "taught" / part.name).exists()
+        part for part in resumable.parts_of(run.folder / "found") if not (run.folder / "taught" / part.name).exists()
     ]
-    with Answers(desk.answers) as answers:
+    with AnswerStore(run.answers_file) as answers:
 
         def first() -> Iterator[Asked]:
             for row in _rows(parts):
                 if row["hard"]:
-                    yield reasoning(settings, row["query"], row["category"]), row
+                    yield reasoning_request(settings, row["query"], row["category"]), row
 
         def second() -> Iterator[Asked]:
             for question, row in first():
                 for thought in answers.get([question.key]).values():
-                    yield extraction(settings, row["query"], thought), row
+                    yield extraction_request(settings, row["query"], thought), row
 
         return [
-            *_ask(desk, "teacher, thinking", settings.llm, first, answers),
-            *_ask(desk, "teacher, keywords", settings.llm, second, answers, parse_keywords),
+            *_ask(run, "teacher, thinking", settings.llm, first, answers),
+            *_ask(run, "teacher, keywords", settings.llm, second, answers, parse_keywords),
         ]
 
 
-def _ask_judge(desk: Desk) -> list[dict[str, Any]]:
+def _ask_judge(run: CurationRun) -> list[dict[str, Any]]:
     """The judge's question about every candidate whose part is not decided yet; returns dead letters."""
-    settings = desk.config.curate
-    items = read_items(desk.config.path("items"))
+    settings = run.config.curate
+    items = read_items(run.config.path("items"))
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     parts = [
-        part
-        for part in resumable.parts_of(desk.folder / "taught")
-        if not (desk.folder / "decided" / part.name).exists()
+        part for part in resumable.parts_of(run.folder / "taught") if not (run.folder / "decided" / part.name).exists()
     ]
 
     def questions() -> Iterator[Asked]:
         for row in _rows(parts):
             for item in row["candidates"][: settings.judged_per_query] if row["outcome"] in (KEPT, EASY) else ():
-                yield judgement(settings, row["query"], titles[item]), row | {"item_id": item}
+                yield judge_request(settings, row["query"], titles[item]), row | {"item_id": item}
 
-    with Answers(desk.answers) as answers:
-        return _ask(desk, "judge", settings.judge_llm, questions, answers, parse_grade)
+    with AnswerStore(run.answers_file) as answers:
+        return _ask(run, "judge", settings.judge_llm, questions, answers, parse_grade)
 
 
 def _ask(
-    desk: Desk,
+    run: CurationRun,
     title: str,
     llm: LlmConfig,
     questions: Callable[[], Iterator[Asked]],
-    answers: Answers,
+    answers: AnswerStore,
     read: Callable[[str], object] = str,
 ) -> list[dict[str, Any]]:
     """Ask what is not answered; returns the rows without an answer, or with one that `read` refuses, and the reason."""
     total, begun = sum(1 for _ in questions()), time.monotonic()
-    with progress(title, desk.config.run_dir.name) as board:
+    with progress(title, run.config.run_dir.name) as board:
         said = 0
 
         def told(done: int) -> None:
             nonlocal said
-            metrics.count("curation_questions", done - said, run=desk.config.run_dir.name, stage=title)
+            metrics.count("curation_questions", done - said, run=run.config.run_dir.name, stage=title)
             said = done
             board.update.remote(done, total, f"{done / (time.monotonic() - begun):.1f} answers/s")
 
-        failed = ask_model(desk.config, llm, (question for question, _ in questions()), answers, told)
+        failed = ask_model(run.config, llm, (question for question, _ in questions()), answers, told)
     letters = []
     for question, row in questions():
         key = question.key
         if key not in failed and (reason := _refused(read, answers.get([key])[key])):
             failed[key] = reason
-            answers.drop([key])  # the next run asks it again
+            answers.delete([key])  # the next run asks it again
         if key in failed:
             about = {name: row[name] for name in ("query_id", "query", "item_id") if name in row}
             letters.append({"step": title, "reason": failed[key]} | about)
-    metrics.count("curation_failures", len(letters), run=desk.config.run_dir.name, stage=title)
+    metrics.count("curation_failures", len(letters), run=run.config.run_dir.name, stage=title)
     return letters
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from lrem.config import Config
+from lrem.curation.curation_run import INPUT_SCHEMA, CurationRun
 from lrem.curation.datasheet import NEAR_OTHERS
-from lrem.curation.lookup import write_lookup
-from lrem.curation.splits import draw, group_draws, groups, signatures
-from lrem.curation.workers import INPUT, Desk
+from lrem.curation.query_lookup import write_lookup
+from lrem.curation.splits import group_draws, near_duplicate_groups, near_duplicate_signatures, split_draw
 from lrem.data.files import write_json
 from lrem.data.known_positives import identity
 from lrem.data.schema import QRELS, QUERIES, REASONINGS, read_batches
@@ -24,18 +24,18 @@ from ray_apps.curation import resumable
 GROUPS = "groups.json"
 
 
-def cut(desk: Desk) -> None:
+def cut(run: CurationRun) -> None:
     """Write the parts of this run, unless they are there.
 
     Raises:
         DataError: an input cannot be used, there is no query to train on, or a query id stands twice.
     """
-    config, folder = desk.config, desk.folder / "input"
+    config, folder = run.config, run.folder / "input"
     if resumable.is_cut(folder):
         return
-    write_lookup([] if _without_judgements(config) else _known(config), desk.known)
+    write_lookup([] if _without_judgements(config) else _known(config), run.judgements_file)
     if config.curate.teacher == "file":
-        write_lookup(_told(config), desk.told)
+        write_lookup(_told(config), run.reasonings_file)
     keys: list[np.ndarray] = []
     drawn: list[np.ndarray] = []
     left_out = Counter[str]()
@@ -44,17 +44,17 @@ def cut(desk: Desk) -> None:
         for table in queries(config, left_out):
             ids = table["query_id"].to_pylist()
             keys.append(np.array([identity(one) for one in ids], np.int64))
-            drawn.append(np.array([draw(one, config.seed) for one in ids]))
-            yield from map(signatures, table["query"].to_pylist())
+            drawn.append(np.array([split_draw(one, config.seed) for one in ids]))
+            yield from map(near_duplicate_signatures, table["query"].to_pylist())
 
-    labels = groups(signed())
+    labels = near_duplicate_groups(signed())
     ids = np.concatenate(keys)
     if len(np.unique(ids)) < len(ids):
         raise DataError(f"{config.path('queries')}: query_id '{_repeated(config)}' appears more than once: drop one")
     shared = group_draws(ids, np.concatenate(drawn), labels)
     sizes = np.bincount(labels)
     found = {"near-duplicates": int((sizes - 1).sum()), "largest group": int(sizes.max())}
-    write_json(found | dict(left_out), desk.folder / GROUPS)
+    write_json(found | dict(left_out), run.folder / GROUPS)
     resumable.cut(_with_draws(config, shared, sizes[labels] == 1), folder, config.curate.part_rows)
 
 
@@ -70,7 +70,8 @@ def queries(config: Config, left_out: Counter[str] | None = None) -> Iterator[pa
         if "split" in table.column_names:
             table = table.filter(pa.compute.equal(table["split"], "train"))
         if tested:
-            apart = pa.array([tested.isdisjoint(signatures(query)) for query in table["query"].to_pylist()], pa.bool_())
+            texts = table["query"].to_pylist()
+            apart = pa.array([tested.isdisjoint(near_duplicate_signatures(query)) for query in texts], pa.bool_())
             if left_out is not None:
                 left_out[NEAR_OTHERS] += len(apart) - apart.true_count
             table = table.filter(apart)
@@ -88,7 +89,7 @@ def _tested(config: Config) -> set[int]:
             return found
         others = table.filter(pa.compute.not_equal(table["split"], "train"))
         for query in others["query"].to_pylist():
-            found.update(signatures(query))
+            found.update(near_duplicate_signatures(query))
     return found
 
 
@@ -96,9 +97,10 @@ def _with_draws(config: Config, draws: np.ndarray, alone: np.ndarray) -> Iterato
     start = 0
     for table in queries(config):
         end = start + table.num_rows
-        columns: dict[str, Any] = {name: table[name] for name in table.column_names if name in INPUT.names}
+        columns: dict[str, Any] = {name: table[name] for name in table.column_names if name in INPUT_SCHEMA.names}
         columns.setdefault("category", pa.nulls(table.num_rows, pa.string()))
-        yield pa.table(columns | {"draw": draws[start:end], "alone": alone[start:end]}).select(INPUT.names).cast(INPUT)
+        columns |= {"draw": draws[start:end], "alone": alone[start:end]}
+        yield pa.table(columns).select(INPUT_SCHEMA.names).cast(INPUT_SCHEMA)
         start = end
 
 

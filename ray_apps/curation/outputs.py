@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from lrem.config import public
 from lrem.curation import datasheet
-from lrem.curation.split_assignment import KEPT, place
-from lrem.curation.workers import Desk
+from lrem.curation.curation_run import CurationRun
+from lrem.curation.split_assignment import KEPT, assign_split
 from lrem.data.files import atomic_file, write_json
 from lrem.data.schema import RL_PAIRS, TRIPLETS, read_items
 from lrem.errors import DataError
@@ -28,14 +28,14 @@ LEFT_OUT = "left out by the split"  # of what was kept: it would part near-dupli
 Rows = dict[str, list[dict[str, Any]]]  # by part of the split
 
 
-def finish(desk: Desk) -> dict[str, Any]:
+def finish(run: CurationRun) -> dict[str, Any]:
     """Write every output of this run; returns the counters.
 
     Raises:
         DataError: nothing is left to train on.
     """
-    config = desk.config
-    counts = resumable.total(desk.folder / "decided")
+    config = run.config
+    counts = resumable.total(run.folder / "decided")
     outcomes = {name.removeprefix("outcome "): n for name, n in counts.items() if name.startswith("outcome ")}
     files = {
         "cold_start": config.path("triplets"),
@@ -43,7 +43,7 @@ def finish(desk: Desk) -> dict[str, Any]:
         "dev": config.path("dev"),
         "test": config.path("test"),
     }
-    written, queries, examples = _write(desk, files, outcomes)
+    written, queries, examples = _write(run, files, outcomes)
     summary = {
         "queries": sum(outcomes.values()),
         **outcomes,
@@ -52,35 +52,41 @@ def finish(desk: Desk) -> dict[str, Any]:
         "dev": written["dev"],
     }
     summary |= {name: n for name, n in ((LEFT_OUT, queries[LEFT_OUT]), ("test", written["test"])) if n}
-    steps = {name: resumable.total(desk.folder / name) for name in ("found", "taught")} | {"decided": counts}
-    groups = json.loads((desk.folder / GROUPS).read_text())
-    sheet = datasheet.make(
-        public(config.model_dump(mode="json")), steps, groups, outcomes, dict(queries), dict(written), examples
+    groups = json.loads((run.folder / GROUPS).read_text())
+    counters = datasheet.CurationCounters(
+        resumable.total(run.folder / "found"),
+        resumable.total(run.folder / "taught"),
+        counts,
+        groups,
+        outcomes,
+        dict(queries),
+        dict(written),
     )
+    sheet = datasheet.build_datasheet(public(config.model_dump(mode="json")), counters, examples)
     write_json(sheet, config.path("triplets").with_name("datasheet.json"))
     with atomic_file(config.path("triplets").with_name("datasheet.md")) as part:
-        part.write_text(datasheet.markdown(sheet), encoding="utf-8")
+        part.write_text(datasheet.render_markdown(sheet), encoding="utf-8")
     return summary
 
 
 def _write(
-    desk: Desk, files: dict[str, Path], outcomes: dict[str, int]
+    run: CurationRun, files: dict[str, Path], outcomes: dict[str, int]
 ) -> tuple[Counter[str], Counter[str], list[dict[str, Any]]]:
     """Write the files of the split, those that would be empty excepted; returns rows, queries and some examples.
 
     Raises:
         DataError: nothing is left to train on; then no file is replaced.
     """
-    config = desk.config
+    config = run.config
     items = read_items(config.path("items"))
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     rows, queries, examples = Counter[str](), Counter[str](), list[dict[str, Any]]()
     with ExitStack() as open_files:
         writers: dict[str, pq.ParquetWriter] = {}
-        for table in resumable.read_parts(desk.folder / "decided"):
+        for table in resumable.read_parts(run.folder / "decided"):
             shared: Rows = {name: [] for name in SCHEMAS}
             for row in table.to_pylist():
-                name = place(config.curate, row)
+                name = assign_split(config.curate, row)
                 made = (
                     [_tested(row)]
                     if name == "test"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from lrem.config import Config
-from lrem.data.counters import Counts, add
+from lrem.data.counters import Counters, add_counters
 from lrem.data.files import write_json, write_parquet
 from ray_apps.cluster import metrics
 from ray_apps.cluster.placement import wait_for_resources
@@ -57,7 +57,7 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.parquet"))
 
 
-def counts_of(part: Path) -> Counts:
+def counts_of(part: Path) -> Counters:
     """The counters that the work left beside a part."""
     return dict(json.loads(part.with_suffix(".json").read_text()))
 
@@ -67,7 +67,7 @@ class Worker:
 
     def __init__(
         self,
-        make: Callable[..., Callable[[pa.Table], tuple[pa.Table, Counts]]],
+        make: Callable[..., Callable[[pa.Table], tuple[pa.Table, Counters]]],
         args: tuple[Any, ...],
         run: str,
         title: str,
@@ -91,7 +91,7 @@ class Worker:
 def run_parts(
     config: Config,
     title: str,
-    make: Callable[..., Callable[[pa.Table], tuple[pa.Table, Counts]]],
+    make: Callable[..., Callable[[pa.Table], tuple[pa.Table, Counters]]],
     args: tuple[Any, ...],
     source: Path,
     target: Path,
@@ -139,9 +139,9 @@ def read_parts(folder: Path) -> Iterator[pa.Table]:
         yield pq.read_table(part)
 
 
-def total(folder: Path) -> Counts:
+def total(folder: Path) -> Counters:
     """The counters of all parts, added up."""
-    found: Counts = {}
+    found: Counters = {}
     for part in parts_of(folder):
-        found = add(found, counts_of(part))
+        found = add_counters(found, counts_of(part))
     return found

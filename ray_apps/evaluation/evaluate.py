@@ -23,6 +23,7 @@ from lrem.evaluation.page import write_page
 from lrem.evaluation.report import NAMES
 from lrem.evaluation.trec import read_run, write_qrels, write_run
 from lrem.modeling.model import fingerprint
+from lrem.retrieval.retrievers import check_index
 from ray_apps.cluster.progress import console
 from ray_apps.cluster.session import cluster
 from ray_apps.cluster.versions import commit, versions
@@ -38,7 +39,6 @@ from ray_apps.evaluation.inputs import (
 )
 from ray_apps.evaluation.llm_judge import judge_precision
 from ray_apps.evaluation.systems import Asked, Thoughts
-from ray_apps.indexing.embed import check_index
 
 MODES = ("never", "auto", "always")
 TAKEN = {*NAMES, *MODES, *(f"lrem-{mode}" for mode in MODES)}  # names of systems of our own, and of their files

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from lrem.config import Config
-from lrem.curation.difficulty import is_hard, measure, telling_titles
+from lrem.curation.difficulty import is_hard, measure_difficulty, reference_titles
 from lrem.data.schema import QRELS, QUERIES, REASONINGS, read_batches, read_table
 from lrem.errors import DataError
 from lrem.evaluation.metrics import Qrels
@@ -114,7 +114,7 @@ def with_difficulty(config: Config, queries: Queries, qrels: Qrels, items: pa.Ta
     told: Queries = {}
     for (query_id, row), ranking in zip(queries.items(), rankings, strict=True):
         relevant = {item for item, grade in qrels[query_id].items() if grade >= least and item in titles}
-        found = measure(row["query"], ranking, relevant, telling_titles(ranking, relevant, titles), k)
+        found = measure_difficulty(row["query"], ranking, relevant, reference_titles(ranking, relevant, titles), k)
         hard = is_hard(found, limits.recall_below, limits.margin_below, limits.overlap_below)
         told[query_id] = row | {"difficulty": "hard" if hard else "easy"}
     return told

@@ -5,8 +5,9 @@ from typing import Any
 import pyarrow as pa
 
 from lrem.config import Config
-from lrem.curation.answers import Answers, question
-from lrem.curation.judging import accepts, agreement, mean_share
+from lrem.curation.answer_store import AnswerStore
+from lrem.curation.chat_requests import chat_request
+from lrem.curation.judging import judge_agreement, judged_precision, parse_verdict
 from lrem.curation.prompts import judge_messages
 from lrem.evaluation.assembly import Outcome
 from lrem.evaluation.metrics import Qrels
@@ -31,11 +32,11 @@ def judge_precision(
         for name, outcome in outcomes.items()
     }
     pairs = sorted({(q, item) for top in tops.values() for q, found in top.items() for item in found if item in titles})
-    questions = {(q, item): question(llm, judge_messages(text[q], titles[item])) for q, item in pairs}
-    with Answers(answers_file(config)) as answers:
+    questions = {(q, item): chat_request(llm, judge_messages(text[q], titles[item])) for q, item in pairs}
+    with AnswerStore(answers_file(config)) as answers:
         failed = ask_model(config, llm, questions.values(), answers)
         said = answers.get([one.key for one in questions.values()])
-    verdicts = {pair: accepts(said.get(one.key)) for pair, one in questions.items()}
+    verdicts = {pair: parse_verdict(said.get(one.key)) for pair, one in questions.items()}
     known = [
         (verdict, qrels[q][item] >= config.evaluate.relevant_from)
         for (q, item), verdict in verdicts.items()
@@ -44,14 +45,14 @@ def judge_precision(
     return {
         "name": llm.model,
         "k": k,
-        "agreement": agreement([judged for judged, _ in known], [truth for _, truth in known])
+        "agreement": judge_agreement([judged for judged, _ in known], [truth for _, truth in known])
         | {
             "pairs asked": len(pairs),
             "without an answer": len(failed),
             "without a readable answer": sum(v is None for v in verdicts.values()) - len(failed),
         },
         "precision": {
-            name: mean_share([[verdicts.get((q, item)) for item in found] for q, found in top.items()], k)
+            name: judged_precision([[verdicts.get((q, item)) for item in found] for q, found in top.items()], k)
             for name, top in tops.items()
         },
     }

@@ -14,17 +14,19 @@ import ray
 import torch
 
 from lrem.config import Config
-from lrem.curation.answers import Answers, question
-from lrem.curation.prompts import parse_keywords, rewrite_messages
-from lrem.curation.rules import expand
-from lrem.data.vectors import means
+from lrem.curation.answer_parsing import parse_keywords
+from lrem.curation.answer_store import AnswerStore
+from lrem.curation.chat_requests import chat_request
+from lrem.curation.prompts import rewrite_messages
+from lrem.curation.rules import expand_query
+from lrem.data.vectors import group_means
 from lrem.errors import DataError
 from lrem.evaluation.assembly import Outcome
 from lrem.evaluation.metrics import Run
 from lrem.index.snapshot import load
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from lrem.retrieval.bm25 import Bm25
-from lrem.retrieval.retrievers import kind_of, open_retriever
+from lrem.retrieval.retrievers import open_retriever, retriever_kind
 from ray_apps.cluster.gpus import plan_gpus
 from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import console
@@ -69,7 +71,7 @@ class Searcher:
         """The same by the mean embedding of several reasonings of each query."""
         texts = [query for query, some in zip(queries, reasonings, strict=True) for _ in some]
         vectors = self.model.encode_queries(texts, [one for some in reasonings for one in some])
-        return self._nearest(means(vectors, [len(some) for some in reasonings]))
+        return self._nearest(group_means(vectors, [len(some) for some in reasonings]))
 
     def cut(self, reasonings: list[str], tokens: int) -> list[str]:
         """Reasonings shortened to so many tokens."""
@@ -93,7 +95,7 @@ def open_bm25(items: pa.Table, stems: bool = False) -> Bm25:
 
 def lexical(bm25: Bm25, asked: Asked, reasonings: list[str] | None = None, before_s: float | None = 0.0) -> Outcome:
     """BM25, of the queries alone or with keywords behind them, which took `before_s` to write, if known."""
-    texts = asked.texts if reasonings is None else list(map(expand, asked.texts, reasonings))
+    texts = asked.texts if reasonings is None else list(map(expand_query, asked.texts, reasonings))
     found, seconds = timed(lambda: bm25.search(texts, asked.depth))
     thinks = None if reasonings is None else share_of_thoughts(reasonings)
     return Outcome(asked.run(found), None if before_s is None else seconds + before_s, thinks)
@@ -108,7 +110,7 @@ def check_folders(folders: list[str], taken: Collection[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for folder in folders:
         name = Path(folder).name
-        if kind_of(folder) != "sentence-transformers":
+        if retriever_kind(folder) != "sentence-transformers":
             raise DataError(
                 f"evaluate.sentence_transformers: {folder} is no folder of sentence-transformers (modules.json)"
             )
@@ -151,8 +153,8 @@ def prompted(config: Config, bm25: Bm25, asked: Asked) -> Outcome:
         DataError: no answer could be used.
     """
     llm = config.evaluate.llm
-    questions = [question(llm, rewrite_messages(text)) for text in asked.texts]
-    with Answers(answers_file(config)) as answers:
+    questions = [chat_request(llm, rewrite_messages(text)) for text in asked.texts]
+    with AnswerStore(answers_file(config)) as answers:
         failed = ask_model(config, llm, questions, answers)
         said = answers.get([one.key for one in questions])
     keywords = [_keywords(said.get(one.key, "")) for one in questions]

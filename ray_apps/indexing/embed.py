@@ -16,7 +16,7 @@ from lrem.errors import DataError, SnapshotError
 from lrem.index.bulk_load import Batch, write
 from lrem.index.payload import plain
 from lrem.index.snapshot import read_manifest
-from lrem.retrieval.retrievers import name_of, text_model
+from lrem.retrieval.retrievers import load_text_model, model_fingerprint
 from ray_apps.cluster import metrics
 from ray_apps.cluster.actor_pool import actor_pool
 from ray_apps.cluster.progress import progress
@@ -30,11 +30,11 @@ class ItemEncoder:
     """A model actor: a batch of titles in, their unit vectors out."""
 
     def __init__(self, folder: str) -> None:
-        self.model = text_model(folder)
+        self.model = load_text_model(folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """item_id, title → item_id, vector [H]."""
-        vectors = self.model.items(batch["title"].to_pylist())
+        vectors = self.model.encode_items(batch["title"].to_pylist())
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         return pa.table({"item_id": batch["item_id"], "vector": flat})
 
@@ -45,7 +45,7 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
     The folder may be ours or one of sentence-transformers.
     """
     items = read_items(config.path("items")).select(ITEMS.names)
-    made_by = name_of(str(model))
+    made_by = model_fingerprint(str(model))
     with cluster(config), progress("embed", config.run_dir.name) as board, atomic_folder(out) as part:
         rows = ray.data.from_arrow(items).repartition(-(-items.num_rows // config.embed.batch_size))
         pool = actor_pool(config, "embed", config.embed.actors)
@@ -57,7 +57,7 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
                 done += table.num_rows
                 metrics.count("items_embedded", table.num_rows, run=config.run_dir.name)
                 board.update.remote(done, items.num_rows)
-        if name_of(str(model)) != made_by:
+        if model_fingerprint(str(model)) != made_by:
             raise DataError(f"{model} was replaced while it embedded the catalogue: run `lrem embed` again")
         (part / "manifest.json").write_text(json.dumps({"model": made_by, "count": done}) + "\n")
     return {"items": done}
@@ -103,17 +103,6 @@ def is_indexed(config: Config) -> bool:
 
     made_of = (manifest["model"], manifest["source"])
     return made_of == (fingerprint(config.path("model")), sha256(config.path("items")))
-
-
-def check_index(index: str, model: str, items: Path) -> None:
-    """Whether an index snapshot is of this model, by its fingerprint, and of this catalogue.
-
-    Raises:
-        SnapshotError: it is none, or another model's.
-        DataError: it is of another catalogue.
-    """
-    if read_manifest(index, model).get("source") != sha256(items):
-        raise DataError(f"{index} is not of {items}: run `lrem embed` and `lrem index build` again")
 
 
 def _batches(items: pa.Table, vectors: np.ndarray) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ import ray.data
 import torch
 
 from lrem.config import Config, MineConfig
-from lrem.curation.negatives import select
+from lrem.curation.negatives import select_hard_negatives
 from lrem.data.files import write_parquet
 from lrem.data.known_positives import query_identity
 from lrem.data.schema import NEGATIVES, TRIPLETS, read_table
@@ -55,7 +55,8 @@ class Miner:
     def _choose(self, row: dict[str, Any], hits: list[Hit], score: float) -> list[str]:
         relevant = self.relevant[query_identity(row["query"])] | {row["item_id"]}
         ranking = [(hit.item_id, hit.score) for hit in hits]
-        return select(ranking, float(score), relevant, self.mine.window, self.mine.margin, self.mine.count)
+        mine = self.mine
+        return select_hard_negatives(ranking, float(score), relevant, mine.window, mine.margin, mine.count)
 
 
 def run(config: Config) -> dict[str, Any]:

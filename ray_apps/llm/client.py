@@ -8,7 +8,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from lrem.config import Config, LlmConfig
-from lrem.curation.answers import Answers, Books, Question
+from lrem.curation.answer_ledger import AnswerLedger
+from lrem.curation.answer_store import AnswerStore
+from lrem.curation.chat_requests import ChatRequest
 from lrem.errors import DataError
 from ray_apps.llm.http import ask_server
 
@@ -16,8 +18,8 @@ from ray_apps.llm.http import ask_server
 def ask_model(
     config: Config,
     llm: LlmConfig,
-    questions: Iterable[Question],
-    answers: Answers,
+    questions: Iterable[ChatRequest],
+    answers: AnswerStore,
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, str]:
     """Ask every question that has no answer yet, once, and save each answer in `answers`.
@@ -37,7 +39,7 @@ def ask_model(
     """
     if llm.model is None:
         raise DataError("no language model is configured: set its `model`")
-    ledger = Books(answers, on_progress)
+    ledger = AnswerLedger(answers, on_progress)
     if llm.engine == "url":
         asyncio.run(ask_server(llm, ledger, questions))
     else:

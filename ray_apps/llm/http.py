@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 import httpx
 
 from lrem.config import LlmConfig
-from lrem.curation.answers import Books, Question
+from lrem.curation.answer_ledger import AnswerLedger
+from lrem.curation.chat_requests import ChatRequest
 from lrem.errors import DataError
 from ray_apps.llm.failure_reason import failure_reason
 
@@ -29,7 +30,7 @@ WRONG_ADDRESS = {301, 302, 303, 307, 308, 404, 405}  # unless the server has ans
 MAX_CONSECUTIVE_FAILURES = 20  # or twice the concurrency, if that is more
 
 
-async def ask_server(llm: LlmConfig, ledger: Books, questions: Iterable[Question]) -> None:
+async def ask_server(llm: LlmConfig, ledger: AnswerLedger, questions: Iterable[ChatRequest]) -> None:
     """Send every unanswered question to `llm.url`, at most `llm.concurrency` at a time.
 
     Raises:
@@ -44,7 +45,7 @@ async def ask_server(llm: LlmConfig, ledger: Books, questions: Iterable[Question
     timeout = httpx.Timeout(None, connect=min(CONNECT_TIMEOUT_S, llm.timeout_s))  # `_request` limits the whole request
     async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout) as client:
         endpoint = ChatEndpoint(client, llm, key, ledger)
-        unanswered = ledger.unasked(questions)
+        unanswered = ledger.unanswered(questions)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(llm.concurrency):
@@ -68,7 +69,7 @@ class _TemporaryError(Exception):
 class ChatEndpoint:
     """One chat-completions URL, with the retries, pauses and failure count that all its workers share."""
 
-    def __init__(self, client: httpx.AsyncClient, llm: LlmConfig, key: str, ledger: Books) -> None:
+    def __init__(self, client: httpx.AsyncClient, llm: LlmConfig, key: str, ledger: AnswerLedger) -> None:
         self.client, self.llm, self.key, self.ledger = client, llm, key, ledger
         self.url = f"{(llm.url or '').rstrip('/')}/chat/completions"
         self.reached = False  # the server took a connection
@@ -76,12 +77,12 @@ class ChatEndpoint:
         self.consecutive_failures = 0
         self.paused_until = 0.0  # on the event loop's clock
 
-    async def work(self, questions: Iterator[Question]) -> None:
+    async def work(self, questions: Iterator[ChatRequest]) -> None:
         """Settle one question after another; all workers share the iterator."""
         for question in questions:
             await self._settle(question)
 
-    async def _settle(self, question: Question) -> None:
+    async def _settle(self, question: ChatRequest) -> None:
         """Record the answer or the failure of one question, after at most `llm.retries` retries."""
         for attempt in range(self.llm.retries + 1):
             await self._wait_for_pause()
@@ -89,7 +90,7 @@ class ChatEndpoint:
                 text = await self._request(question)
             except _RejectedError as error:
                 self.consecutive_failures = 0
-                return self.ledger.failed(question.key, str(error))
+                return self.ledger.record_failure(question.key, str(error))
             except _TemporaryError as error:
                 reason = str(error)
                 self._pause(error.retry_after)
@@ -98,16 +99,16 @@ class ChatEndpoint:
                     await asyncio.sleep(random.uniform(0.5, 1.0) * backoff)
             else:
                 self.consecutive_failures = 0
-                return self.ledger.answered([(question.key, text)])
+                return self.ledger.record_answers([(question.key, text)])
         return self._give_up(question, reason)
 
-    def _give_up(self, question: Question, reason: str) -> None:
+    def _give_up(self, question: ChatRequest, reason: str) -> None:
         """Record a question whose retries are used up; end the run if the server is at fault.
 
         Raises:
             ConnectionError: the server was never reached, or has failed many questions in a row.
         """
-        self.ledger.failed(question.key, reason)
+        self.ledger.record_failure(question.key, reason)
         self.consecutive_failures += 1
         if not self.reached:
             raise ConnectionError(f"no answer from {self.url} ({reason}): check `url` and that the server runs")
@@ -117,7 +118,7 @@ class ChatEndpoint:
                 "server, or raise timeout_s or retries, and rerun (answers are saved)"
             )
 
-    async def _request(self, question: Question) -> str:
+    async def _request(self, question: ChatRequest) -> str:
         """Send one request and return the answer's text.
 
         Raises:

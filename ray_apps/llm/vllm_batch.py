@@ -1,4 +1,4 @@
-"""Answers from vLLM engines on Ray Data, one batch at a time.
+"""AnswerStore from vLLM engines on Ray Data, one batch at a time.
 
 `ray.data.llm` starts its engines anew for every execution of a dataset, which takes half a minute or more, so one
 execution takes up to `QUESTIONS_PER_EXECUTION` questions. They wait in Ray's object store, spilled to disk when memory
@@ -16,7 +16,8 @@ from ray.data import Dataset, from_arrow_refs
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lrem.config import Config, LlmConfig
-from lrem.curation.answers import Books, Question
+from lrem.curation.answer_ledger import AnswerLedger
+from lrem.curation.chat_requests import ChatRequest
 from lrem.errors import DataError
 from ray_apps.cluster.gpus import gpu_count
 from ray_apps.cluster.placement import wait_for_resources
@@ -27,14 +28,14 @@ QUESTIONS_PER_EXECUTION = 100_000
 BATCHES_PER_ENGINE = 8  # in an engine at once, so that it never idles while the last requests of a batch finish
 
 
-def ask_vllm(config: Config, llm: LlmConfig, ledger: Books, questions: Iterable[Question]) -> None:
+def ask_vllm(config: Config, llm: LlmConfig, ledger: AnswerLedger, questions: Iterable[ChatRequest]) -> None:
     """Answer every unanswered question with `llm.actors` engines; start none if all are answered.
 
     Raises:
         DataError: the tokenizer cannot be loaded, or no machine of the cluster can hold an engine.
         TimeoutError: there was no room for an engine, or no answer, in time.
     """
-    unanswered = ledger.unasked(questions)
+    unanswered = ledger.unanswered(questions)
     first = next(unanswered, None)
     if first is None:
         return
@@ -51,7 +52,7 @@ def ask_vllm(config: Config, llm: LlmConfig, ledger: Books, questions: Iterable[
             _save(block, ledger)
 
 
-def _batches(questions: Iterator[Question], tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[pa.Table]:
+def _batches(questions: Iterator[ChatRequest], tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[pa.Table]:
     """Yield tables of key, tokenized_prompt; one block per batch, because engines return whole blocks."""
     while batch := list(islice(questions, size)):
         ids = pa.array([tokenize_prompt(question.messages, tokenizer) for question in batch], pa.list_(pa.int32()))
@@ -150,13 +151,13 @@ def _completed_blocks(rows: Dataset, start_s: float, batch_s: float) -> Iterator
     )
 
 
-def _save(block: pa.Table, ledger: Books) -> None:
+def _save(block: pa.Table, ledger: AnswerLedger) -> None:
     """Record one batch: all its answers in one write, then its failures."""
     rows = block.to_pylist()
     answered = [row for row in rows if not row.get("__inference_error__") and row["text"].strip()]
-    ledger.answered([(row["key"], row["text"]) for row in answered])
+    ledger.record_answers([(row["key"], row["text"]) for row in answered])
     for row in rows:
         if error := row.get("__inference_error__"):
-            ledger.failed(row["key"], failure_reason(error))
+            ledger.record_failure(row["key"], failure_reason(error))
         elif not row["text"].strip():
-            ledger.failed(row["key"], f"the answer is empty ({row['tokens']} tokens)")
+            ledger.record_failure(row["key"], f"the answer is empty ({row['tokens']} tokens)")

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from ray import serve
 
 from lrem.config import ServeConfig
-from lrem.data.vectors import shorten
+from lrem.data.vectors import truncate
 from lrem.index import Hit
 from ray_apps.serving import live_record, schema
 from ray_apps.serving.admission import Door, admit, reader, writer
@@ -152,7 +152,7 @@ class Ingress:
             vectors, reasonings = await phases.run("embed", backend.embed_items(texts)), None
         count = needed("embedder", backend.parts.embedder.count, texts, reasonings)
         prompt, total = await phases.run("embed", count)
-        rows = enumerate(shorten(vectors, request.dimensions))
+        rows = enumerate(truncate(vectors, request.dimensions))
         return _json(
             schema.EmbeddingsAnswer(
                 data=[schema.Embedding(index=i, embedding=_encode(row, request.encoding_format)) for i, row in rows],

@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from lrem.config import ReplicasConfig, ServeConfig
-from lrem.data.vectors import means
+from lrem.data.vectors import group_means
 from lrem.errors import StoreError
 from lrem.index import Hit
 from lrem.index.shard import merge, owner
@@ -134,7 +134,7 @@ class Backend:
         each = [some or none for some in reasonings]
         pairs = [(text, one) for text, some in zip(texts, each, strict=True) for one in some]
         vectors = await self._embedding(pairs)
-        return means(vectors, [len(some) for some in each])
+        return group_means(vectors, [len(some) for some in each])
 
     async def _embed_pairs(self, requests: list[list[Pair]]) -> list[np.ndarray]:
         """The vectors of several requests in one call."""

@@ -1,4 +1,4 @@
-"""Keyword rules, the difference set, and curation of a catalogue small enough to check by hand."""
+"""Curation of a catalogue small enough to check by hand."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ import pytest
 
 from lrem.config import Config, load_config
 from lrem.curation.datasheet import NEAR_OTHERS
-from lrem.curation.rules import Rules, clean, difference, expand
 from lrem.data.files import write_parquet
 from lrem.errors import DataError
 from ray_apps.cluster.session import cluster
@@ -27,22 +26,6 @@ TITLES = {
     "i5": "reflective vest",
     "i6": "tin soup",
 }
-
-
-def test_clean() -> None:
-    assert (
-        clean("Helmet , gloves,helmet,, bike ride, knife", "ride a bike", Rules(frozenset({"knife"})))
-        == "helmet, gloves"
-    )
-    assert clean("", "tea") == ""
-    assert clean("tea pot", "tea") == "tea pot"
-
-
-def test_difference_and_expand() -> None:
-    assert difference(["a", "b"], ["c", "b", "d"]) == ["c", "d"]
-    assert difference(["a"], []) == []
-    assert expand("ride a bike", "helmet, gloves") == "ride a bike (helmet, gloves)"
-    assert expand("tea", "") == "tea"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,7 +71,7 @@ def changed(config: Config, **change: Any) -> Config:
 
 
 def decided(config: Config) -> dict[str, dict[str, Any]]:
-    tables = read_parts(curate.work_folder(config) / "decided")
+    tables = read_parts(curate.curation_run(config).folder / "decided")
     return {row["query_id"]: row for table in tables for row in table.to_pylist()}
 
 

@@ -107,7 +107,7 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(tmp_path: Path, shor
     with serve(troubled) as url:
         words = settings(tmp_path / "killed", url)
         config = load_config(None, words)
-        work = curate.work_folder(config)
+        work = curate.curation_run(config).folder
 
         with Run(words, short) as run:
             run.until(lambda: troubled.answered.total() >= 12)
@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(tmp_path: Path, shor
     assert troubled.calls.total() == 2 * HARD + asked - received  # no answer that was received is paid for again
     assert outputs(config) == outputs(left)
     for step in ("found", "taught", "decided"):
-        tables = [list(resumable.read_parts(curate.work_folder(one) / step)) for one in (config, left)]
+        tables = [list(resumable.read_parts(curate.curation_run(one).folder / step)) for one in (config, left)]
         assert tables[0] == tables[1]
         assert [row for table in tables[0] for row in table["query_id"].to_pylist()] == [
             f"q{i:02d}" for i in range(COUNT)

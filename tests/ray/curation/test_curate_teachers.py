@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 from lrem.config import BootstrapConfig, Config, ModelConfig, load_config
 from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
 from lrem.curation.split_assignment import FAILED
-from lrem.curation.workers import DEFAULT_BUDGET
+from lrem.curation.teacher import DEFAULT_BUDGET
 from lrem.data.files import write_json, write_parquet
-from lrem.data.words import content, stem, words
+from lrem.data.words import content_words, stem, words
 from lrem.errors import DataError
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
@@ -116,7 +116,7 @@ def asked_at(config: Config, url: str, judge: str | None = None) -> Config:
 
 
 def decided(config: Config) -> dict[str, dict[str, Any]]:
-    tables = resumable.read_parts(curate.work_folder(config) / "decided")
+    tables = resumable.read_parts(curate.curation_run(config).folder / "decided")
     return {row["query_id"]: row for table in tables for row in table.to_pylist()}
 
 
@@ -336,7 +336,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Config:
         said = row["query"].split()
         twins[f"{row['query_id']}-twin"] = row | {
             "query_id": f"{row['query_id']}-twin",
-            "query": f"the {' '.join(rng.sample(said, len(said)))}" + " extra" * (len(set(content(row["query"]))) >= 5),
+            "query": f"the {' '.join(rng.sample(said, len(said)))}"
+            + " extra" * (len({*content_words(row["query"])}) > 4),
         }
     qrels = pq.read_table(config.path("qrels"))
     copied = [pair | {"query_id": f"{pair['query_id']}-twin"} for pair in qrels.to_pylist()]
@@ -382,7 +383,7 @@ def test_nothing_leaks_between_the_parts_of_the_split(taught: Config) -> None:
     by_words: dict[frozenset[str], set[str]] = {}
     for name, rows in tables.items():
         for row in rows:
-            stems = frozenset(content(row["query"]))
+            stems = frozenset(content_words(row["query"]))
             shorter = [stems - {word} for word in stems] if len(stems) >= 5 else []
             for one in (stems, *shorter):
                 by_words.setdefault(one, set()).add(name)
@@ -455,20 +456,20 @@ def test_a_plan_is_reckoned_and_touches_nothing(untroubled: tuple[Config, dict[s
     assert "at most 10 questions" in lines[2]
     assert lines[-1] == "3 parts of 3 queries, 3 of them done"
     dearer = config.curate.llm.model_copy(update={"price_in": 9.0, "concurrency": 50})
-    assert curate.work_folder(changed(config, llm=dearer)) == curate.work_folder(config)  # asks the same
+    assert curate.curation_run(changed(config, llm=dearer)).folder == curate.curation_run(config).folder
     hotter = config.curate.llm.model_copy(update={"temperature": 0.1})
-    assert curate.work_folder(changed(config, llm=hotter)) != curate.work_folder(config)
-    assert curate.work_folder(changed(config, relevant_from=2)) != curate.work_folder(config)
+    assert curate.curation_run(changed(config, llm=hotter)).folder != curate.curation_run(config).folder
+    assert curate.curation_run(changed(config, relevant_from=2)).folder != curate.curation_run(config).folder
 
 
 def test_another_model_of_the_same_folder_judges_anew(tmp_path: Path) -> None:
     folder = tmp_path / "cross"
     write_json({"trained": 1}, folder / "config.json")
     config = shop(tmp_path, judge="cross_encoder", cross_encoder=str(folder))
-    before, known = curate.work_folder(config), curate.work_folder(changed(config, judge="known"))
+    before, known = curate.curation_run(config).folder, curate.curation_run(changed(config, judge="known")).folder
     write_json({"trained": 2}, folder / "config.json")
-    assert curate.work_folder(config) != before
-    assert curate.work_folder(changed(config, judge="known")) == known  # which does not ask it
+    assert curate.curation_run(config).folder != before
+    assert curate.curation_run(changed(config, judge="known")).folder == known  # which does not ask it
 
 
 def cross_encoder(folder: Path) -> Path:

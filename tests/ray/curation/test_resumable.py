@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from lrem.config import Config, load_config
-from lrem.data.counters import Counts, add
+from lrem.data.counters import Counters, add_counters
 from lrem.data.files import write_parquet
 from lrem.errors import DataError
 from ray_apps.cluster.placement import wait_for_resources
@@ -31,7 +31,7 @@ class Doubler:
     def __init__(self, refused: int) -> None:
         self.refused = refused
 
-    def __call__(self, part: pa.Table) -> tuple[pa.Table, Counts]:
+    def __call__(self, part: pa.Table) -> tuple[pa.Table, Counters]:
         numbers = part["n"].to_pylist()
         if self.refused in numbers:
             raise ValueError(f"{self.refused} is refused")
@@ -79,14 +79,14 @@ COUNTS = st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 9), max_siz
 
 
 @given(COUNTS, COUNTS, COUNTS)
-def test_counters_add_up_in_any_order(one: Counts, two: Counts, three: Counts) -> None:
-    assert add(add(one, two), three) == add(three, add(two, one))
-    assert add(one, {}) == add({}, one) == one
+def test_counters_add_up_in_any_order(one: Counters, two: Counters, three: Counters) -> None:
+    assert add_counters(add_counters(one, two), three) == add_counters(three, add_counters(two, one))
+    assert add_counters(one, {}) == add_counters({}, one) == one
 
 
 def test_a_missing_place_is_an_error() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        add({"list": [1, 2]}, {"list": [1]})
+        add_counters({"list": [1, 2]}, {"list": [1]})
 
 
 def test_a_run_does_what_is_missing_and_leaves_the_rest(tmp_path: Path) -> None:

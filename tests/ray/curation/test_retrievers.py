@@ -12,7 +12,7 @@ from lrem.config import Config, load_config
 from lrem.data.files import write_parquet
 from lrem.errors import DataError, SnapshotError
 from lrem.modeling.model import ReasoningEmbedder
-from lrem.retrieval.retrievers import kind_of, name_of, open_retriever, text_model
+from lrem.retrieval.retrievers import load_text_model, model_fingerprint, open_retriever, retriever_kind
 from ray_apps.cluster.session import cluster
 from ray_apps.curation import curate, resumable
 from ray_apps.indexing.embed import build_index, embed
@@ -53,7 +53,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def decided(config: Config) -> dict[str, dict]:
-    tables = resumable.read_parts(curate.work_folder(config) / "decided")
+    tables = resumable.read_parts(curate.curation_run(config).folder / "decided")
     return {row["query_id"]: row for table in tables for row in table.to_pylist()}
 
 
@@ -66,15 +66,15 @@ def test_bm25_finds_by_words(config: Config) -> None:
 
 
 def test_a_folder_of_sentence_transformers_gives_unit_vectors(sentences: Path) -> None:
-    assert kind_of(str(sentences)) == "sentence-transformers"
-    model = text_model(str(sentences))
-    vectors = model.queries(["bicycle bell", "cycling BELL bell"])
+    assert retriever_kind(str(sentences)) == "sentence-transformers"
+    model = load_text_model(str(sentences))
+    vectors = model.encode_queries(["bicycle bell", "cycling BELL bell"])
     by_hand = np.zeros((2, len(MEANINGS)))
     by_hand[:, 0], by_hand[:, 3] = (1, 1), (1, 2)
     by_hand /= np.linalg.norm(by_hand, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors, by_hand, atol=1e-6)
-    np.testing.assert_array_equal(model.items(["bicycle bell"])[0], vectors[0])
-    assert model.queries([]).shape[0] == 0
+    np.testing.assert_array_equal(model.encode_items(["bicycle bell"])[0], vectors[0])
+    assert model.encode_queries([]).shape[0] == 0
 
 
 def with_retriever(config: Config, folder: Path, **paths: Path) -> Config:
@@ -94,7 +94,7 @@ def test_curation_by_meaning(config: Config, sentences: Path) -> None:
     assert (rows["q2"]["items"], rows["q2"]["outcome"]) == (["i6"], "kept without reasoning")
     assert (rows["q4"]["items"], rows["q4"]["hard"]) == (["i4"], False)  # "cycling" is "bicycle" to this model alone
     assert counts["queries"] == 4
-    index = curate.work_folder(given) / "retriever" / "index"
+    index = curate.curation_run(given).folder / "retriever" / "index"
     manifest = (index / "manifest.json").stat().st_mtime_ns
     resumable.part_file(index.parents[1] / "decided", 0).unlink()
     assert curate.run(given) == counts
@@ -105,19 +105,19 @@ def test_curation_by_meaning(config: Config, sentences: Path) -> None:
     assert decided(given) == rows
     changed = pa.table({"item_id": list(TITLES), "title": [f"new {title}" for title in TITLES.values()]})
     write_parquet(changed, config.path("items"))
-    with pytest.raises(DataError, match="is not of .*items.parquet: run `lrem embed` and `lrem index build` again"):
+    with pytest.raises(DataError, match="was not built from .*items.parquet"):
         curate.run(given)
 
 
 def test_a_folder_of_ours_over_its_index(config: Config, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
-    assert kind_of(str(tiny_folder)) == "lrem"
-    model = text_model(str(tiny_folder))
+    assert retriever_kind(str(tiny_folder)) == "lrem"
+    model = load_text_model(str(tiny_folder))
     texts = ["steel helmet", "vest"]
-    np.testing.assert_allclose(model.queries(texts), tiny.encode_queries(texts, [None, None]), atol=1e-5)
+    np.testing.assert_allclose(model.encode_queries(texts), tiny.encode_queries(texts, [None, None]), atol=1e-5)
     vectors, index = config.run_dir / "vectors", config.run_dir / "index"
     embed(config, tiny_folder, vectors)
     build_index(config, vectors, index)
-    assert kind_of(str(index)) == kind_of("s3://bucket/index") == "snapshot"
+    assert retriever_kind(str(index)) == retriever_kind("s3://bucket/index") == "snapshot"
     found = open_retriever(str(tiny_folder), config.path("items"), str(index)).search(texts, 6)
     scores = tiny.encode_queries(texts, [None, None]) @ tiny.encode_items(list(TITLES.values())).T
     for ranking, row in zip(found, scores, strict=True):
@@ -134,18 +134,18 @@ def test_an_index_of_another_model_is_refused(config: Config, sentences: Path, t
 
 
 def test_what_is_no_retriever_is_named(tmp_path: Path) -> None:
-    assert kind_of("bm25") == "bm25"
+    assert retriever_kind("bm25") == "bm25"
     with pytest.raises(DataError, match="the retriever bm-25 does not exist: name a model folder"):
-        kind_of("bm-25")
+        retriever_kind("bm-25")
     with pytest.raises(DataError, match=f"{tmp_path} is no model of sentence-transformers"):
-        kind_of(str(tmp_path))
+        retriever_kind(str(tmp_path))
 
 
 def test_a_changed_model_has_another_name(sentences: Path, tmp_path: Path) -> None:
     shutil.copytree(sentences, tmp_path / "same")
-    assert name_of(str(sentences)) == name_of(str(tmp_path / "same"))
+    assert model_fingerprint(str(sentences)) == model_fingerprint(str(tmp_path / "same"))
     [weights] = (tmp_path / "same").rglob("*.safetensors")
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert name_of(str(sentences)) != name_of(str(tmp_path / "same"))
+    assert model_fingerprint(str(sentences)) != model_fingerprint(str(tmp_path / "same"))

@@ -15,11 +15,11 @@ from lrem.errors import DataError
 from lrem.evaluation.trec import write_qrels, write_run
 from lrem.index.bulk_load import Batch, write
 from lrem.modeling.model import fingerprint
+from lrem.retrieval.retrievers import check_index
 from ray_apps.curation import bootstrap, curate, inputs
 from ray_apps.evaluation import evaluate
 from ray_apps.evaluation.inputs import gold_reasonings, qrels_file, with_difficulty
 from ray_apps.evaluation.inputs import test_set as chosen
-from ray_apps.indexing.embed import check_index
 
 QUERIES = {"q1": "red coat", "q2": "wool hat", "q3": "warm boots"}
 
@@ -135,7 +135,7 @@ def test_an_index_of_another_catalogue_is_refused(config: Config, tmp_path: Path
     write(config.path("index"), [batch], fingerprint(model), 2, None, sha256(config.path("items")))
     check_index(config.uri("index"), fingerprint(model), config.path("items"))
     table(config.path("items"), [{"item_id": "i1", "title": "blue coat"}])
-    with pytest.raises(DataError, match=r"is not of .*items\.parquet: run `lrem embed` and `lrem index build` again"):
+    with pytest.raises(DataError, match=r"was not built from .*items\.parquet"):
         check_index(config.uri("index"), fingerprint(model), config.path("items"))
 
 

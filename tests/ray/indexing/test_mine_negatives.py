@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrem.config import Config, load_config
-from lrem.curation.negatives import select
+from lrem.curation.negatives import select_hard_negatives
 from lrem.data.files import write_parquet
 from lrem.data.schema import TRIPLETS
 from lrem.errors import DataError, SnapshotError
@@ -89,7 +89,7 @@ def test_a_chosen_item_keeps_every_rule(
     hits: list[tuple[str, float]], relevant: set[str], first: int, more: int, count: int
 ) -> None:
     ranking = sorted(hits, key=lambda hit: -hit[1])
-    chosen = select(ranking, 0.5, relevant, (first, first + more), 0.1, count)
+    chosen = select_hard_negatives(ranking, 0.5, relevant, (first, first + more), 0.1, count)
     place = {item: (rank, score) for rank, (item, score) in enumerate(ranking, start=1)}
     assert len(chosen) <= count
     assert not relevant & set(chosen)

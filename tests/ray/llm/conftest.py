@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lrem.curation.answers import Answers
+from lrem.curation.answer_store import AnswerStore
 from tests.chat_server import serve
 from tests.ray.llm.helpers import FlakyModel
 
@@ -22,6 +22,6 @@ def url(model: FlakyModel) -> Iterator[str]:
 
 
 @pytest.fixture
-def answers(tmp_path: Path) -> Iterator[Answers]:
-    with Answers(tmp_path / "answers.db") as opened:
+def answers(tmp_path: Path) -> Iterator[AnswerStore]:
+    with AnswerStore(tmp_path / "answers.db") as opened:
         yield opened

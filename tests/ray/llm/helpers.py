@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lrem.config import LlmConfig, load_config
-from lrem.curation.answers import Question, question_key
+from lrem.curation.chat_requests import ChatRequest, request_key
 from tests.chat_server import Reply, completion
 
 CONFIG = load_config(None, ["ray.num_cpus=4"])
@@ -16,7 +16,7 @@ SECRET = "sk-very-secret"
 
 
 class FlakyModel:
-    """Answers by the first word of a prompt and by whether the prompt is new; counts what it sees."""
+    """AnswerStore by the first word of a prompt and by whether the prompt is new; counts what it sees."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -71,10 +71,10 @@ def at_url(url: str, **settings: Any) -> LlmConfig:
     return LlmConfig(**({"engine": "url", "model": "m", "url": url, "concurrency": 4, "timeout_s": 1.0} | settings))
 
 
-def questions(llm: LlmConfig, prompts: Iterable[str]) -> Iterator[Question]:
+def questions(llm: LlmConfig, prompts: Iterable[str]) -> Iterator[ChatRequest]:
     for prompt in prompts:
         messages = [{"role": "user", "content": prompt}]
-        yield Question(question_key(llm.model or "", messages, llm.temperature, llm.max_tokens), messages)
+        yield ChatRequest(request_key(llm.model or "", messages, llm.temperature, llm.max_tokens), messages)
 
 
 def key(llm: LlmConfig, prompt: str) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lrem.config import LlmConfig
-from lrem.curation.answers import Answers, Question
+from lrem.curation.answer_store import AnswerStore
+from lrem.curation.chat_requests import ChatRequest
 from lrem.errors import DataError
 from ray_apps.llm.client import ask_model
 from tests.ray.llm.helpers import CONFIG, SECRET, FlakyModel, at_url, key, questions
@@ -21,18 +22,18 @@ from tests.ray.llm.helpers import CONFIG, SECRET, FlakyModel, at_url, key, quest
 KILLED_RUN = """
 import sys
 from pathlib import Path
-from lrem.curation.answers import Answers
+from lrem.curation.answer_store import AnswerStore
 from ray_apps.llm.client import ask_model
 from tests.ray.llm.helpers import CONFIG, at_url, questions
 
 llm = at_url(sys.argv[1])
-with Answers(Path(sys.argv[2])) as answers:
+with AnswerStore(Path(sys.argv[2])) as answers:
     ask_model(CONFIG, llm, questions(llm, [f"slow {i}" for i in range(300)]), answers)
 """
 
 
 def test_each_question_is_answered_once_by_a_half_broken_server(
-    url: str, model: FlakyModel, answers: Answers, monkeypatch: pytest.MonkeyPatch
+    url: str, model: FlakyModel, answers: AnswerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Temporary failures are retried; permanent ones are reported with their reason."""
     monkeypatch.setenv("MY_KEY", f" {SECRET}\n")
@@ -69,7 +70,7 @@ def test_each_question_is_answered_once_by_a_half_broken_server(
         assert second - first >= 0.9  # a date has whole seconds: of the 2 s almost one may have passed already
 
 
-def test_no_worker_sends_requests_during_a_pause(url: str, model: FlakyModel, answers: Answers) -> None:
+def test_no_worker_sends_requests_during_a_pause(url: str, model: FlakyModel, answers: AnswerStore) -> None:
     llm = at_url(url)
     prompts = ["busy 1", *(f"plain {i}" for i in range(150))]
     assert ask_model(CONFIG, llm, questions(llm, prompts), answers) == {}
@@ -78,7 +79,7 @@ def test_no_worker_sends_requests_during_a_pause(url: str, model: FlakyModel, an
     assert moments[-1] > 1.95
 
 
-def test_saved_answers_are_not_requested_again(url: str, model: FlakyModel, answers: Answers) -> None:
+def test_saved_answers_are_not_requested_again(url: str, model: FlakyModel, answers: AnswerStore) -> None:
     llm = at_url(url)
     answers.put([(key(llm, "plain 1"), "known before")])
     progress: list[int] = []
@@ -107,7 +108,7 @@ def test_a_killed_run_asks_only_the_unanswered_questions(url: str, model: FlakyM
     assert 100 <= sum(before.values()) < 300
     llm = at_url(url)
     prompts = [f"slow {i}" for i in range(300)]
-    with Answers(file) as answers:
+    with AnswerStore(file) as answers:
         saved = answers.get([key(llm, prompt) for prompt in prompts])
         assert sum(before.values()) - llm.concurrency <= len(saved) <= sum(before.values())
         assert ask_model(CONFIG, llm, questions(llm, prompts), answers) == {}
@@ -118,7 +119,7 @@ def test_a_killed_run_asks_only_the_unanswered_questions(url: str, model: FlakyM
 
 
 def test_a_rejected_key_ends_the_run_and_is_not_repeated(
-    url: str, model: FlakyModel, answers: Answers, monkeypatch: pytest.MonkeyPatch
+    url: str, model: FlakyModel, answers: AnswerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = at_url(url, key_variable="MY_KEY")
     prompts = [f"forbidden {i}" for i in range(50)]
@@ -132,7 +133,7 @@ def test_a_rejected_key_ends_the_run_and_is_not_repeated(
     assert sum(model.calls.values()) <= 2 * llm.concurrency
 
 
-def test_an_unreachable_server_is_a_connection_error(answers: Answers) -> None:
+def test_an_unreachable_server_is_a_connection_error(answers: AnswerStore) -> None:
     """It ends the run after one look-up of saved answers; the other questions are never read."""
     read: list[int] = []
 
@@ -150,7 +151,7 @@ def test_an_unreachable_server_is_a_connection_error(answers: Answers) -> None:
     assert len(read) == 1000
 
 
-def test_a_server_of_something_else_is_a_connection_error(url: str, model: FlakyModel, answers: Answers) -> None:
+def test_a_server_of_something_else_is_a_connection_error(url: str, model: FlakyModel, answers: AnswerStore) -> None:
     llm = at_url(url)
     with pytest.raises(ConnectionError, match=r"404: Not Found.*`url`"):
         ask_model(CONFIG, llm, questions(llm, [f"nowhere {i}" for i in range(50)]), answers)
@@ -161,7 +162,7 @@ def test_a_server_of_something_else_is_a_connection_error(url: str, model: Flaky
     }
 
 
-def test_a_server_that_breaks_down_ends_the_run(url: str, answers: Answers) -> None:
+def test_a_server_that_breaks_down_ends_the_run(url: str, answers: AnswerStore) -> None:
     llm = at_url(url, retries=0)
     prompts = ["plain 1", *(f"broken {i}" for i in range(500))]
     with pytest.raises(ConnectionError, match=r"20 questions in a row.*502"):
@@ -171,13 +172,13 @@ def test_a_server_that_breaks_down_ends_the_run(url: str, answers: Answers) -> N
     assert len(ask_model(CONFIG, llm, questions(llm, mixed), answers)) == 60
 
 
-def test_a_pause_of_a_day_ends_the_run(url: str, answers: Answers) -> None:
+def test_a_pause_of_a_day_ends_the_run(url: str, answers: AnswerStore) -> None:
     llm = at_url(url)
     with pytest.raises(ConnectionError, match="Retry-After 86400 s"):
         ask_model(CONFIG, llm, questions(llm, ["plain 1", "tomorrow 1"]), answers)
 
 
-def test_missing_settings_are_named(answers: Answers, tmp_path: Path) -> None:
+def test_missing_settings_are_named(answers: AnswerStore, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="`model`"):
         ask_model(CONFIG, LlmConfig(), [], answers)
     with pytest.raises(DataError, match=r"'localhost:8000/v1'.*`url`"):
@@ -187,8 +188,8 @@ def test_missing_settings_are_named(answers: Answers, tmp_path: Path) -> None:
         ask_model(CONFIG, gone, questions(gone, ["plain 1"]), answers)
 
 
-def test_an_error_of_the_questions_propagates(url: str, answers: Answers) -> None:
-    def breaking(llm: LlmConfig) -> Iterator[Question]:
+def test_an_error_of_the_questions_propagates(url: str, answers: AnswerStore) -> None:
+    def breaking(llm: LlmConfig) -> Iterator[ChatRequest]:
         yield from questions(llm, ["plain 1"])
         raise DataError("queries.parquet: row 2 has no query")
 

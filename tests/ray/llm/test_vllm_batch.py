@@ -9,7 +9,8 @@ import ray
 import torch
 
 from lrem.config import LlmConfig, load_config
-from lrem.curation.answers import Answers, Question
+from lrem.curation.answer_store import AnswerStore
+from lrem.curation.chat_requests import ChatRequest
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from ray_apps.cluster.session import cluster
@@ -43,7 +44,7 @@ def talkative(tiny: ReasoningEmbedder, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def greedy(folder: Path, questions: list[Question], length: int) -> dict[str, str]:
+def greedy(folder: Path, questions: list[ChatRequest], length: int) -> dict[str, str]:
     """Return the answers of transformers by key; half a character at the end is dropped, as vLLM does."""
     model, texts = ReasoningEmbedder.load(folder), {}
     for question in questions:
@@ -55,7 +56,7 @@ def greedy(folder: Path, questions: list[Question], length: int) -> dict[str, st
 
 
 @pytest.mark.slow
-def test_vllm_answers_as_transformers_does(talkative: Path, answers: Answers) -> None:
+def test_vllm_answers_as_transformers_does(talkative: Path, answers: AnswerStore) -> None:
     llm = LlmConfig(model=str(talkative), dtype="float32", max_model_len=64, max_tokens=8, batch_size=2)
     short = list(questions(llm, TITLES[:7]))
     [long] = questions(llm, ["red wool coat " * 60])
@@ -78,7 +79,7 @@ def test_vllm_answers_as_transformers_does(talkative: Path, answers: Answers) ->
 
 
 @pytest.mark.slow
-def test_vllm_without_an_answer_times_out(talkative: Path, answers: Answers) -> None:
+def test_vllm_without_an_answer_times_out(talkative: Path, answers: AnswerStore) -> None:
     llm = LlmConfig(model=str(talkative), dtype="float32", max_model_len=64, max_tokens=8, timeout_s=0.01)
     config = load_config(None, ["ray.num_cpus=4", "ray.start_timeout_s=1"])
     started = time.monotonic()

@@ -11,17 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrem.curation.answers import PART, Answers, Books, Question, question_key
+from lrem.curation.answer_ledger import LOOKUP_BATCH, AnswerLedger
+from lrem.curation.answer_store import AnswerStore
+from lrem.curation.chat_requests import ChatRequest, request_key
 from lrem.errors import DataError
 
 ASK = [{"role": "user", "content": "tea?"}]
 WRITER = """
 import sys
 from pathlib import Path
-from lrem.curation.answers import Answers
+from lrem.curation.answer_store import AnswerStore
 
 name = sys.argv[2]
-with Answers(Path(sys.argv[1])) as answers:
+with AnswerStore(Path(sys.argv[1])) as answers:
     for i in range(1_000_000):
         answers.put([(f"{name}{i}.{j}", f"answer {i}.{j} " * 20) for j in range(3)])
         print(i, flush=True)
@@ -30,13 +32,13 @@ with Answers(Path(sys.argv[1])) as answers:
 
 def test_the_first_answer_stands(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "answers.db"
-    with Answers(file) as answers:
+    with AnswerStore(file) as answers:
         assert len(answers) == 0
         assert answers.get(["a"]) == {}
         answers.put([("a", "one"), ("b", "two\n茶 🍵\x00"), ("a", "three")])
         answers.put([("b", "four")])
         answers.put([])
-    with Answers(file) as again:
+    with AnswerStore(file) as again:
         assert len(again) == 2
         assert again.get(["a", "nobody", "b", "a"]) == {"a": "one", "b": "two\n茶 🍵\x00"}
         assert again.get([]) == {}
@@ -45,7 +47,7 @@ def test_the_first_answer_stands(tmp_path: Path) -> None:
 
 
 def test_many_keys_at_once(tmp_path: Path) -> None:
-    with Answers(tmp_path / "answers.db") as answers:
+    with AnswerStore(tmp_path / "answers.db") as answers:
         answers.put((str(i), f"text {i}") for i in range(25_000))
         assert len(answers) == 25_000
         found = answers.get([str(i) for i in range(0, 50_000, 2)])
@@ -68,7 +70,7 @@ def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
         rest, _ = writer.communicate(timeout=30)
         lines = [line for line in rest.splitlines(keepends=True) if line.endswith("\n")]
         acknowledged[name] = int(lines[-1]) if lines else acknowledged[name]
-    with Answers(file) as answers:
+    with AnswerStore(file) as answers:
         for name, last in acknowledged.items():
             assert last >= 59
             wanted = {f"{name}{i}.{j}": f"answer {i}.{j} " * 20 for i in range(last + 1) for j in range(3)}
@@ -80,19 +82,19 @@ def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
 
 def test_what_is_no_file_of_answers_is_said(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database at all, but long enough to have a header " * 9)
-    with pytest.raises(DataError, match="text.db holds no answers"):
-        Answers(tmp_path / "text.db")
+    with pytest.raises(DataError, match="text.db is damaged or not an answer store"):
+        AnswerStore(tmp_path / "text.db")
     with sqlite3.connect(tmp_path / "other.db") as other:
         other.execute("CREATE TABLE answers (something TEXT)")
     other.close()
     with pytest.raises(DataError, match="other.db cannot be opened .*no such column"):
-        Answers(tmp_path / "other.db")
+        AnswerStore(tmp_path / "other.db")
     with pytest.raises(DataError, match="cannot be opened"):
-        Answers(tmp_path)
+        AnswerStore(tmp_path)
 
 
 def test_a_put_that_cannot_be_kept_is_an_error(tmp_path: Path) -> None:
-    with Answers(tmp_path / "answers.db") as answers:
+    with AnswerStore(tmp_path / "answers.db") as answers:
         answers.put([("a", "one")])
         answers._db.execute("PRAGMA max_page_count=8")
         with pytest.raises(DataError, match="answers.db cannot be written .*full"):
@@ -106,7 +108,7 @@ def test_a_key_depends_on_everything_that_an_answer_does(
 ) -> None:
     def key(**change: object) -> str:
         told = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": temperature}
-        return question_key(**(told | {"max_tokens": max_tokens} | change))  # type: ignore[arg-type]
+        return request_key(**(told | {"max_tokens": max_tokens} | change))  # type: ignore[arg-type]
 
     reordered = [{"content": text, "role": "user"}]
     assert key() == key(messages=reordered)
@@ -124,25 +126,25 @@ def test_a_key_depends_on_everything_that_an_answer_does(
 
 def test_the_key_of_a_question_never_changes() -> None:
     """Or everything that was paid for would be asked again."""
-    assert question_key("m", ASK, 0.7, 512) == "a7d1c54713917623b3f8fc4a739c1e49"
+    assert request_key("m", ASK, 0.7, 512) == "a7d1c54713917623b3f8fc4a739c1e49"
 
 
 def test_books_give_each_open_question_once(tmp_path: Path) -> None:
     counts: list[int] = []
-    with Answers(tmp_path / "answers.db") as answers:
+    with AnswerStore(tmp_path / "answers.db") as answers:
         answers.put([("k3", "known")])
-        books = Books(answers, counts.append)
-        names = [f"k{i % 1500}" for i in range(4 * PART)]
+        ledger = AnswerLedger(answers, counts.append)
+        names = [f"k{i % 1500}" for i in range(4 * LOOKUP_BATCH)]
         given_out = []
-        for question in books.unasked(Question(name, ASK) for name in names):
+        for question in ledger.unanswered(ChatRequest(name, ASK) for name in names):
             given_out.append(question.key)
             if question.key == "k5":
-                books.failed("k5", "why not")
+                ledger.record_failure("k5", "why not")
             elif int(question.key[1:]) % 2:
-                books.answered([(question.key, "text")])
+                ledger.record_answers([(question.key, "text")])
         assert given_out == [f"k{i}" for i in range(1500) if i != 3]
-        assert books.failures == {"k5": "why not"}
-        assert books.open == {f"k{i}" for i in range(0, 1500, 2)}
+        assert ledger.failures == {"k5": "why not"}
+        assert ledger.in_flight == {f"k{i}" for i in range(0, 1500, 2)}
         assert len(answers) == 749
         assert counts == sorted(counts)
-        assert books.settled == counts[-1] == 4 * PART - 750
+        assert ledger.done == counts[-1] == 4 * LOOKUP_BATCH - 750

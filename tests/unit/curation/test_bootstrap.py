@@ -11,7 +11,7 @@ from lrem.config import BootstrapConfig
 from lrem.curation.bootstrap import FOR, INSTEAD, WITHOUT, bootstrap
 from lrem.data.known_positives import query_identity
 from lrem.data.schema import QRELS, QUERIES
-from lrem.data.words import content
+from lrem.data.words import content_words
 from lrem.errors import DataError
 
 BOOTS = "Clothes > Shoes > Boots"
@@ -107,10 +107,10 @@ def test_questions_are_what_the_texts_say_a_product_is_for() -> None:
 
 def test_easy_queries_want_every_title_that_holds_their_words() -> None:
     found = made(shop())["easy"]
-    stems = {item["item_id"]: set(content(item["title"])) for item in shop().to_pylist()}
+    stems = {item["item_id"]: set(content_words(item["title"])) for item in shop().to_pylist()}
     assert len(found) > 30
     for query, items in found.items():
-        assert items == {item for item, title in stems.items() if set(content(query)) <= title}
+        assert items == {item for item, title in stems.items() if set(content_words(query)) <= title}
         assert len(query.split()) >= 2
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, chi2_contingency
 
-from lrem.curation.contrast import LEAST_G2, background, g2, keywords, phrases
+from lrem.curation.contrast import MIN_LOG_LIKELIHOOD, keywords, log_likelihood_ratio, phrase_frequencies, phrases
 from lrem.data.words import stem, words
 
 HOUSE = ["red kettle", "blue kettle", "green kettle", "white mug", "black mug", "glass mug", "tin mug", "tea towel"]
@@ -20,7 +20,7 @@ SHOP = [*HOUSE, *CAMPING]
 def test_g2_is_the_likelihood_ratio_of_scipy(inside_size: int, outside_size: int, data: st.DataObject) -> None:
     inside = data.draw(st.integers(0, inside_size))
     outside = data.draw(st.integers(0, outside_size))
-    found = g2(inside, inside_size, outside, outside_size)
+    found = log_likelihood_ratio(inside, inside_size, outside, outside_size)
     if inside + outside in (0, inside_size + outside_size):  # the word is nowhere, or everywhere
         assert found == 0
         return
@@ -29,26 +29,28 @@ def test_g2_is_the_likelihood_ratio_of_scipy(inside_size: int, outside_size: int
     assert abs(found) == pytest.approx(told.statistic, rel=1e-9, abs=1e-8)
     rarer = inside * outside_size < outside * inside_size
     assert found <= 0 if rarer else found >= 0
-    assert g2(outside, outside_size, inside, inside_size) == pytest.approx(-found, abs=1e-8)
+    assert log_likelihood_ratio(outside, outside_size, inside, inside_size) == pytest.approx(-found, abs=1e-8)
 
 
 def test_g2_by_hand() -> None:
     # 3 of 4 inside, 1 of 12 outside: expected 1, 3, 3, 9
     by_hand = 2 * (3 * math.log(3) + 1 * math.log(1 / 3) + 1 * math.log(1 / 3) + 11 * math.log(11 / 9))
-    assert g2(3, 4, 1, 12) == pytest.approx(by_hand, abs=1e-8)
-    assert g2(1, 12, 3, 4) == pytest.approx(-by_hand, abs=1e-8)
+    assert log_likelihood_ratio(3, 4, 1, 12) == pytest.approx(by_hand, abs=1e-8)
+    assert log_likelihood_ratio(1, 12, 3, 4) == pytest.approx(-by_hand, abs=1e-8)
 
 
 def test_the_least_g2_is_the_one_per_cent_point() -> None:
-    assert chi2.sf(LEAST_G2, df=1) == pytest.approx(0.01, abs=1e-4)
+    assert chi2.sf(MIN_LOG_LIKELIHOOD, df=1) == pytest.approx(0.01, abs=1e-4)
 
 
 def test_a_keyword_stands_in_a_fifth_of_the_wanted_titles() -> None:
     wanted = ["slip on shoe"] * 8 + ["velcro shoe"] * 2 + ["zip shoe"]
     others = ["laced shoe"] * 60
-    found = keywords("shoe without laces", wanted, others[:20], background(wanted + others), 9)
+    found = keywords("shoe without laces", wanted, others[:20], phrase_frequencies(wanted + others), 9)
     assert found == ["slip on"]  # velcro sets two of eleven apart, which is too few
-    assert "velcro shoe" in keywords("shoe without laces", wanted[6:], others[:20], background(wanted + others), 9)
+    assert "velcro shoe" in keywords(
+        "shoe without laces", wanted[6:], others[:20], phrase_frequencies(wanted + others), 9
+    )
 
 
 def test_phrases_leave_out_what_names_nothing() -> None:
@@ -60,31 +62,31 @@ def test_phrases_leave_out_what_names_nothing() -> None:
     assert phrases("") == phrases("for the 12") == set()
 
 
-def test_the_background_counts_titles() -> None:
-    counts, size = background(["red red coat", "red coat", "blue coat", "hat"])
+def test_phrase_frequencies_count_titles() -> None:
+    counts, size = phrase_frequencies(["red red coat", "red coat", "blue coat", "hat"])
     assert (counts, size) == ({"red": 2, "coat": 3, "red coat": 2}, 4)
-    assert background(["red coat"], least=1).counts == {"red": 1, "coat": 1, "red coat": 1}
+    assert phrase_frequencies(["red coat"], min_titles=1).counts == {"red": 1, "coat": 1, "red coat": 1}
 
 
 def test_keywords_by_hand() -> None:
-    known = background(SHOP)
+    known = phrase_frequencies(SHOP)
     wanted = [SHOP[8], SHOP[10]]  # the two stoves
     # "for tea" finds the towel. Camping and stove tell both stoves from it: G²(2, 2, 0, 1) = 3.82 is too little,
     # with two more results that are no stoves it is enough.
-    assert g2(2, 2, 0, 1) < LEAST_G2 < g2(2, 2, 0, 3)
+    assert log_likelihood_ratio(2, 2, 0, 1) < MIN_LOG_LIKELIHOOD < log_likelihood_ratio(2, 2, 0, 3)
     assert keywords("boil water for tea", wanted, ["tea towel"], known) == []
     found = keywords("boil water for tea", wanted, ["tea towel", "red kettle", "blue kettle"], known)
     # The pair is as good against the results, better against the catalogue, where three more titles hold "camping";
     # its words are not taken again.
-    assert g2(2, 2, 0, 11) > g2(2, 2, 3, 11)
+    assert log_likelihood_ratio(2, 2, 0, 11) > log_likelihood_ratio(2, 2, 3, 11)
     assert found == ["camping stove"]
     # What the results hold too teaches nothing.
     assert keywords("boil water for tea", wanted, ["camping stove gas", "camping stove wood", "tin mug"], known) == []
 
 
 def test_keywords_without_results_are_those_of_the_catalogue() -> None:
-    assert keywords("hot drinks", ["white mug", "tin mug", "black mug"], [], background(SHOP)) == ["mug"]
-    assert keywords("mugs", ["white mug", "tin mug", "black mug"], [], background(SHOP)) == []  # the query's own word
+    assert keywords("hot drinks", ["white mug", "tin mug", "black mug"], [], phrase_frequencies(SHOP)) == ["mug"]
+    assert keywords("mugs", ["white mug", "tin mug", "black mug"], [], phrase_frequencies(SHOP)) == []
 
 
 WORD = st.sampled_from(["red", "coats", "coat", "boots", "rain", "slip", "on", "for", "without", "7", "hats", "é"])
@@ -98,7 +100,7 @@ def test_keywords_are_new_and_tell_apart(titles: list[str], data: st.DataObject)
     places = data.draw(st.sets(st.integers(0, len(titles) - 1), min_size=1))
     wanted = [titles[i] for i in sorted(places)]
     others = [title for i, title in enumerate(titles) if i not in places][: data.draw(st.integers(0, 10))]
-    found = keywords(query, wanted, others, background(titles), count=3)
+    found = keywords(query, wanted, others, phrase_frequencies(titles), count=3)
     assert len(found) <= 3
     said = {stem(word) for word in words(query)}
     taken: set[str] = set()
@@ -109,4 +111,4 @@ def test_keywords_are_new_and_tell_apart(titles: list[str], data: st.DataObject)
         taken |= stems
         inside = sum(phrase in phrases(title) for title in wanted) / len(wanted)
         assert inside > sum(phrase in phrases(title) for title in others) / max(1, len(others))
-    assert found == keywords(query, wanted[::-1], others[::-1], background(titles[::-1]), count=3)
+    assert found == keywords(query, wanted[::-1], others[::-1], phrase_frequencies(titles[::-1]), count=3)

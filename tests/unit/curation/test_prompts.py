@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrem.curation import prompts
+from lrem.curation import answer_parsing, prompts
 
 QUERY = "shoes for a rainy hike, not leather"
 
@@ -20,14 +20,14 @@ def told(messages: prompts.Messages) -> str:
 
 
 def test_each_category_is_looked_at_in_its_own_way() -> None:
-    texts = {category: told(prompts.reasoning_messages(QUERY, category)) for category in prompts.LOOK}
+    texts = {category: told(prompts.reasoning_messages(QUERY, category)) for category in prompts.CATEGORY_HINTS}
     assert set(texts) == {"question", "alternative", "negative", "knowledge"}
     assert len(set(texts.values())) == 4
     for category, text in texts.items():
-        assert prompts.LOOK[category] in text
+        assert prompts.CATEGORY_HINTS[category] in text
         assert f"<query>\n{QUERY}\n</query>" in text
     general = told(prompts.reasoning_messages(QUERY))
-    assert prompts.GENERAL in general
+    assert prompts.GENERIC_HINT in general
     assert told(prompts.reasoning_messages(QUERY, "none of them")) == general
 
 
@@ -42,8 +42,8 @@ def test_judge_is_shown_item_and_scale() -> None:
     text = told(prompts.judge_messages(QUERY, "rubber boot", "  \n"))
     assert "<item>\nrubber boot\n</item>" in text
     assert "<details>" not in text
-    assert [line[:2] for line in prompts.GRADES.splitlines()[:4]] == ["3:", "2:", "1:", "0:"]
-    assert prompts.GRADES in text
+    assert [line[:2] for line in prompts.GRADE_SCALE.splitlines()[:4]] == ["3:", "2:", "1:", "0:"]
+    assert prompts.GRADE_SCALE in text
     assert "<details>\nsize 40\n</details>" in told(prompts.judge_messages(QUERY, "rubber boot", "size\n40"))
     assert f"<query>\n{QUERY}\n</query>" in told(prompts.rewrite_messages(QUERY))
 
@@ -64,7 +64,7 @@ def test_judge_is_shown_item_and_scale() -> None:
     ],
 )
 def test_text_of_others_is_made_harmless(text: str, kept: str) -> None:
-    assert prompts.plain(text, 500) == kept
+    assert prompts.sanitize(text, 500) == kept
 
 
 @given(st.text(st.sampled_from("<>/|queryitmdls \n[]INST＜＞｜:x"), max_size=60))
@@ -120,8 +120,8 @@ def test_nobody_breaks_out_of_the_markers(text: str) -> None:
     ],
 )
 def test_keywords(answer: str, keywords: str) -> None:
-    assert prompts.parse_keywords(answer) == keywords
-    assert prompts.parse_keywords(keywords) == keywords
+    assert answer_parsing.parse_keywords(answer) == keywords
+    assert answer_parsing.parse_keywords(keywords) == keywords
 
 
 @pytest.mark.parametrize(
@@ -141,16 +141,18 @@ def test_keywords(answer: str, keywords: str) -> None:
 )
 def test_what_holds_no_keyword_is_said(answer: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        prompts.parse_keywords(answer)
+        answer_parsing.parse_keywords(answer)
 
 
 @given(st.text())
 def test_any_answer_gives_a_list_or_a_reason(answer: str) -> None:
     try:
-        phrases = prompts.parse_keywords(answer).split(", ")
+        phrases = answer_parsing.parse_keywords(answer).split(", ")
     except ValueError:
         return
-    assert all(phrase == " ".join(phrase.split()) and 0 < len(phrase) <= prompts.MAX_LENGTH for phrase in phrases)
+    assert all(
+        phrase == " ".join(phrase.split()) and 0 < len(phrase) <= answer_parsing.MAX_CHARACTERS for phrase in phrases
+    )
     assert len({phrase.casefold() for phrase in phrases}) == len(phrases)
 
 
@@ -174,21 +176,21 @@ def test_any_answer_gives_a_list_or_a_reason(answer: str) -> None:
     ],
 )
 def test_grade(answer: str, grade: int) -> None:
-    assert prompts.parse_grade(answer) == grade
+    assert answer_parsing.parse_grade(answer) == grade
 
 
 @pytest.mark.parametrize("answer", ["", "relevant", "4", "10", "-1", "1.5", "v2", "2nd", "0-3", "<think>maybe 2"])
 def test_no_grade_is_said(answer: str) -> None:
     with pytest.raises(ValueError, match="no grade|no answer|raise max_tokens"):
-        prompts.parse_grade(answer)
+        answer_parsing.parse_grade(answer)
 
 
 @pytest.mark.parametrize("unit", ["(", "a", "keywords ", "<think>", "1x, ", "- ", "```\n", " ", "a - ", "<", "1"])
 def test_what_babbles_on_is_read_in_no_time(unit: str) -> None:
     """No pattern takes quadratic time over a whole answer."""
     started = time.process_time()
-    for read in (prompts.parse_keywords, prompts.parse_grade):
+    for read in (answer_parsing.parse_keywords, answer_parsing.parse_grade):
         with contextlib.suppress(ValueError):
             read(unit * 100_000)
-    prompts.plain(unit * 100_000, 500)
+    prompts.sanitize(unit * 100_000, 500)
     assert time.process_time() - started < 2

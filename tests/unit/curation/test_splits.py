@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrem.curation.splits import LONG, draw, group_draws, groups, part_of, signatures
+from lrem.curation.splits import (
+    MIN_WORDS_TO_DROP_ONE,
+    group_draws,
+    near_duplicate_groups,
+    near_duplicate_signatures,
+    split_draw,
+    split_for_draw,
+)
 from lrem.data.known_positives import identity
-from lrem.data.words import content
+from lrem.data.words import content_words
 
 NOUNS = [
     f"{a}{b}" for a in ("bor", "kel", "mun", "tas", "viz", "wop") for b in ("dan", "fik", "lum", "pez", "rot", "zag")
@@ -20,19 +27,19 @@ SHARES = (0.25, 0.1, 0.15)  # rl, dev, test
 
 def parts(queries: dict[str, str], seed: int = 0, shares: tuple[float, float, float] = SHARES) -> dict[str, str]:
     """Query id → part, as curation puts the functions together."""
-    labels = groups(map(signatures, queries.values()))
+    labels = near_duplicate_groups(map(near_duplicate_signatures, queries.values()))
     keys = np.array([identity(one) for one in queries], np.int64)
-    drawn = group_draws(keys, np.array([draw(one, seed) for one in queries]), labels)
-    return {one: part_of(value, *shares) for one, value in zip(queries, drawn, strict=True)}
+    drawn = group_draws(keys, np.array([split_draw(one, seed) for one in queries]), labels)
+    return {one: split_for_draw(value, *shares) for one, value in zip(queries, drawn, strict=True)}
 
 
 def near(one: str, other: str) -> bool:
     """The definition, spelled out: equal sets of content words, or a long one less a word of either or of both."""
-    a, b = set(content(one)), set(content(other))
+    a, b = set(content_words(one)), set(content_words(other))
     if a == b:
         return a != set() or one.strip().lower() == other.strip().lower()
-    left = [a, *(a - {word} for word in a if len(a) >= LONG)]
-    right = [b, *(b - {word} for word in b if len(b) >= LONG)]
+    left = [a, *(a - {word} for word in a if len(a) >= MIN_WORDS_TO_DROP_ONE)]
+    right = [b, *(b - {word} for word in b if len(b) >= MIN_WORDS_TO_DROP_ONE)]
     return any(x == y for x in left for y in right)
 
 
@@ -46,9 +53,9 @@ def variants(query: str, rng: Random) -> list[str]:
         f"THE {query.upper()} for my",
         f"  {', '.join(said)}! ",
     ]
-    if len(set(content(query))) >= LONG - 1:  # with one more it is long
+    if len(set(content_words(query))) >= MIN_WORDS_TO_DROP_ONE - 1:  # with one more it is long
         told.append(f"{query} extra{rng.randrange(1000)}")
-    if len(set(content(query))) >= LONG:
+    if len(set(content_words(query))) >= MIN_WORDS_TO_DROP_ONE:
         told.append(" ".join(said[1:]))
     return told
 
@@ -74,7 +81,7 @@ def variants(query: str, rng: Random) -> list[str]:
     ],
 )
 def test_what_counts_as_a_near_duplicate(one: str, other: str, together: bool) -> None:
-    labels = groups(map(signatures, [one, "quite another thing", other])).tolist()
+    labels = near_duplicate_groups(map(near_duplicate_signatures, [one, "quite another thing", other])).tolist()
     assert (labels[0] == labels[2]) is together
     assert near(one, other) is together
     assert labels[1] not in (labels[0], labels[2])
@@ -83,8 +90,8 @@ def test_what_counts_as_a_near_duplicate(one: str, other: str, together: bool) -
 def test_what_near_duplicates_connect_is_one_group() -> None:
     chain = ["a1 b1 c1 d1 e1", "b1 c1 d1 e1 f1", "c1 d1 e1 f1 g1", "d1 e1 f1 g1 h1"]
     assert not near(chain[0], chain[2])
-    assert groups(map(signatures, chain)).tolist() == [0, 0, 0, 0]
-    assert groups(map(signatures, [*chain[:1], *chain[2:]])).tolist() == [0, 1, 1]
+    assert near_duplicate_groups(map(near_duplicate_signatures, chain)).tolist() == [0, 0, 0, 0]
+    assert near_duplicate_groups(map(near_duplicate_signatures, [*chain[:1], *chain[2:]])).tolist() == [0, 1, 1]
 
 
 WORD = st.sampled_from(["red", "blue", "coat", "coats", "the", "for", "wool", "men", "warm", "without", "xl", "long"])
@@ -94,7 +101,7 @@ QUERY = st.lists(WORD, min_size=1, max_size=7).map(" ".join)
 @settings(max_examples=150, deadline=None)
 @given(st.lists(QUERY, min_size=1, max_size=30))
 def test_groups_are_the_connected_near_duplicates(queries: list[str]) -> None:
-    labels = groups(map(signatures, queries)).tolist()
+    labels = near_duplicate_groups(map(near_duplicate_signatures, queries)).tolist()
     reached = list(range(len(queries)))  # by repeated joining, from the definition alone
     for _ in queries:
         for i, j in combinations(range(len(queries)), 2):
@@ -172,14 +179,14 @@ def test_two_seeds_know_nothing_of_each_other() -> None:
 
 
 def test_the_bounds_of_the_shares() -> None:
-    assert [part_of(value, 0.25, 0.1, 0.15) for value in (0.0, 0.2499, 0.25, 0.7499, 0.75, 0.8999, 0.9, 0.9999)] == [
-        *("rl", "rl", "cold_start", "cold_start", "test", "test", "dev", "dev")
-    ]
-    assert {part_of(value / 100, 0.25, 0, 0) for value in range(100)} == {"rl", "cold_start"}
+    assert [
+        split_for_draw(value, 0.25, 0.1, 0.15) for value in (0.0, 0.2499, 0.25, 0.7499, 0.75, 0.8999, 0.9, 0.9999)
+    ] == [*("rl", "rl", "cold_start", "cold_start", "test", "test", "dev", "dev")]
+    assert {split_for_draw(value / 100, 0.25, 0, 0) for value in range(100)} == {"rl", "cold_start"}
 
 
 def test_a_group_takes_the_draw_of_its_smallest_key() -> None:
     keys = np.array([9, 4, 7, 1, 8])
     drawn = np.array([0.9, 0.4, 0.7, 0.1, 0.8])
     assert group_draws(keys, drawn, np.array([0, 1, 0, 1, 2])).tolist() == [0.7, 0.1, 0.7, 0.1, 0.8]
-    assert 0 <= draw("", 0) < 1
+    assert 0 <= split_draw("", 0) < 1

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from lrem.config import LlmConfig
 from lrem.curation import datasheet
-from lrem.curation.cost_estimate import Load, cost
-from lrem.curation.difficulty import Difficulty, histogram, is_hard, measure
-from lrem.curation.judging import accepts, agreement, mean_share
-from lrem.curation.lookup import ASKED, Lookup, write_lookup
+from lrem.curation.cost_estimate import LlmWorkload, estimate_cost
+from lrem.curation.difficulty import QueryDifficulty, histogram, is_hard, measure_difficulty
+from lrem.curation.judging import judge_agreement, judged_precision, parse_verdict
 from lrem.curation.prompts import judge_messages
-from lrem.curation.workers import token_counter
-from lrem.data.words import NEGATIONS, STOP, content, literals, stem, words
+from lrem.curation.query_lookup import IDS_PER_STATEMENT, QueryLookup, write_lookup
+from lrem.curation.teacher import token_counter
+from lrem.data.words import NEGATIONS, STOP_WORDS, content_words, literals, stem, words
 from lrem.modeling.tokenizer import train_tokenizer
 
 # words
@@ -47,13 +47,13 @@ def test_stem(word: str, stemmed: str) -> None:
 
 @given(st.text(max_size=30))
 def test_content_words_say_something(text: str) -> None:
-    assert not set(words(text)) & STOP & set(content(text))
-    assert len(content(text)) == sum(word not in STOP for word in words(text))
-    assert content(text) == content(f"  {text}!")
+    assert not set(words(text)) & STOP_WORDS & set(content_words(text))
+    assert len(content_words(text)) == sum(word not in STOP_WORDS for word in words(text))
+    assert content_words(text) == content_words(f"  {text}!")
 
 
 def test_negations_are_no_silent_words() -> None:
-    assert not NEGATIONS & STOP
+    assert not NEGATIONS & STOP_WORDS
 
 
 # difficulty
@@ -61,19 +61,21 @@ def test_negations_are_no_silent_words() -> None:
 
 def test_difficulty_by_hand() -> None:
     ranking = [("a", 4.0), ("b", 3.0), ("c", 1.0)]
-    found = measure("a warm coat for men", ranking, {"b", "x", "y"}, ["Coats of wool", "men's hat"], 3)
-    assert found == Difficulty(recall=1 / 3, margin=0.75, overlap=2 / 3)  # coat and men of warm, coat, men
-    assert measure("the", [], set(), [], 3) == Difficulty(None, 0.0, 0.0)
-    assert measure("coat", [("a", -0.5), ("b", -1.0)], set(), ["coat"], 2) == Difficulty(None, 1.0, 1.0)
-    assert measure("coat", [("a", 2.0)], {"a"}, [], 1) == Difficulty(1.0, 0.0, 0.0)
+    found = measure_difficulty("a warm coat for men", ranking, {"b", "x", "y"}, ["Coats of wool", "men's hat"], 3)
+    assert found == QueryDifficulty(recall=1 / 3, margin=0.75, overlap=2 / 3)  # coat and men of warm, coat, men
+    assert measure_difficulty("the", [], set(), [], 3) == QueryDifficulty(None, 0.0, 0.0)
+    assert measure_difficulty("coat", [("a", -0.5), ("b", -1.0)], set(), ["coat"], 2) == QueryDifficulty(None, 1.0, 1.0)
+    assert measure_difficulty("coat", [("a", 2.0)], {"a"}, [], 1) == QueryDifficulty(1.0, 0.0, 0.0)
     many = {f"i{n}" for n in range(60)}
-    assert measure("coat", [(f"i{n}", 9.0 - n / 30) for n in range(30)], many, [], 30).recall == 1.0  # all it can hold
-    assert measure("coat", [(f"i{n}", 9.0 - n / 30) for n in range(45, 75)], many, [], 30).recall == 0.5
-    assert measure("coat", [("a", 2.0)], {"a"}, [], 30).margin == 1.0  # no other item has anything of it
+    assert (
+        measure_difficulty("coat", [(f"i{n}", 9.0 - n / 30) for n in range(30)], many, [], 30).recall == 1.0
+    )  # all it can hold
+    assert measure_difficulty("coat", [(f"i{n}", 9.0 - n / 30) for n in range(45, 75)], many, [], 30).recall == 0.5
+    assert measure_difficulty("coat", [("a", 2.0)], {"a"}, [], 30).margin == 1.0  # no other item has anything of it
 
 
 def test_a_query_is_hard_below_any_threshold() -> None:
-    found = Difficulty(0.7, 0.2, 0.5)
+    found = QueryDifficulty(0.7, 0.2, 0.5)
     assert not is_hard(found, 0.7, 0.2, 0.5)  # below, not at
     assert is_hard(found, 0.71, None, None)
     assert is_hard(found, None, 0.21, None)
@@ -98,23 +100,23 @@ def test_the_histogram_counts_as_numpy_does(values: list[float | None]) -> None:
 
 def test_a_lookup_gives_the_rows_in_their_order(tmp_path: Path) -> None:
     rows = [("q1", "b", 2), ("q2", "a", 0), ("q1", "a", None), ("q'\"ü", "x", 1.5)]
-    known = Lookup(write_lookup(iter(rows), tmp_path / "known.sqlite"))
-    assert known.of(["q1", "q3", "q'\"ü"]) == {"q1": [("b", 2), ("a", None)], "q'\"ü": [("x", 1.5)]}
-    assert known.of([]) == {}
+    known = QueryLookup(write_lookup(iter(rows), tmp_path / "known.sqlite"))
+    assert known.get(["q1", "q3", "q'\"ü"]) == {"q1": [("b", 2), ("a", None)], "q'\"ü": [("x", 1.5)]}
+    assert known.get([]) == {}
     assert [file.name for file in tmp_path.iterdir()] == ["known.sqlite"]  # no journal, no part
 
 
 def test_a_lookup_of_many_ids(tmp_path: Path) -> None:
-    many = [f"q{i}" for i in range(2 * ASKED + 1)]
-    known = Lookup(write_lookup(((one, one, i) for i, one in enumerate(many)), tmp_path / "known.sqlite"))
-    assert known.of([*many, "other"]) == {one: [(one, i)] for i, one in enumerate(many)}
+    many = [f"q{i}" for i in range(2 * IDS_PER_STATEMENT + 1)]
+    known = QueryLookup(write_lookup(((one, one, i) for i, one in enumerate(many)), tmp_path / "known.sqlite"))
+    assert known.get([*many, "other"]) == {one: [(one, i)] for i, one in enumerate(many)}
 
 
 def test_a_lookup_lies_under_any_name(tmp_path: Path) -> None:
     odd = tmp_path / "50% off? #1 %41"
     odd.mkdir()
-    known = Lookup(write_lookup([("q", "a", 1)], odd / "known.sqlite"))
-    assert known.of(["q"]) == {"q": [("a", 1)]}
+    known = QueryLookup(write_lookup([("q", "a", 1)], odd / "known.sqlite"))
+    assert known.get(["q"]) == {"q": [("a", 1)]}
 
 
 def test_a_lookup_that_breaks_leaves_nothing(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def kappa(table: np.ndarray) -> float:
 def test_agreement_by_its_definitions(pairs: list[tuple[bool, bool]]) -> None:
     judged, known = zip(*pairs, strict=True)
     table = np.array([[pairs.count((a, b)) for b in (True, False)] for a in (True, False)])
-    told = agreement(judged, known)
+    told = judge_agreement(judged, known)
     assert (told["pairs"], told["accepted"], told["relevant"]) == (len(pairs), table[0].sum(), table[:, 0].sum())
     assert told["accuracy"] == round(np.trace(table) / len(pairs), 4)
     assert told.get("precision") == (round(table[0, 0] / table[0].sum(), 4) if table[0].sum() else None)
@@ -161,10 +163,10 @@ def test_agreement_by_its_definitions(pairs: list[tuple[bool, bool]]) -> None:
 
 
 def test_nothing_judged_says_nothing() -> None:
-    assert agreement([], []) == {"pairs": 0, "accepted": 0, "relevant": 0}
-    assert mean_share([], 10) == 0
-    assert mean_share([[True] * 10, []], 10) == 0.5
-    assert [accepts(text, least=1) for text in ("Grade: 1", "0", "", None)] == [True, False, None, None]
+    assert judge_agreement([], []) == {"pairs": 0, "accepted": 0, "relevant": 0}
+    assert judged_precision([], 10) == 0
+    assert judged_precision([[True] * 10, []], 10) == 0.5
+    assert [parse_verdict(text, min_grade=1) for text in ("Grade: 1", "0", "", None)] == [True, False, None, None]
 
 
 # datasheet
@@ -189,18 +191,17 @@ def a_sheet(judge: str = "llm") -> dict:
     steps = {
         "found": {"queries": 15, "hard": 5, "recall": bins, "margin": bins, "overlap": bins},
         "taught": {"phrases": 20, "dropped: repeated": 4, "dropped: banned": 2, "failed": 0},
-        "decided": {"agreement": [4, 1, 2, 3], "judged": 12, "unjudged": 1},
+        "judged": {"agreement": [4, 1, 2, 3], "judged": 12, "unjudged": 1},
     }
     example = {"query": "tea | pot", "reasoning": "kettle", "item": "Red kettle"}
-    return datasheet.make(
-        settings,
-        steps,
-        {"near-duplicates": 2, "largest group": 3},
-        {"kept": 9, "nothing relevant": 6},
-        {"cold_start": 5, "rl": 3, "test": 1},
-        {"cold_start": 11, "rl": 4, "test": 1},
-        [example],
+    counters = datasheet.CurationCounters(
+        **steps,
+        near_duplicates={"near-duplicates": 2, "largest group": 3},
+        outcomes={"kept": 9, "nothing relevant": 6},
+        queries={"cold_start": 5, "rl": 3, "test": 1},
+        rows={"cold_start": 11, "rl": 4, "test": 1},
     )
+    return datasheet.build_datasheet(settings, counters, [example])
 
 
 def test_a_datasheet_holds_the_counts() -> None:
@@ -229,7 +230,7 @@ def test_a_datasheet_holds_the_counts() -> None:
 
 
 def test_a_datasheet_as_a_page() -> None:
-    page = datasheet.markdown(a_sheet())
+    page = datasheet.render_markdown(a_sheet())
     for line in (
         "5 of 15 queries are hard.",
         "Hard is: recall below 0.7.",
@@ -247,15 +248,17 @@ def test_a_datasheet_as_a_page() -> None:
 
 def test_what_was_left_out_for_another_split_is_told() -> None:
     near = {"near-duplicates": 2, "largest group": 3}
-    told = datasheet.markdown(a_sheet() | {"near-duplicates": near | {datasheet.NEAR_OTHERS: 7}})
+    told = datasheet.render_markdown(a_sheet() | {"near-duplicates": near | {datasheet.NEAR_OTHERS: 7}})
     assert "the largest group has 3. 7 more were left out: near a query of another split.\n" in told
-    assert "another split" not in datasheet.markdown(a_sheet() | {"near-duplicates": near | {datasheet.NEAR_OTHERS: 0}})
+    assert "another split" not in datasheet.render_markdown(
+        a_sheet() | {"near-duplicates": near | {datasheet.NEAR_OTHERS: 0}}
+    )
 
 
 def test_bars_show_the_least_count() -> None:
-    assert datasheet.bars([0, 1, 1000, 500]) == " ▁█▄"
-    assert datasheet.bars([]) == ""
-    assert datasheet.bars([0, 0]) == "  "
+    assert datasheet.sparkline([0, 1, 1000, 500]) == " ▁█▄"
+    assert datasheet.sparkline([]) == ""
+    assert datasheet.sparkline([0, 0]) == "  "
 
 
 # what it costs
@@ -264,15 +267,15 @@ def test_bars_show_the_least_count() -> None:
 def test_the_cost_by_hand() -> None:
     llm = LlmConfig(max_tokens=50, price_in=2.0, price_out=10.0, tokens_a_second=100.0)
     short, long = ([{"role": "user", "content": "x" * n}] for n in (40, 400))
-    found = cost([Load(300, short), Load(7, long)], llm)
+    found = estimate_cost([LlmWorkload(300, short), LlmWorkload(7, long)], llm)
     # 12,000 + 2,800 characters, four a token; 307 answers of 50 tokens
-    assert (found.calls, found.tokens_in, found.tokens_out) == (307, 3700, 15350)
+    assert (found.requests, found.tokens_in, found.tokens_out) == (307, 3700, 15350)
     assert found.money == pytest.approx(3700 * 2e-6 + 15350 * 10e-6)
     assert found.seconds == pytest.approx(153.5)
-    assert cost([], llm) == (0, 0, 0, 0.0, 0.0)
+    assert estimate_cost([], llm) == (0, 0, 0, 0.0, 0.0)
     system = [{"role": "system", "content": "y" * 8}, *short]
-    assert cost([Load(1, system)], llm).tokens_in == 12  # of all messages
+    assert estimate_cost([LlmWorkload(1, system)], llm).tokens_in == 12  # of all messages
     assert (
-        cost([Load(1, judge_messages("tea", "pot"))], llm).tokens_in
+        estimate_cost([LlmWorkload(1, judge_messages("tea", "pot"))], llm).tokens_in
         == len(judge_messages("tea", "pot")[0]["content"]) // 4
     )

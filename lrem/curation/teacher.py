@@ -1,0 +1,138 @@
+"""The second step of curation: reasonings for hard queries, filtered by the rules, and what they make reachable."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from lrem.curation import contrast
+from lrem.curation.answer_parsing import parse_keywords
+from lrem.curation.answer_store import AnswerStore
+from lrem.curation.chat_requests import extraction_request, reasoning_request
+from lrem.curation.curation_run import TAUGHT_SCHEMA, CurationRun
+from lrem.curation.finder import Finder
+from lrem.curation.query_lookup import QueryLookup
+from lrem.curation.rules import KeywordRules, difference_set, expand_query, filter_keywords, normalize_brand
+from lrem.curation.split_assignment import EASY, EMPTY, FAILED, KEPT, UNTAUGHT
+from lrem.data.counters import Counters
+from lrem.data.schema import read_items
+from lrem.errors import DataError
+
+DEFAULT_BUDGET = 16  # tokens in a reasoning (paper), if model.budget is not set
+
+
+class Teacher(Finder):
+    """Turns a teacher's reasoning into keywords that pass the rules, and into the difference set."""
+
+    def __init__(self, run: CurationRun) -> None:
+        super().__init__(run)
+        teacher = self.settings.teacher
+        self.answers = AnswerStore(run.answers_file) if teacher == "llm" else None
+        self.reasonings = QueryLookup(run.reasonings_file) if teacher == "file" else None
+        self.catalogue = contrast.phrase_frequencies(self.titles.values()) if teacher == "catalogue" else None
+        items, column = read_items(run.config.path("items")), self.settings.brand_column
+        cells = items[column].to_pylist() if column in items.column_names else []
+        brands = frozenset(name for brand in cells if brand and (name := normalize_brand(str(brand))))
+        banned = frozenset(normalize_brand(phrase) for phrase in self.settings.banned)
+        budget = run.config.model.budget or DEFAULT_BUDGET
+        self.rules = KeywordRules(banned, brands, budget, token_counter(run.config.model.source))
+
+    def __call__(self, part: pa.Table) -> tuple[pa.Table, Counters]:
+        """FOUND_SCHEMA → TAUGHT_SCHEMA, and the number of phrases that each rule dropped."""
+        rows, counts = part.to_pylist(), Counter[str]({"phrases": 0})
+        self._reason(rows)
+        counts["failed"] = sum(row["failed"] for row in rows)
+        for row in rows:
+            row["unfiltered"] = row["reasoning"] or ""
+            row["reasoning"], dropped = filter_keywords(row["unfiltered"], row["query"], self.rules)
+            counts["phrases"] += sum(bool(phrase.strip()) for phrase in row["unfiltered"].split(","))
+            counts.update({f"dropped: {rule}": n for rule, n in dropped.items()})
+        relevant = self.relevant_items([row["query_id"] for row in rows])
+        expanded = [row for row in rows if row["taught"] and row["reasoning"]]
+        texts = [expand_query(row["query"], row["reasoning"]) for row in expanded]
+        rankings = self.retriever.search(texts, self.settings.top_k)
+        second = {
+            row["query_id"]: [item for item, _ in ranking] for row, ranking in zip(expanded, rankings, strict=True)
+        }
+        for row in rows:
+            known_items = relevant.get(row["query_id"], set())
+            row["outcome"], row["candidates"] = self._outcome(row, known_items, second.get(row["query_id"], []))
+        return pa.Table.from_pylist(rows, TAUGHT_SCHEMA), counts
+
+    def _reason(self, rows: list[dict[str, Any]]) -> None:
+        """Set `reasoning` (unfiltered), `taught`, and `failed` (a language model gave no usable answer)."""
+        for row in rows:
+            row |= {"reasoning": "", "taught": not row["hard"], "failed": False}
+        hard = [row for row in rows if row["hard"]]
+        ids = [row["query_id"] for row in hard]
+        if self.reasonings is not None:
+            reasonings = self.reasonings.get(ids)
+            for row in hard:
+                if row["query_id"] in reasonings:
+                    row |= {"reasoning": reasonings[row["query_id"]][0][0], "taught": True}
+        elif self.catalogue is not None:
+            relevant = self.relevant_items(ids)
+            for row in hard:
+                self._contrast(row, relevant.get(row["query_id"], set()), self.catalogue)
+        else:
+            self._read_answers(hard)
+
+    def _contrast(self, row: dict[str, Any], relevant: set[str], catalogue: contrast.PhraseFrequencies) -> None:
+        others = [self.titles[item] for item in row["first"] if item not in relevant]
+        titles = [self.titles[item] for item in sorted(relevant)]
+        keywords = contrast.keywords(row["query"], titles, others, catalogue) if titles else []
+        row |= {"reasoning": ", ".join(keywords), "taught": bool(keywords)}
+
+    def _read_answers(self, rows: list[dict[str, Any]]) -> None:
+        assert self.answers is not None
+        requests = {row["query_id"]: reasoning_request(self.settings, row["query"], row["category"]) for row in rows}
+        reasonings = self.answers.get([request.key for request in requests.values()])
+        for row in rows:
+            row["failed"] = True
+            reasoning = reasonings.get(requests[row["query_id"]].key)
+            if reasoning is None:
+                continue
+            key = extraction_request(self.settings, row["query"], reasoning).key
+            try:
+                row["reasoning"] = parse_keywords(self.answers.get([key])[key])
+            except (KeyError, ValueError):  # no answer, or one without keywords
+                continue
+            row |= {"taught": True, "failed": False}
+
+    def _outcome(self, row: dict[str, Any], relevant: set[str], second: list[str]) -> tuple[str, list[str]]:
+        """Return the outcome of a query, subject to the judge's verdict, and the items to judge."""
+        if row["failed"]:
+            return FAILED, []
+        nothing_usable = row["hard"] and self.settings.teacher != "file" and not row["reasoning"]
+        if not row["taught"] or nothing_usable:
+            not_retrieved = sorted(relevant.difference(row["first"])) if self.settings.keep_untaught else []
+            if not_retrieved:
+                return UNTAUGHT, not_retrieved
+            return ("nothing left by the rules" if row["unfiltered"] else "no teacher"), []
+        if not row["reasoning"]:
+            return (EASY, row["first"]) if self.settings.keep_easy else ("no reasoning", [])
+        difference = difference_set(row["first"], second)
+        return (KEPT, difference) if difference else (EMPTY, [])
+
+
+def token_counter(source: str | None) -> Callable[[str], int]:
+    """Return a function that counts a reasoning's tokens within a sequence.
+
+    Args:
+        source: the model whose tokenizer counts; None counts words and commas.
+
+    Raises:
+        DataError: the tokenizer cannot be loaded.
+    """
+    if source is None:
+        return KeywordRules().count_tokens
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"model.source: the tokenizer of {source} cannot be loaded ({error}): name a model or a folder"
+        ) from error
+    return lambda text: len(tokenizer.encode(f" {text}", add_special_tokens=False))  # with a space, as in the template
