@@ -1,1 +1,1 @@
-"""Metrics, overrides of the reasoning, and the report. Knows runs and qrels; not how a run was made."""
+"""Evaluation of runs: metrics, significance, overrides of the reasoning, TREC files and the report."""

@@ -1,4 +1,4 @@
-"""One run out of several, by ranks alone. Knows runs; does not know which systems made them."""
+"""Rank fusion: one run out of several, from their ranks alone."""
 
 from collections.abc import Sequence
 from math import fsum
@@ -7,15 +7,14 @@ from lrem.evaluation.metrics import Run
 
 
 def rrf(runs: Sequence[Run], depth: int, k: int = 60) -> Run:
-    """Reciprocal rank fusion: an item's score is the sum of 1 / (k + rank) over the runs that found it.
+    """Fuse runs by reciprocal rank: an item's score is the sum of 1 / (k + rank) over the runs that contain it.
 
-    Scores of different systems need no common scale. Equal sums go by the item's best rank, then by its id; the
-    order of `runs` changes nothing but the order of the queries. Source: Cormack, Clarke and Büttcher 2009, from
-    where k = 60 comes.
+    The systems' scores need no common scale. Ties are broken by the item's best rank, then by its id; the order of
+    `runs` affects only the order of the queries. Source: Cormack, Clarke and Büttcher 2009, including k = 60.
 
     Args:
-        runs: may hold different queries; one found by a single run keeps that run's order.
-        depth: items kept of each query. The runs should be at least as deep.
+        runs: may hold different queries; a query that is in one run only keeps that run's order.
+        depth: items to keep per query. The runs should be at least as deep.
 
     >>> rrf([{"q": [("a", 9.0), ("b", 8.0)]}, {"q": [("b", 0.7), ("c", 0.6)]}], depth=2)["q"]
     [('b', 0.03252247488101534), ('a', 0.01639344262295082)]
@@ -29,7 +28,7 @@ def _fuse(rankings: Sequence[Sequence[tuple[str, float]]], depth: int, k: int) -
     for hits in rankings:
         for rank, (item_id, _) in enumerate(hits, 1):
             ranks.setdefault(item_id, []).append(rank)
-    # fsum rounds once, whatever the order of the runs: a sum that depended on it would break ties by chance.
+    # fsum rounds once, so the sum does not depend on the order of the runs, and ties stay ties.
     scores = {item_id: fsum(1 / (k + rank) for rank in found) for item_id, found in ranks.items()}
     order = sorted(ranks, key=lambda item_id: (-scores[item_id], min(ranks[item_id]), item_id))
     return [(item_id, scores[item_id]) for item_id in order[:depth]]

@@ -1,7 +1,6 @@
-"""A model folder as mteb sees an encoder, so that any of its retrieval tasks can be run, with and without reasoning.
+"""A model folder as an mteb encoder, to run any of mteb's retrieval tasks with and without reasoning.
 
-Knows mteb's protocol and transformers' own generation; does not know tasks, or where results are kept. mteb is a tool
-of development: it is imported when a model is made.
+mteb is a development dependency, so it is imported only when an `MtebModel` is created.
 """
 
 import json
@@ -29,18 +28,18 @@ LIMITS = {"budget", "max_query_tokens", "max_item_tokens"}
 class MtebModel:
     """The encoder that `mteb.evaluate(model=MtebModel(folder), tasks=[...])` takes. Reads local files only.
 
-    Queries are thought over and embedded; everything else is embedded as an item, also both sides of tasks that have
-    no queries. Prompts of a task are not used: the template has its own.
+    Queries are embedded with a reasoning; everything else is embedded as an item, including both sides of tasks
+    without queries. A task's own prompts are ignored, because the template has its own.
 
     Args:
-        folder: what `ReasoningEmbedder.save` wrote.
-        reason: `always` writes one token of thought at least; `never` embeds with an empty thought, as the service
-            does; `auto` thinks where the chance of an empty thought is below `think_below`.
-        limits: overrides the template's token limits where it sets them; texts beyond them are cut.
+        folder: a folder written by `ReasoningEmbedder.save`.
+        reason: `always` generates a reasoning of at least one token; `never` embeds with an empty reasoning, as the
+            service does; `auto` reasons if the probability of an empty reasoning is below `think_below`.
+        limits: overrides the token limits of the template; longer texts are truncated.
 
     Raises:
-        FileNotFoundError: the folder holds no weights.
-        DataError: no such `reason`, or the model was trained without reasoning and is asked to reason.
+        FileNotFoundError: the folder contains no weights.
+        DataError: `reason` is unknown, or is not `never` for a model that was trained without reasoning.
         ImportError: mteb is not installed.
     """
 
@@ -56,13 +55,13 @@ class MtebModel:
     ) -> None:
         metas = _model_metas()
         folder = Path(folder).resolve()
-        revision = fingerprint(folder)  # first: a folder that is not there would be looked for on the hub
+        revision = fingerprint(folder)  # checked first: a missing folder would be looked up on the hub
         self.reason, self.think_below = reason, think_below
         self.direct = _objective(folder) == "direct"
         self._check(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = ReasoningEmbedder.load(folder, dtype, limits).eval().to(self.device)
-        # results are kept by these: runs that differ in one must not be taken for each other
+        # mteb caches results by these, so every setting that changes a result has to be among them.
         experiment: dict[str, Any] = {"reason": reason, "dtype": str(dtype).removeprefix("torch.")}
         experiment |= {"think_below": think_below} if reason == "auto" else {}
         experiment |= limits.model_dump(include=LIMITS, exclude_none=True) if limits else {}
@@ -71,11 +70,11 @@ class MtebModel:
     def encode(
         self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: str | None = None, batch_size: int = 32, **_: Any
     ) -> np.ndarray:
-        """Unit embeddings [N, H] float32 of the `text` of batches: mteb joins a document's title and text there.
+        """Return unit embeddings [N, H] float32 of the `text` in the batches; mteb joins a document's title and text.
 
         Args:
             prompt_type: mteb's PromptType, `query` or `document`, or None.
-            batch_size: queries that are thought over together.
+            batch_size: queries that are reasoned over together.
         """
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type != "query":
@@ -83,33 +82,33 @@ class MtebModel:
         return self.model.encode_queries(texts, self.reasonings(texts, batch_size))
 
     def reasonings(self, queries: Sequence[str], batch_size: int = 32) -> list[str | None]:
-        """What is embedded with each query: its greedy thought, "" where it is not thought over.
+        """Return the greedy reasoning to embed with each query, "" if the query is not reasoned over.
 
-        None for a model that was trained without reasoning: it never saw an empty thought.
+        For a model that was trained without reasoning it is None: that model never saw an empty reasoning.
         """
         if self.direct:
             return [None] * len(queries)
-        found: list[str | None] = [""] * len(queries)
+        reasonings: list[str | None] = [""] * len(queries)
         if self.reason == "never":
-            return found
+            return reasonings
         prompts = [self.model.renderer.thinking_prompt(query) for query in queries]
-        order = sorted(range(len(queries)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
-        for chosen in _parts(order, batch_size):
+        order = sorted(range(len(queries)), key=lambda i: len(prompts[i]))  # similar lengths together, for less padding
+        for chosen in _batches(order, batch_size):
             if self.reason == "auto":
                 chances = self.model.chances([queries[i] for i in chosen])
                 chosen = [i for i, chance in zip(chosen, chances, strict=True) if chance < self.think_below]
             for i, thought in zip(chosen, self._think([prompts[i] for i in chosen]), strict=True):
-                found[i] = thought
-        return found
+                reasonings[i] = thought
+        return reasonings
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Cosines [N, M] of embeddings [N, H] and [M, H], arrays or tensors."""
+        """Return cosines [N, M] of embeddings [N, H] and [M, H], arrays or tensors."""
         from mteb.similarity_functions import cos_sim
 
         return torch.as_tensor(cos_sim(embeddings1, embeddings2))
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Cosines [N] of embeddings [N, H] and [N, H], row by row."""
+        """Return cosines [N] of embeddings [N, H] and [N, H], row by row."""
         from mteb.similarity_functions import pairwise_cos_sim
 
         return torch.as_tensor(pairwise_cos_sim(embeddings1, embeddings2))
@@ -140,39 +139,39 @@ class MtebModel:
 
     def _check(self, folder: Path) -> None:
         if self.reason not in get_args(Reason):
-            raise DataError(f"reason='{self.reason}': one of {', '.join(get_args(Reason))}")
+            raise DataError(f"reason='{self.reason}' is unknown: choose one of {', '.join(get_args(Reason))}")
         if self.direct and self.reason != "never":
-            raise DataError(f"{folder}/{RECORD}: the model was trained without reasoning: pass reason='never'")
+            raise DataError(f"{folder}/{RECORD}: the model was trained without reasoning, so pass reason='never'")
 
 
 def _objective(folder: Path) -> str | None:
-    """What the model was trained for; None where nothing tells."""
+    """Return the objective that the folder records, or None if it records none."""
     file = folder / RECORD
     return json.loads(file.read_text(encoding="utf-8")).get("objective") if file.exists() else None
 
 
-def _parts(order: list[int], size: int) -> list[list[int]]:
-    """In parts of `size`.
+def _batches(order: list[int], size: int) -> list[list[int]]:
+    """Split into batches of `size`.
 
-    >>> _parts([3, 1, 2], 2)
+    >>> _batches([3, 1, 2], 2)
     [[3, 1], [2]]
     """
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _model_metas() -> ModuleType:
-    """mteb's module of that name."""
+    """Import and return mteb's module `model_meta`."""
     try:
         from mteb.models import model_meta
     except ImportError as error:
-        raise ImportError(f"MtebModel needs mteb, which cannot be imported ({error}): {INSTALL}") from error
+        raise ImportError(f"MtebModel needs mteb, which cannot be imported ({error}): run `{INSTALL}`") from error
     return model_meta
 
 
 def _meta(
     metas: ModuleType, model: ReasoningEmbedder, name: str, revision: str, experiment: dict[str, Any]
 ) -> "ModelMeta":
-    """What a folder does not tell, as its licence, is None."""
+    """Build mteb's description of the model; required fields that a folder does not tell, e.g. the licence, are None."""
     parameters = list(model.parameters())
     known = {
         "name": name,
@@ -184,7 +183,7 @@ def _meta(
         "n_parameters": sum(p.numel() for p in parameters),
         "n_embedding_parameters": model.lm.get_input_embeddings().weight.numel(),
         "memory_usage_mb": sum(p.numel() * p.element_size() for p in parameters) / 2**20,
-        "use_instructions": True,  # in mteb's sense: the two sides have forms of their own
+        "use_instructions": True,  # in mteb's sense: queries and documents have different templates
         "experiment_kwargs": experiment,
     }
     required = [field for field, info in metas.ModelMeta.model_fields.items() if info.is_required()]

@@ -1,4 +1,4 @@
-"""The paper's probe (Table 2): put another text in place of the model's own reasoning."""
+"""The paper's override probe (Table 2): replace the model's own reasoning by another text."""
 
 import random
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ OVERRIDES = ("own", "empty", "random", "query")
 
 
 def vocabulary(titles: Sequence[str]) -> list[str]:
-    """Every word of the catalogue once, sorted: what random reasonings are drawn from.
+    """Return every distinct word of the titles, sorted; random reasonings are drawn from these.
 
     >>> vocabulary(["red coat", "blue coat"])
     ['blue', 'coat', 'red']
@@ -16,9 +16,14 @@ def vocabulary(titles: Sequence[str]) -> list[str]:
 
 
 def override(kind: str, queries: Sequence[str], own: Sequence[str], words: Sequence[str], seed: int) -> list[str]:
-    """The reasonings of one override, in the order of `queries`.
+    """Return the reasonings of one override, in the order of `queries`.
 
-    `random` draws as many words from `words` as the model's own reasoning has.
+    Args:
+        kind: `own` leaves the model's reasoning, `empty` and `query` replace it by nothing or by the query, `random`
+            draws as many words from `words` as the model's own reasoning has.
+
+    Raises:
+        ValueError: `kind` is not one of `OVERRIDES`.
 
     >>> override("query", ["red coat"], ["wool"], [], 0)
     ['red coat']
@@ -32,4 +37,4 @@ def override(kind: str, queries: Sequence[str], own: Sequence[str], words: Seque
     if kind == "random":
         draw = random.Random(seed)
         return [" ".join(draw.choices(words, k=max(1, len(text.split())))) for text in own]
-    raise ValueError(f"no override '{kind}': one of {', '.join(OVERRIDES)}")
+    raise ValueError(f"unknown override '{kind}': choose one of {', '.join(OVERRIDES)}")
