@@ -140,7 +140,7 @@ def _axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _inline(figure: Figure, name: str, title: str) -> str:
-    """Return the figure as an element without namespaces, metadata or style sheet, with prefixed ids and CSS colours."""
+    """Return the figure as an element without namespaces, metadata or style sheet, with unique ids and CSS colours."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True)
     root = ElementTree.fromstring(stream.getvalue())

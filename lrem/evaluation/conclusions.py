@@ -62,7 +62,7 @@ def _lead(view: ReportView, best: str, second: str, difference: float) -> str:
     overlap = None if upper is None or lower is None else upper[0] <= lower[1]
     target = ({best, second}, "all", view.primary)
     matches = (c for c in view.section("comparisons") if ({c["a"], c["b"]}, c["slice"], c["measure"]) == target)
-    comparison = next(matches, {"a": best})
+    comparison: Mapping[str, Any] = next(matches, {"a": best})
     shown = verdict(comparison)
     if shown == "not tested":
         return _untested_lead(overlap, difference)

@@ -67,9 +67,9 @@ def slices_of(queries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Group the queries into slices: slice name → query ids.
 
     The slices are `all`, `hard` (the paper's four categories), each category, and each value of the columns `slice`
-    and `difficulty`. A slice of a column is named by column and value, e.g. `difficulty=hard`, because the value alone could be the
-    name of a category. A query without a category is `uncategorised`; a query with a null or empty `slice` or
-    `difficulty` belongs to no slice of that column. No slice is empty.
+    and `difficulty`. A slice of a column is named by column and value, e.g. `difficulty=hard`, because the value alone
+    could be the name of a category. A query without a category is `uncategorised`; a query with a null or empty `slice`
+    or `difficulty` belongs to no slice of that column. No slice is empty.
 
     Args:
         queries: query_id → its row.

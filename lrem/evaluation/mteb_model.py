@@ -171,7 +171,7 @@ def _model_metas() -> ModuleType:
 def _meta(
     metas: ModuleType, model: ReasoningEmbedder, name: str, revision: str, experiment: dict[str, Any]
 ) -> "ModelMeta":
-    """Build mteb's description of the model; required fields that a folder does not tell, e.g. the licence, are None."""
+    """Build mteb's description of the model; required fields that the folder lacks, e.g. the licence, are None."""
     parameters = list(model.parameters())
     known = {
         "name": name,

@@ -23,7 +23,7 @@ class ProbeText(NamedTuple):
 ROUTING = ProbeText("When to reason", "mode", "Never, always, or when the model decides to (auto).")
 PROBES = {
     "overrides": ProbeText(
-        "Another reasoning in place of the model's own", "reasoning", "The same model embeds the query with another text."
+        "Override of the reasoning", "reasoning", "The same model embeds the query with another text."
     ),
     "lengths": ProbeText("Length of the reasoning", "tokens", "The reasoning is truncated to this number of tokens."),
     "fusion": ProbeText(

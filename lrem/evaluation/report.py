@@ -98,7 +98,8 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
     if report["overrides"]:
         console.print(score_table("override of the reasoning", report["overrides"], report["k"]))
     if routing := report["routing"]:
-        console.print(score_table("when to reason", {name: mode["scores"] for name, mode in routing.items()}, report["k"]))
+        scores = {name: mode["scores"] for name, mode in routing.items()}
+        console.print(score_table("when to reason", scores, report["k"]))
         shares = ", ".join(f"{name} {100 * mode['thinks']:.0f} %" for name, mode in routing.items())
         console.print(f"queries with reasoning: {shares}", highlight=False)
     note = saturation_note(report["systems"], report["k"]["hit_rate"])

@@ -57,7 +57,8 @@ def view_of(report: Mapping[str, Any]) -> ReportView:
     slices.sort(key=lambda name: name != "all")
     present = list(dict.fromkeys(measure_keys(systems)))
     labels, k = report.get("measures") or {}, report.get("k") or {}
-    defaults = {key: f"{name}@{k[key]}" for key, name in (("hit_rate", "HitRate"), ("precision", "Precision")) if key in k}
+    names = {"hit_rate": "HitRate", "precision": "Precision"}
+    defaults = {key: f"{name}@{k[key]}" for key, name in names.items() if key in k}
     order = [*(key for key in labels if key in present), *(key for key in present if key not in labels)]
     measures = {key: short(str(labels.get(key, defaults.get(key, key))), MAX_NAME) for key in order}
     primary = str(report.get("primary"))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lrem.config.settings import EvaluateConfig
+from lrem.config import EvaluateConfig
 from lrem.evaluation.metrics import Qrels, Run, Scores, per_query, slices_of, summarise, unjudged_share
 from lrem.evaluation.significance import compare, holm, interval
 

@@ -11,7 +11,8 @@ from lrem.data.files import atomic_file
 from lrem.errors import DataError
 from lrem.evaluation.metrics import Qrels, Run
 
-LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)  # tiny: the smallest normal number
+LARGEST = float(np.finfo(np.float32).max)
+SMALLEST = float(np.finfo(np.float32).tiny)  # the smallest positive normal number
 RUN_COLUMNS = ("query_id", "Q0", "item_id", "rank", "score", "tag")
 QRELS_COLUMNS = ("query_id", "0", "item_id", "grade")
 
@@ -111,7 +112,9 @@ def _check_ids(query_id: str, item_ids: Sequence[str], path: Path) -> None:
     for item_id in item_ids:
         _check_name(item_id, "item_id", path)
         if item_id in seen:
-            raise DataError(f"{path}: item '{item_id}' appears twice for query '{query_id}': keep the one with the best rank")
+            raise DataError(
+                f"{path}: item '{item_id}' appears twice for query '{query_id}': keep the one with the best rank"
+            )
         seen.add(item_id)
 
 
@@ -130,8 +133,8 @@ def _lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]
             for number, line in enumerate(lines, 1):
                 values = line.split()
                 if values and len(values) != len(columns):
-                    expected = " ".join(columns)
-                    raise DataError(f"{path}:{number} has {len(values)} columns, not {len(columns)}: write '{expected}'")
+                    counts = f"{len(values)} columns, not {len(columns)}"
+                    raise DataError(f"{path}:{number} has {counts}: write '{' '.join(columns)}'")
                 if values:
                     yield f"{path}:{number}", values
     except FileNotFoundError as error:

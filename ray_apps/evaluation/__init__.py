@@ -1,1 +1,1 @@
-"""Evaluation of systems on the same queries."""
+"""Evaluation of several systems on the same queries."""

@@ -1,42 +1,54 @@
-"""A running service as a system of the evaluation: the same queries over HTTP, one a request as shoppers send them."""
+"""A running service as a system of the evaluation: one HTTP request per query, as shoppers send them."""
 
 import os
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
 from lrem.config import Config
 from lrem.errors import DataError
-from lrem.evaluation.assembly import Outcome
-from ray_apps.evaluation.systems import Asked, share_of_thoughts
+from lrem.evaluation.system_run import SystemRun, reasoned_share, timed
+from ray_apps.evaluation.query_set import QuerySet
 from ray_apps.serving.client import post_search
 from ray_apps.serving.schema import MAX_K
 
 
-def search_all(config: Config, url: str, asked: Asked, mode: str) -> tuple[Outcome, dict[str, str]]:
-    """Ask every query, one after another; returns what was found and query_id → reasoning.
+class ServiceResult(NamedTuple):
+    """The run of a service in one mode, and query_id → reasoning."""
 
-    The service keeps thoughts and vectors for a while (`serve.cache_ttl_s`): asked a second time it is faster.
+    run: SystemRun
+    reasonings: dict[str, str]
+
+
+def service_run(config: Config, url: str, queries: QuerySet, mode: str) -> ServiceResult:
+    """Send every query to the service at `url`, one after the other.
+
+    The service caches reasonings and vectors (`serve.cache_ttl_s`), so a repeated evaluation is faster.
+
+    Args:
+        mode: the request's `reason`: never, auto or always.
 
     Raises:
-        DataError: runs are deeper than the service answers.
-        ConnectionError: the service does not answer, answers with an error, or degraded.
+        DataError: the runs have to be deeper than the service allows.
+        ConnectionError: the service does not answer, answers with an error, or answers without its reasoner.
     """
-    if asked.depth > MAX_K:
-        raise DataError(f"a service answers {MAX_K} items at most, {asked.depth} are needed: lower evaluate.k")
-    key = os.environ.get(config.evaluate.key_variable)
-    rankings: list[list[tuple[str, float]]] = []
-    said: dict[str, str] = {}
+    if queries.depth > MAX_K:
+        raise DataError(f"a service returns at most {MAX_K} items, but {queries.depth} are needed: lower evaluate.k")
     with httpx.Client() as http:
-        begun = time.monotonic()
-        for query_id, text in zip(asked.ids, asked.texts, strict=True):
-            body = {"query": text, "k": asked.depth, "reason": mode, "complete": True}
-            answer = post_search(http, url, body, key)
-            if answer["degraded"]:
-                raise ConnectionError(f"{url} answered '{text}' without thinking: its reasoner is down or late")
-            result: dict[str, Any] = answer["results"][0]
-            rankings.append([(item["item_id"], item["score"]) for item in result["items"]])
-            said[query_id] = result["reasoning"] or ""
-        seconds = time.monotonic() - begun
-    return Outcome(asked.run(rankings), seconds, share_of_thoughts(list(said.values()))), said
+        results, seconds = timed(lambda: [_send(config, http, url, queries, text, mode) for text in queries.texts])
+    rankings = [[(item["item_id"], item["score"]) for item in result["items"]] for result in results]
+    reasonings = [result["reasoning"] or "" for result in results]
+    run = SystemRun(queries.run(rankings), seconds, reasoned_share(reasonings))
+    return ServiceResult(run, dict(zip(queries.ids, reasonings, strict=True)))
+
+
+def _send(config: Config, http: httpx.Client, url: str, queries: QuerySet, text: str, mode: str) -> dict[str, Any]:
+    body = {"query": text, "k": queries.depth, "reason": mode, "complete": True}
+    response = post_search(http, url, body, os.environ.get(config.evaluate.key_variable))
+    if response["degraded"]:
+        raise ConnectionError(
+            f"{url} answered '{text}' without a reasoning, because its reasoner is down or late: see `lrem status`, "
+            "then evaluate again"
+        )
+    result: dict[str, Any] = response["results"][0]
+    return result

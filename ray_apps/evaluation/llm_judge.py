@@ -1,4 +1,4 @@
-"""Precision by a judge, for runs whose items nobody has judged, with the judge's agreement beside it."""
+"""Precision by an LLM judge, for items without judgements, with the judge's agreement where judgements exist."""
 
 from typing import Any
 
@@ -9,35 +9,37 @@ from lrem.curation.answer_store import AnswerStore
 from lrem.curation.chat_requests import chat_request
 from lrem.curation.judging import judge_agreement, judged_precision, parse_verdict
 from lrem.curation.prompts import judge_messages
-from lrem.evaluation.assembly import Outcome
 from lrem.evaluation.metrics import Qrels
-from ray_apps.evaluation.systems import Asked, answers_file
+from lrem.evaluation.system_run import SystemRun
+from ray_apps.evaluation.baselines import answers_file
+from ray_apps.evaluation.query_set import QuerySet
 from ray_apps.llm.client import ask_model
 
 
 def judge_precision(
-    config: Config, asked: Asked, qrels: Qrels, outcomes: dict[str, Outcome], items: pa.Table
+    config: Config, queries: QuerySet, qrels: Qrels, systems: dict[str, SystemRun], items: pa.Table
 ) -> dict[str, Any]:
-    """Ask evaluate.judge_llm about the top judge_k of every system; nothing where no model is named.
+    """Let evaluate.judge_llm grade the top judge_k items of every system; returns the report's section `judge`.
 
-    Items that the catalogue lacks, as a service may have some, and answers that cannot be read count as not accepted.
+    Without a model the section is empty. Items that are not in the catalogue (a service may have some), and answers
+    that cannot be read, count as not accepted.
     """
     llm, k = config.evaluate.judge_llm, config.evaluate.judge_k
     if llm.model is None:
         return {}
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
-    text = dict(zip(asked.ids, asked.texts, strict=True))
+    texts = dict(zip(queries.ids, queries.texts, strict=True))
     tops = {
-        name: {q: [item for item, _ in list(outcome.run.get(q, ()))[:k]] for q in asked.ids}
-        for name, outcome in outcomes.items()
+        name: {q: [item for item, _ in list(system.run.get(q, ()))[:k]] for q in queries.ids}
+        for name, system in systems.items()
     }
-    pairs = sorted({(q, item) for top in tops.values() for q, found in top.items() for item in found if item in titles})
-    questions = {(q, item): chat_request(llm, judge_messages(text[q], titles[item])) for q, item in pairs}
-    with AnswerStore(answers_file(config)) as answers:
-        failed = ask_model(config, llm, questions.values(), answers)
-        said = answers.get([one.key for one in questions.values()])
-    verdicts = {pair: parse_verdict(said.get(one.key)) for pair, one in questions.items()}
-    known = [
+    pairs = sorted({(q, item) for top in tops.values() for q, hits in top.items() for item in hits if item in titles})
+    requests = {(q, item): chat_request(llm, judge_messages(texts[q], titles[item])) for q, item in pairs}
+    with AnswerStore(answers_file(config)) as store:
+        failures = ask_model(config, llm, requests.values(), store)
+        answers = store.get([request.key for request in requests.values()])
+    verdicts = {pair: parse_verdict(answers.get(request.key)) for pair, request in requests.items()}
+    comparable = [
         (verdict, qrels[q][item] >= config.evaluate.relevant_from)
         for (q, item), verdict in verdicts.items()
         if verdict is not None and item in qrels[q]
@@ -45,14 +47,14 @@ def judge_precision(
     return {
         "name": llm.model,
         "k": k,
-        "agreement": judge_agreement([judged for judged, _ in known], [truth for _, truth in known])
+        "agreement": judge_agreement([judged for judged, _ in comparable], [truth for _, truth in comparable])
         | {
             "pairs asked": len(pairs),
-            "without an answer": len(failed),
-            "without a readable answer": sum(v is None for v in verdicts.values()) - len(failed),
+            "without an answer": len(failures),
+            "without a readable answer": sum(v is None for v in verdicts.values()) - len(failures),
         },
         "precision": {
-            name: judged_precision([[verdicts.get((q, item)) for item in found] for q, found in top.items()], k)
+            name: judged_precision([[verdicts.get((q, item)) for item in hits] for q, hits in top.items()], k)
             for name, top in tops.items()
         },
     }

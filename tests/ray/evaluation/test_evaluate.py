@@ -9,9 +9,9 @@ from rich.console import Console
 
 from lrem.config import Config, EvaluateConfig, load_config
 from lrem.data.files import write_parquet
-from lrem.evaluation.assembly import LEAST, Assembly
 from lrem.evaluation.overrides import OVERRIDES, override
-from lrem.evaluation.report import CATEGORIES, plot, table
+from lrem.evaluation.report import CATEGORIES, plot, score_table
+from lrem.evaluation.run_scorer import MIN_QUERIES, RunScorer
 from lrem.evaluation.trec import read_run, write_qrels, write_run
 from ray_apps.evaluation import evaluate
 from tests.chat_server import Chat, serve
@@ -40,7 +40,7 @@ def test_table_and_plot(tmp_path: Path) -> None:
         "overrides": {name: {"all": row["all"]} for name in OVERRIDES},
     }
     console = Console(width=160, record=True)
-    console.print(table("systems", report["systems"], report["k"]))
+    console.print(score_table("systems", report["systems"], report["k"]))
     text = console.export_text()
     assert "HitRate@30 / Precision@10" in text
     assert "25.4/50.0" in text
@@ -49,19 +49,21 @@ def test_table_and_plot(tmp_path: Path) -> None:
 
 def test_two_runs_put_together_by_hand() -> None:
     """Five easy queries and four negative ones, of which one item each is relevant."""
-    queries = {f"q{i}": {"query": f"query {i}", "category": "easy" if i < LEAST else "negative"} for i in range(9)}
+    queries = {
+        f"q{i}": {"query": f"query {i}", "category": "easy" if i < MIN_QUERIES else "negative"} for i in range(9)
+    }
     qrels = {q: {f"i{q}": 1} for q in queries}
     runs = {
         "with": {q: [(f"i{q}", 2.0), ("x", 1.0)] for q in queries},
         "less": {q: [("x", 2.0), (f"i{q}", 1.0)] for q in queries},  # half of it
         "near": {q: [("x", 2.0)] if q == "q8" else [(f"i{q}", 2.0)] for q in queries},  # fails once
     }
-    assembly = Assembly(queries, qrels, EvaluateConfig(primary="RR@10", gallery=3), seed=0)
-    scores = {name: assembly.score(name, run) for name, run in runs.items()}
+    scorer = RunScorer(queries, qrels, EvaluateConfig(primary="RR@10", gallery=3), seed=0)
+    scores = {name: scorer.score(name, run) for name, run in runs.items()}
     assert [scores[name]["all"]["RR@10"] for name in runs] == pytest.approx([1, 0.5, 8 / 9])
     assert scores["near"]["negative"]["RR@10"] == scores["near"]["hard"]["RR@10"] == 0.75
-    assert assembly.intervals("less") == {"all": {"RR@10": [0.5, 0.5]}, "easy": {"RR@10": [0.5, 0.5]}}  # four: too few
-    found = {(row["b"], row["slice"]): row for row in assembly.compare([("with", "less"), ("with", "near")])}
+    assert scorer.intervals("less") == {"all": {"RR@10": [0.5, 0.5]}, "easy": {"RR@10": [0.5, 0.5]}}  # four: too few
+    found = {(row["b"], row["slice"]): row for row in scorer.compare([("with", "less"), ("with", "near")])}
     assert set(found) == {(name, part) for name in ("less", "near") for part in ("all", "easy")}
     told = {key: (row["difference"], row["p"], row["p_holm"]) for key, row in found.items()}
     # two of all signs of nine or five equal differences are as extreme; Holm doubles the smaller of a slice's two
@@ -69,7 +71,7 @@ def test_two_runs_put_together_by_hand() -> None:
     assert told["less", "easy"] == pytest.approx((0.5, 2 / 2**5, 4 / 2**5))
     assert told["near", "all"] == pytest.approx((1 / 9, 1, 1))
     assert told["near", "easy"] == pytest.approx((0, 1, 1))
-    assert assembly.unjudged(runs["with"]) == {"10": 0.5}
+    assert scorer.unjudged(runs["with"]) == {"10": 0.5}
 
 
 def test_the_gallery_shows_gains_losses_and_firsts() -> None:
@@ -82,11 +84,11 @@ def test_the_gallery_shows_gains_losses_and_firsts() -> None:
     sizes = {3: ["q2", "q3", "q1"], 6: ["q2", "q4", "q3", "q5", "q1"], 0: []}
     for size, shown in sizes.items():
         config = EvaluateConfig(primary="RR@10", gallery=size)
-        assembly = Assembly(queries, {q: {"i": 3} for q in queries}, config, seed=0)
+        scorer = RunScorer(queries, {q: {"i": 3} for q in queries}, config, seed=0)
         for name, run in (("never", without), ("always", with_it)):
-            assembly.score(name, run)
+            scorer.score(name, run)
         modes = {"never": without, "always": with_it}
-        rows = assembly.gallery("never", "always", modes, thoughts, {"i": "a coat"})
+        rows = scorer.gallery("never", "always", modes, thoughts, {"i": "a coat"})
         assert [row["query_id"] for row in rows] == shown
         assert all(row["gain"] == gains[row["query_id"]] for row in rows)
 
@@ -159,4 +161,4 @@ def test_systems_that_are_none_of_ours(shop: Config) -> None:
     assert json.loads((shop.run_dir / "evaluation.json").read_text())["systems"] == report["systems"]
     page = (shop.run_dir / "evaluation.html").read_text()
     assert "difficulty=hard (2)" in page
-    assert "a choice by its failures, which is unfair to it" in page
+    assert "so the comparison is unfair to it" in page

@@ -18,8 +18,9 @@ from lrem.modeling.model import fingerprint
 from lrem.retrieval.retrievers import check_index
 from ray_apps.curation import bootstrap, curate, inputs
 from ray_apps.evaluation import evaluate
-from ray_apps.evaluation.inputs import gold_reasonings, qrels_file, with_difficulty
+from ray_apps.evaluation.inputs import oracle_reasonings, qrels_file, with_difficulty
 from ray_apps.evaluation.inputs import test_set as chosen
+from ray_apps.evaluation.report_builder import comparison_pairs
 
 QUERIES = {"q1": "red coat", "q2": "wool hat", "q3": "warm boots"}
 
@@ -61,7 +62,7 @@ def test_queries_that_were_trained_on_are_left_out(config: Config, capsys: pytes
     by_address = changed(trained, "paths", triplets=parts.as_uri(), rl_pairs=(config.run_dir / "nothing").as_uri())
     assert list(chosen(by_address).queries) == ["q2", "q3"]
     table(config.path("rl_pairs"), [*pairs, {"query_id": "q2", "query": "wool hat"} | row])
-    with pytest.raises(DataError, match=r"queries\.parquet was trained on: keep some apart .*curate\.test_share=0\.1"):
+    with pytest.raises(DataError, match=r"queries\.parquet was trained on.*curate\.test_share=0\.1"):
         chosen(trained)
 
 
@@ -104,26 +105,26 @@ def test_difficulty_is_told_where_the_queries_do_not(config: Config) -> None:
     assert with_difficulty(config, own, qrels, items) is own
 
 
-def test_gold_reasonings_are_those_of_the_file_or_of_the_queries(config: Config) -> None:
+def test_oracle_reasonings_are_those_of_the_file_or_of_the_queries(config: Config) -> None:
     queries = {"q1": {"query": "red coat", "reasoning": "wool"}, "q2": {"reasoning": ""}, "q3": {"reasoning": None}}
-    assert gold_reasonings(config, queries) == {"q1": "wool"}
-    assert gold_reasonings(config, {"q1": {"query": "red coat"}}) == {}
+    assert oracle_reasonings(config, queries) == {"q1": "wool"}
+    assert oracle_reasonings(config, {"q1": {"query": "red coat"}}) == {}
     table(config.path("gold"), [{"query_id": q, "reasoning": "down"} for q in ("q2", "q9")])
-    assert gold_reasonings(config, queries) == {"q2": "down"}
+    assert oracle_reasonings(config, queries) == {"q2": "down"}
 
 
 def test_runs_are_of_other_systems_and_of_these_queries(config: Config, tmp_path: Path) -> None:
     queries = {row["query_id"]: row for row in asked()}
     ours = write_run({"q2": [("i1", 1.0)]}, tmp_path / "ours.run", "ours")
     theirs = write_run({"x": [("i1", 1.0)]}, tmp_path / "theirs.run", "theirs")
-    assert evaluate.given_runs(changed(config, "evaluate", runs={"ours": ours}), queries) == {
+    assert evaluate.external_runs(changed(config, "evaluate", runs={"ours": ours}), queries) == {
         "ours": {"q2": [("i1", 1)]}
     }
     for name in ("bm25", "lrem", "rrf", "always", "lrem-auto"):
-        with pytest.raises(DataError, match=f"'{name}' is the name of a system of ours"):
-            evaluate.given_runs(changed(config, "evaluate", runs={name: ours}), queries)
-    with pytest.raises(DataError, match=r"theirs\.run has none of the 3 test queries \(as 'q1'\)"):
-        evaluate.given_runs(changed(config, "evaluate", runs={"theirs": theirs}), queries)
+        with pytest.raises(DataError, match=f"'{name}'"):
+            evaluate.external_runs(changed(config, "evaluate", runs={name: ours}), queries)
+    with pytest.raises(DataError, match=r"theirs\.run .*3 test queries .*'q1'"):
+        evaluate.external_runs(changed(config, "evaluate", runs={"theirs": theirs}), queries)
 
 
 def test_an_index_of_another_catalogue_is_refused(config: Config, tmp_path: Path) -> None:
@@ -141,10 +142,10 @@ def test_an_index_of_another_catalogue_is_refused(config: Config, tmp_path: Path
 
 def test_the_two_best_are_compared_once() -> None:
     scores = {"bm25": 0.2, "bm25_stems": 0.3, "direct": 0.4, "lrem": 0.1}
-    assert evaluate.compared(scores, False) == [
+    assert comparison_pairs(scores, False) == [
         *(("lrem", "bm25"), ("lrem", "bm25_stems"), ("lrem", "direct"), ("direct", "bm25_stems"))
     ]
-    assert evaluate.compared({"bm25": 0.2, "bm25_stems": 0.1, "lrem": 0.3}, True) == [
+    assert comparison_pairs({"bm25": 0.2, "bm25_stems": 0.1, "lrem": 0.3}, True) == [
         *(("lrem", "bm25"), ("lrem", "bm25_stems"), ("always", "never"), ("auto", "never"))
     ]
 

@@ -161,7 +161,7 @@ def test_an_evaluation_without_its_service_is_one_clear_line(world: Config, tmp_
     with pytest.raises(ConnectionError, match="no answer from http://127.0.0.1:9"):
         evaluate.run(config)
     wrong = load_config(None, [f"run_dir={tmp_path}", "evaluate.primary=nDCG@7"])
-    with pytest.raises(DataError, match="evaluate.primary is 'nDCG@7': one of hit_rate"):
+    with pytest.raises(DataError, match="evaluate.primary is 'nDCG@7'"):
         evaluate.run(wrong)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import pytrec_eval
 
-from lrem.evaluation.metrics import DEPTH, measures, per_query, slices_of, summarise, unjudged
+from lrem.evaluation.metrics import DEPTH, measures, per_query, slices_of, summarise, unjudged_share
 from lrem.evaluation.trec import write_qrels, write_run
 
 QRELS = {"1": {"a": 1, "b": 1, "c": 1, "d": 1}, "2": {"x": 1, "y": 0}, "3": {"z": 1}}
@@ -179,12 +179,12 @@ def test_unjudged() -> None:
         "4": [("x", 2.0), ("y", 1.0)],  # no judgement at all
         "5": [("a", 1.0)],  # no query of ours
     }
-    assert unjudged(run, qrels, 2) == pytest.approx((0 + 1 + 1) / 3)
-    assert unjudged(run, qrels, 3) == pytest.approx((1 / 3 + 1 + 1) / 3)
-    assert unjudged({}, qrels, 2) == 0.0
+    assert unjudged_share(run, qrels, 2) == pytest.approx((0 + 1 + 1) / 3)
+    assert unjudged_share(run, qrels, 3) == pytest.approx((1 / 3 + 1 + 1) / 3)
+    assert unjudged_share({}, qrels, 2) == 0.0
 
 
 def test_unjudged_keeps_the_runs_order() -> None:
     """With equal scores trec_eval and ir-measures alone would take other items."""
-    assert unjudged({"q": [("b", 1.0), ("a", 1.0), ("c", 1.0)]}, {"q": {"b": 1}}, 1) == 0.0
-    assert unjudged({"q": [("a", 1.0), ("b", 1.0), ("c", 1.0)]}, {"q": {"b": 1}}, 1) == 1.0
+    assert unjudged_share({"q": [("b", 1.0), ("a", 1.0), ("c", 1.0)]}, {"q": {"b": 1}}, 1) == 0.0
+    assert unjudged_share({"q": [("a", 1.0), ("b", 1.0), ("c", 1.0)]}, {"q": {"b": 1}}, 1) == 1.0

@@ -179,7 +179,7 @@ def test_a_model_trained_without_reasoning_is_embedded_as_it_was_trained(
     model: ReasoningEmbedder, tmp_path: Path
 ) -> None:
     model.save(tmp_path / "direct", record={"objective": "direct"})
-    with pytest.raises(DataError, match="trained without reasoning: pass reason='never'"):
+    with pytest.raises(DataError, match="direct.*pass reason='never'"):
         MtebModel(tmp_path / "direct")
     found = MtebModel(tmp_path / "direct", "never").encode([{"text": QUERIES}], prompt_type=PromptType.query)
     np.testing.assert_allclose(found, model.encode_queries(QUERIES, [None] * len(QUERIES)), atol=1e-6)
@@ -188,7 +188,7 @@ def test_a_model_trained_without_reasoning_is_embedded_as_it_was_trained(
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no \*.safetensors"):
         MtebModel(tmp_path / "none")
-    with pytest.raises(DataError, match="reason='often': one of never, always, auto"):
+    with pytest.raises(DataError, match="reason='often'.* never, always, auto"):
         MtebModel(folder, "often")  # type: ignore[arg-type]
     for name in [name for name in sys.modules if name.split(".")[0] == "mteb"]:
         monkeypatch.setitem(sys.modules, name, None)

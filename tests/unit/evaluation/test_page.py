@@ -16,7 +16,9 @@ from playwright.sync_api import sync_playwright
 
 from lrem.errors import DataError
 from lrem.evaluation.charts import bars, curves, scatter
-from lrem.evaluation.page import frame_of, measured, outcome, write_page
+from lrem.evaluation.conclusions import headline, scope
+from lrem.evaluation.page import write_page
+from lrem.evaluation.report_view import view_of
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 SLICES = {"all": 1200, "question": 300, "negative": 300, "easy": 600, "hard": 600}
@@ -156,7 +158,7 @@ def read(report: dict[str, Any], folder: Path) -> Page:
 
 
 def sentence(**changed: Any) -> str:
-    return outcome(frame_of(full_report() | changed))
+    return headline(view_of(full_report() | changed))
 
 
 def test_numbers_stand_in_their_cells(tmp_path: Path) -> None:
@@ -170,9 +172,9 @@ def test_numbers_stand_in_their_cells(tmp_path: Path) -> None:
     assert list(groups) == ["system", "all (1,200)", "question (300)", "negative (300)", "easy (600)", "hard (600)"]
     assert groups["negative (300)"] == "61.0|58.5 – 63.5"
     assert page.row("Cost", "LREM + RL") == {
-        "system": "LREM + RL", "ms per query": "181.0", "thought over, %": "80.0", "tokens a query": "9.1",
+        "system": "LREM + RL", "ms per query": "181.0", "queries with reasoning, %": "80.0", "tokens per query": "9.1",
     }  # fmt: skip
-    assert page.row("Cost", "BM25")["tokens a query"] == "–"
+    assert page.row("Cost", "BM25")["tokens per query"] == "–"
     assert page.row("Share of the top items without a judgement, percent", "LREM + RL") == {
         "system": "LREM + RL", "top 10": "12.1", "top 30": "–",
     }  # fmt: skip
@@ -208,7 +210,7 @@ def test_probes(tmp_path: Path) -> None:
         assert table[2][1:] == [f"{100 * cell['nDCG@10']:.1f}" for cell in list(report[key].values())[1].values()]
     page = read({name: report[name] for name in ("systems", "counts", "routing")}, tmp_path)
     assert page.row("nDCG@10 by mode, percent", "always") == {
-        "mode": "always", "thought over, %": "100.0", "ms per query": "20.2",
+        "mode": "always", "queries with reasoning, %": "100.0", "ms per query": "20.2",
         "all": "61.0", "question": "64.0", "negative": "67.0", "easy": "70.0", "hard": "73.0",
     }  # fmt: skip
 
@@ -217,7 +219,7 @@ def test_a_choice_by_difficulty_is_said_to_be_unfair(tmp_path: Path) -> None:
     report = full_report()
     assert "unfair to it" not in read(report, tmp_path).text
     report["slices"]["difficulty=hard"] = 300
-    assert "a choice by its failures, which is unfair to it" in read(report, tmp_path).text
+    assert "so the comparison is unfair to it" in read(report, tmp_path).text
 
 
 def test_a_probe_without_the_primary_measure_shows_one_that_it_has(tmp_path: Path) -> None:
@@ -306,13 +308,13 @@ def test_the_sentence_of_one_system_of_a_tie_and_of_none() -> None:
 def test_a_minimal_report(tmp_path: Path) -> None:
     report = {"systems": {"a": {"all": {"hit_rate": 0.5}}, "b": {"hard": {"hit_rate": 0.25}}}, "counts": {"queries": 3}}
     page = read(report, tmp_path)
-    assert measured(frame_of(report)) == "Measured: 2 systems on 3 queries."
+    assert scope(view_of(report)) == "Measured: 2 systems on 3 queries."
     assert page.tables == {
         "All queries, percent": [["system", "hit_rate"], ["a", "*50.0"], ["b", "–"]],
         "hit_rate by group of queries, percent": [["system", "all", "hard"], ["a", "*50.0", "–"], ["b", "–", "*25.0"]],
     }
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", (tmp_path / "page.html").read_text())
-    assert headings == ["In short", "Systems", "Groups of queries"]
+    assert headings == ["Summary", "Systems", "Groups of queries"]
     named = read(report | {"k": {"hit_rate": 30}}, tmp_path)
     assert "HitRate@30" in named.row("All queries, percent", "a")
 

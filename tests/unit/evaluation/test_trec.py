@@ -83,8 +83,8 @@ def test_another_programs_run_is_sorted_by_score_then_rank(tmp_path: Path) -> No
     [
         ("q Q0 a 1 0.5", "run.txt:2 has 5 columns, not 6: write 'query_id Q0 item_id rank score tag'"),
         ("q Q0 red coat 1 0.5 x", "run.txt:2 has 7 columns"),
-        ("q Q0 a first 0.5 x", "run.txt:2: rank 'first' is no whole number"),
-        ("q Q0 a 1 high x", "run.txt:2: score 'high' is no number"),
+        ("q Q0 a first 0.5 x", "run.txt:2: rank 'first' is not an integer"),
+        ("q Q0 a 1 high x", "run.txt:2: score 'high' is not a number"),
         ("q Q0 a 1 nan x", "run.txt:2: score 'nan' is not finite"),
         ("q Q0 b 2 0.5 x", "run.txt:2: item 'b' appears twice for query 'q'"),
     ],
@@ -100,7 +100,7 @@ def test_a_bad_line_of_a_run(tmp_path: Path, line: str, message: str) -> None:
     ("line", "message"),
     [
         ("q 0 a", "qrels.txt:2 has 3 columns, not 4: write 'query_id 0 item_id grade'"),
-        ("q 0 a 0.5", "qrels.txt:2: grade '0.5' is no whole number"),
+        ("q 0 a 0.5", "qrels.txt:2: grade '0.5' is not an integer"),
         ("q 0 b 0", "qrels.txt:2: item 'b' appears twice for query 'q'"),
     ],
 )
@@ -122,12 +122,12 @@ def test_no_file_and_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ({"q": [("red coat", 1.0)]}, "item_id 'red coat' is empty or holds whitespace.* replace it"),
-        ({"q 1": [("a", 1.0)]}, "query_id 'q 1' is empty or holds whitespace"),
+        ({"q": [("red coat", 1.0)]}, "item_id 'red coat' is empty or contains whitespace.* replace it"),
+        ({"q 1": [("a", 1.0)]}, "query_id 'q 1' is empty or contains whitespace"),
         ({"q": [("", 1.0)]}, "item_id '' is empty"),
         ({"q": [("a", 1.0), ("a", 0.5)]}, "item 'a' appears twice for query 'q'"),
         ({"q": [("a", float("nan"))]}, "query 'q' has the score nan"),
-        ({"q": [("a", 1e39)]}, "query 'q' has the score 1e.39, which is no finite float32"),
+        ({"q": [("a", 1e39)]}, "query 'q' has the score 1e.39, which is not a finite float32"),
     ],
 )
 def test_what_cannot_be_written_leaves_the_old_file(
@@ -142,7 +142,7 @@ def test_what_cannot_be_written_leaves_the_old_file(
 
 
 def test_names_that_are_no_columns(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="tag 'my run' is empty or holds whitespace"):
+    with pytest.raises(DataError, match="tag 'my run' is empty or contains whitespace"):
         write_run({}, tmp_path / "run.txt", "my run")
-    with pytest.raises(DataError, match="item_id 'a\tb' is empty or holds whitespace"):
+    with pytest.raises(DataError, match="item_id 'a\tb' is empty or contains whitespace"):
         write_qrels({"q": {"a\tb": 1}}, tmp_path / "qrels.txt")
