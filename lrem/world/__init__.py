@@ -1,7 +1,4 @@
-"""The demo world: a synthetic shop whose hard queries need thinking, the same for the same seed.
-
-Knows its own fact tables (facts/*.yaml) and the columns of lrem.data.schema; knows no model and no retriever.
-"""
+"""The demo world: a synthetic shop with hard queries that need reasoning; the same seed gives the same shop."""
 
 from lrem.world.generate import World, make_world
 

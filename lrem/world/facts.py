@@ -1,7 +1,4 @@
-"""The shop's common knowledge, read from facts/*.yaml into typed records.
-
-Knows the YAML layout, and how a seed deals out the brand names; does not know items or queries.
-"""
+"""The shop's common knowledge, read from facts/*.yaml into typed records; the seed assigns the brand names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +13,16 @@ TIERS = ("premium", "mid", "budget")
 
 @dataclass(frozen=True)
 class Dimension:
-    """Something that can be said of a product: its values, and the words for wanting or ruling one out."""
+    """An attribute of a product: its values, and the words that require or exclude one."""
 
     values: tuple[str, ...]
-    limit: str | None = None  # "in {value}"; None: never a side condition
-    negated: str | None = None  # the kind of wording, material or quality; None: never ruled out
+    limit: str | None = None  # the wording of a side condition, e.g. "in {value}"; None: never a side condition
+    negated: str | None = None  # the kind of wording, material or quality; None: never excluded
 
 
 @dataclass(frozen=True)
 class ProductType:
-    """A kind of product, its usual price and the dimensions it has, in title order."""
+    """A kind of product, with its usual price and its dimensions in the order of the title."""
 
     department: str
     price: float
@@ -35,7 +32,7 @@ class ProductType:
 
 @dataclass(frozen=True)
 class Brands:
-    """One department's brands: tier of each, and the cheaper rivals of each premium one."""
+    """One department's brands: brand → price tier, and premium brand → its cheaper rivals."""
 
     tier: Mapping[str, str]
     rivals: Mapping[str, tuple[str, ...]]
@@ -52,8 +49,8 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A kind of need that a bridge leads to; without `needs` it is a kind of general knowledge."""
+class NeedKind:
+    """A kind of need that a bridge leads to; if `needs` is empty, it is a kind of general knowledge."""
 
     wordings: tuple[str, ...]
     needs: Mapping[str, tuple[str, ...]]
@@ -61,15 +58,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Bridge:
-    """Facts of two steps: what subjects stand for -> the subjects, and what can be asked of them."""
+    """Two-step facts: what subjects imply → the subjects, and the kinds of need to query them for."""
 
     subjects: Mapping[str, tuple[str, ...]]
-    asks: Mapping[str, Ask]
+    need_kinds: Mapping[str, NeedKind]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the shop knows; `wordings` is category -> kind -> templates."""
+    """All facts of the shop; `wordings` is category → kind → templates."""
 
     dimensions: Mapping[str, Dimension]
     types: Mapping[str, ProductType]
@@ -80,12 +77,12 @@ class Facts:
     bridges: Mapping[str, Bridge]
 
     def brands_of(self, product_type: str) -> Brands:
-        """The brands that make `product_type`."""
+        """Return the brands that make `product_type`."""
         return self.brands[self.types[product_type].department]
 
 
 def load_facts(rng: Random) -> Facts:
-    """Read the tables and let `rng` deal the brand names out, so each seed is another market."""
+    """Read the tables and assign the brand names by `rng`, so that each seed is a different market."""
     return Facts(
         dimensions={name: Dimension(**_frozen(entry)) for name, entry in _read("dimensions").items()},
         types={
@@ -93,7 +90,7 @@ def load_facts(rng: Random) -> Facts:
             for department, types in _read("types").items()
             for name, entry in types.items()
         },
-        brands={department: _dealt(entry, rng) for department, entry in _read("brands").items()},
+        brands={department: _shuffled_brands(entry, rng) for department, entry in _read("brands").items()},
         occasions=_frozen(_read("occasions")),
         knowledge={
             kind: Knowledge(**{"needs": {}, "values": {}} | _frozen(entry))
@@ -104,7 +101,7 @@ def load_facts(rng: Random) -> Facts:
     )
 
 
-def _dealt(entry: dict[str, Any], rng: Random) -> Brands:
+def _shuffled_brands(entry: dict[str, Any], rng: Random) -> Brands:
     names = [name for tier in TIERS for name in entry[tier]]
     new = dict(zip(names, rng.sample(names, len(names)), strict=True))
     return Brands(
@@ -114,8 +111,8 @@ def _dealt(entry: dict[str, Any], rng: Random) -> Brands:
 
 
 def _bridge(entry: dict[str, Any]) -> Bridge:
-    asks = {kind: Ask(ask["wordings"], ask.get("needs", {})) for kind, ask in entry["asks"].items()}
-    return Bridge(entry["subjects"], asks)
+    need_kinds = {kind: NeedKind(need["wordings"], need.get("needs", {})) for kind, need in entry["asks"].items()}
+    return Bridge(entry["subjects"], need_kinds)
 
 
 def _read(table: str) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""From a seed to the tables of a world: items, queries, qrels, the teacher's and the perfect reasonings.
-
-Knows how the parts fit together and the table columns; the facts, meanings and the split live elsewhere.
-"""
+"""From a seed to the tables of a world: items, queries, qrels, the teacher's and the oracle's reasonings."""
 
 import json
 from collections import defaultdict
@@ -14,16 +11,16 @@ from random import Random
 import pyarrow as pa
 
 from lrem.data.files import write_parquet
-from lrem.world.catalogue import Item, make_items
+from lrem.world.catalogue import CatalogueItem, make_items
 from lrem.world.combinations import Combination, all_combinations, bridged_combinations
 from lrem.world.facts import load_facts
 from lrem.world.meaning import Meaning
-from lrem.world.split import Asked, split, split_bridged
-from lrem.world.teacher import imperfect
+from lrem.world.split import SampledQuery, split, split_bridged
+from lrem.world.teacher import imperfect_reasoning
 
-# A query needs some relevant items, but not a whole department; at this many products, at least LEAST of
-# them. A smaller world is the same in small: its queries may have proportionally fewer.
-LEAST, MOST = 5, 150
+# A query needs some relevant items, but not a whole department. The minimum applies to a world of FULL_SIZE products;
+# in a smaller world it is proportionally smaller.
+MIN_RELEVANT, MAX_RELEVANT = 5, 150
 FULL_SIZE = 6000
 
 
@@ -34,9 +31,11 @@ class World:
     items: item_id, title, category, type, brand, price_tier, colour (nullable), price, in_stock,
         attributes (JSON of the type's dimensions).
     queries: query_id, query, category, split, slice (of test queries: interpolation or composition), explained
-        (whether the teacher knows the fact).  qrels: query_id, item_id, grade (1).
-    teacher: query_id, reasoning, of train queries that it explains.  gold: query_id, reasoning, of all queries.
-    origins: query_id, fact, constraint, wording, meaning (JSON): where each query comes from; not written.
+        (whether the teacher knows the fact).
+    qrels: query_id, item_id, grade (1).
+    teacher: query_id, reasoning, of the train queries whose fact the teacher knows.
+    gold: query_id, reasoning; the oracle reasoning of every query.
+    origins: query_id, fact, constraint, wording, meaning (JSON): how each query was made; not written to disk.
     """
 
     items: pa.Table
@@ -61,56 +60,63 @@ def make_world(
     bridged_test: int = 0,
     unexplained: float = 0.0,
 ) -> World:
-    """The world of `seed`; the same arguments give the same tables.
+    """Create the world of `seed`; the same arguments give the same tables.
 
     Args:
-        bridged_train: queries more, of facts of two steps. bridged_test: of these, asked as training never does.
-        unexplained: share of the facts, but not of easy ones, that the teacher does not know.
+        bridged_train, bridged_test: additional queries of two-step facts.
+        unexplained: share of the facts that the teacher does not know; facts of easy queries are exempt.
 
     Raises:
-        ValueError: more titles or queries are asked than the fact tables give.
+        ValueError: the fact tables have too few titles or queries.
     """
     facts = load_facts(Random(f"{seed} brands"))
     items = make_items(facts, products, Random(f"{seed} items"))
-    least = max(1, round(LEAST * products / FULL_SIZE))
-    relevant = _relevant(items, all_combinations(facts), least)
+    minimum = max(1, round(MIN_RELEVANT * products / FULL_SIZE))
+    relevant = _relevant(items, all_combinations(facts), minimum)
     train, test = split(relevant, facts, train_queries, test_queries, Random(f"{seed} split"))
-    composed: list[Asked] = []
+    composed: list[SampledQuery] = []
     if bridged_train:
-        bridged = _relevant(items, bridged_combinations(facts), least)
-        more, composed = split_bridged(bridged, facts, train, bridged_train, bridged_test, Random(f"{seed} bridged"))
-        relevant, train = relevant | bridged, train + more
-    asked = {f"q{number:05d}": query for number, query in enumerate(train + test + composed, start=1)}
+        bridged = _relevant(items, bridged_combinations(facts), minimum)
+        rng = Random(f"{seed} bridged")
+        bridged_queries, composed = split_bridged(bridged, facts, train, bridged_train, bridged_test, rng)
+        relevant, train = relevant | bridged, train + bridged_queries
+    queries = {f"q{number:05d}": query for number, query in enumerate(train + test + composed, start=1)}
     slices = [None] * len(train) + ["interpolation"] * len(test) + ["composition"] * len(composed)
     unknown = _unexplained(train, unexplained, Random(f"{seed} unexplained"))
     rng = Random(f"{seed} teacher")
-    taught = {q: a for q, a in islice(asked.items(), len(train)) if a.combination.fact not in unknown}
+    explained = {
+        query_id: query
+        for query_id, query in islice(queries.items(), len(train))
+        if query.combination.fact not in unknown
+    }
     return World(
         items=_items_table(items),
-        queries=_queries_table(asked, slices, unknown),
-        qrels=_qrels_table(asked, relevant),
-        teacher=_reasonings(taught, lambda meaning: imperfect(meaning, facts, rng)),
-        gold=_reasonings(asked, lambda meaning: ", ".join(meaning.keywords)),
-        origins=_origins_table(asked),
+        queries=_queries_table(queries, slices, unknown),
+        qrels=_qrels_table(queries, relevant),
+        teacher=_reasonings(explained, lambda meaning: imperfect_reasoning(meaning, facts, rng)),
+        gold=_reasonings(queries, lambda meaning: ", ".join(meaning.keywords)),
+        origins=_origins_table(queries),
     )
 
 
-def relevant_ids(meaning: Meaning, by_type: dict[str, list[Item]]) -> list[str]:
-    """Ids of all items that `meaning` accepts; only items of a wanted type are looked at, no other can be."""
-    types = dict.fromkeys(wanted.type for wanted in meaning.any_of)
+def relevant_ids(meaning: Meaning, by_type: dict[str, list[CatalogueItem]]) -> list[str]:
+    """Return the ids of all items that `meaning` accepts; only the items of a target type have to be checked."""
+    types = dict.fromkeys(target.type for target in meaning.any_of)
     return sorted(item.item_id for name in types for item in by_type[name] if meaning.accepts(item.fields))
 
 
-def _relevant(items: list[Item], combinations: list[Combination], least: int) -> dict[Combination, list[str]]:
-    """The combinations with `least` to MOST relevant items, and these items."""
-    by_type: dict[str, list[Item]] = defaultdict(list)
+def _relevant(
+    items: list[CatalogueItem], combinations: list[Combination], minimum: int
+) -> dict[Combination, list[str]]:
+    """Return the combinations with `minimum` to MAX_RELEVANT relevant items → the ids of these items."""
+    by_type: dict[str, list[CatalogueItem]] = defaultdict(list)
     for item in items:
         by_type[item.fields["type"]].append(item)
-    found = {combination: relevant_ids(combination.meaning, by_type) for combination in combinations}
-    return {combination: ids for combination, ids in found.items() if least <= len(ids) <= MOST}
+    relevant = {combination: relevant_ids(combination.meaning, by_type) for combination in combinations}
+    return {combination: ids for combination, ids in relevant.items() if minimum <= len(ids) <= MAX_RELEVANT}
 
 
-def _items_table(items: list[Item]) -> pa.Table:
+def _items_table(items: list[CatalogueItem]) -> pa.Table:
     return pa.table(
         {
             "item_id": [item.item_id for item in items],
@@ -130,29 +136,29 @@ def _items_table(items: list[Item]) -> pa.Table:
     )
 
 
-def _unexplained(train: list[Asked], share: float, rng: Random) -> set[str]:
-    """Facts that the teacher does not know: the same share of each kind."""
+def _unexplained(train: list[SampledQuery], share: float, rng: Random) -> set[str]:
+    """Sample the facts that the teacher does not know: the same share of each kind."""
     by_kind: dict[str, list[str]] = defaultdict(list)
-    for fact in sorted({a.combination.fact for a in train if a.combination.category != "easy"}):
+    for fact in sorted({query.combination.fact for query in train if query.combination.category != "easy"}):
         by_kind[fact.partition(":")[0]].append(fact)
     return {fact for same_kind in by_kind.values() for fact in rng.sample(same_kind, round(len(same_kind) * share))}
 
 
-def _queries_table(asked: dict[str, Asked], slices: list[str | None], unknown: set[str]) -> pa.Table:
+def _queries_table(queries: dict[str, SampledQuery], slices: list[str | None], unknown: set[str]) -> pa.Table:
     return pa.table(
         {
-            "query_id": list(asked),
-            "query": [a.query for a in asked.values()],
-            "category": [a.combination.category for a in asked.values()],
+            "query_id": list(queries),
+            "query": [query.query for query in queries.values()],
+            "category": [query.combination.category for query in queries.values()],
             "split": ["test" if name else "train" for name in slices],
             "slice": pa.array(slices, pa.string()),
-            "explained": [a.combination.fact not in unknown for a in asked.values()],
+            "explained": [query.combination.fact not in unknown for query in queries.values()],
         }
     )
 
 
-def _qrels_table(asked: dict[str, Asked], relevant: dict[Combination, list[str]]) -> pa.Table:
-    pairs = [(query_id, item_id) for query_id, a in asked.items() for item_id in relevant[a.combination]]
+def _qrels_table(queries: dict[str, SampledQuery], relevant: dict[Combination, list[str]]) -> pa.Table:
+    pairs = [(query_id, item_id) for query_id, query in queries.items() for item_id in relevant[query.combination]]
     return pa.table(
         {
             "query_id": [query_id for query_id, _ in pairs],
@@ -162,20 +168,21 @@ def _qrels_table(asked: dict[str, Asked], relevant: dict[Combination, list[str]]
     )
 
 
-def _reasonings(asked: dict[str, Asked], reason: Callable[[Meaning], str]) -> pa.Table:
-    """Easy queries get an empty reasoning: their own words are all there is to say."""
-    texts = ["" if a.combination.category == "easy" else reason(a.combination.meaning) for a in asked.values()]
-    return pa.table({"query_id": list(asked), "reasoning": texts})
+def _reasonings(queries: dict[str, SampledQuery], reason: Callable[[Meaning], str]) -> pa.Table:
+    """Build a table of reasonings; those of easy queries are empty, because their own words suffice."""
+    combinations = [query.combination for query in queries.values()]
+    texts = ["" if c.category == "easy" else reason(c.meaning) for c in combinations]
+    return pa.table({"query_id": list(queries), "reasoning": texts})
 
 
-def _origins_table(asked: dict[str, Asked]) -> pa.Table:
-    combinations = [a.combination for a in asked.values()]
+def _origins_table(queries: dict[str, SampledQuery]) -> pa.Table:
+    combinations = [query.combination for query in queries.values()]
     return pa.table(
         {
-            "query_id": list(asked),
+            "query_id": list(queries),
             "fact": [c.fact for c in combinations],
             "constraint": [c.constraint for c in combinations],
-            "wording": [f"{a.combination.category} {a.combination.kind} {a.wording}" for a in asked.values()],
+            "wording": [f"{q.combination.category} {q.combination.kind} {q.wording}" for q in queries.values()],
             "meaning": [c.meaning.to_json() for c in combinations],
         }
     )

@@ -1,44 +1,41 @@
-"""A teacher that is mostly right: the perfect keywords, some missing, sometimes one too many.
-
-Knows facts and meanings; does not know wordings or items.
-"""
+"""A teacher that is mostly right: the oracle's keywords, with some missing and sometimes a wrong one."""
 
 from random import Random
 
 from lrem.world.facts import Facts
-from lrem.world.meaning import Meaning, Wanted, token_count
+from lrem.world.meaning import Meaning, TargetProduct, token_count
 
-# How a real teacher errs after judging and cutting: it forgets more than it invents.
-MISSING = 0.15  # chance that a true keyword is left out
-SUPERFLUOUS = 0.20  # chance that a reasoning has one plausible but wrong keyword
-BUDGET = 16  # tokens of a reasoning; the paper's l
+# Modelled on a real teacher whose answers were judged and truncated: it forgets more than it invents.
+MISSING = 0.15  # probability that a correct keyword is left out
+SUPERFLUOUS = 0.20  # probability that a reasoning has one plausible but wrong keyword
+BUDGET = 16  # tokens per reasoning; l in the paper
 
 
-def imperfect(meaning: Meaning, facts: Facts, rng: Random) -> str:
-    """The teacher's reasoning: table order, never empty, a wrong keyword only last and within the budget.
+def imperfect_reasoning(meaning: Meaning, facts: Facts, rng: Random) -> str:
+    """Return the teacher's reasoning: keywords in table order, never empty; a wrong one comes last, within the budget.
 
-    The first step of two is always there: a teacher who missed it would have missed the goods too.
+    The first step of a two-step fact is never missing: a teacher without it could not know the second.
     """
-    goods = [wanted.keyword for wanted in meaning.any_of]
-    kept = [keyword for keyword in goods if rng.random() >= MISSING] or [rng.choice(goods)]
+    correct = [target.keyword for target in meaning.any_of]
+    kept = [keyword for keyword in correct if rng.random() >= MISSING] or [rng.choice(correct)]
     kept = [meaning.via, *kept] if meaning.via else kept
     if rng.random() < SUPERFLUOUS:
-        near = [wanted.keyword for wanted in neighbours(rng.choice(meaning.any_of), facts)]
+        candidates = [target.keyword for target in neighbours(rng.choice(meaning.any_of), facts)]
         wrong = [
             keyword
-            for keyword in near
+            for keyword in candidates
             if keyword not in meaning.keywords and token_count(", ".join([*kept, keyword])) <= BUDGET
         ]
         kept += rng.sample(wrong, min(1, len(wrong)))
     return ", ".join(kept)
 
 
-def neighbours(wanted: Wanted, facts: Facts) -> list[Wanted]:
-    """What is easily confused with `wanted`: another brand, another value, or a type on the next shelf."""
-    if wanted.where:
-        ((field, value),) = wanted.where
-        known = facts.brands_of(wanted.type).tier if field == "brand" else facts.dimensions[field].values
-        return [Wanted(wanted.type, ((field, other),)) for other in known if other != value]
-    department = facts.types[wanted.type].department
-    shelf = [name for name, entry in facts.types.items() if entry.department == department]
-    return [Wanted(name) for name in shelf if name != wanted.type]
+def neighbours(target: TargetProduct, facts: Facts) -> list[TargetProduct]:
+    """Return what is easily confused with `target`: another brand, another value, or a type of the same department."""
+    if target.where:
+        ((field, value),) = target.where
+        values = facts.brands_of(target.type).tier if field == "brand" else facts.dimensions[field].values
+        return [TargetProduct(target.type, ((field, other),)) for other in values if other != value]
+    department = facts.types[target.type].department
+    types = [name for name, entry in facts.types.items() if entry.department == department]
+    return [TargetProduct(name) for name in types if name != target.type]

@@ -115,5 +115,5 @@ def test_without_them_the_world_is_as_it_was() -> None:
 
 
 def test_too_many_are_refused() -> None:
-    with pytest.raises(ValueError, match="bridged test queries are asked"):
+    with pytest.raises(ValueError, match="100000 bridged test queries"):
         make_world(1, 6000, 4000, 50, 500, 100_000)
