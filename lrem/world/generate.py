@@ -148,7 +148,7 @@ def _queries_table(queries: dict[str, SampledQuery], slices: list[str | None], u
     return pa.table(
         {
             "query_id": list(queries),
-            "query": [query.query for query in queries.values()],
+            "query": [query.text for query in queries.values()],
             "category": [query.combination.category for query in queries.values()],
             "split": ["test" if name else "train" for name in slices],
             "slice": pa.array(slices, pa.string()),

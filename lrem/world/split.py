@@ -32,7 +32,7 @@ class SampledQuery:
 
     combination: Combination
     wording: int
-    query: str
+    text: str
 
     @property
     def features(self) -> tuple[str, ...]:
