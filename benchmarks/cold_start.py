@@ -197,7 +197,7 @@ def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Cal
     from lrem.data.known_positives import KnownPositives
     from lrem.modeling.model import ReasoningEmbedder
     from lrem.training.cold_start_step import accumulate_gradients, collate, state_gradient_norms
-    from ray_apps.training.launch import engine_backward, make_engine, update
+    from ray_apps.training.deepspeed_engine import engine_backward, make_engine, update
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -218,35 +219,44 @@ def run_side(side: str, folder: Path) -> None:
 def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Make our trainer's step whenever the parent asks: one rank in this process, one vLLM actor on Ray."""
     import numpy as np
-    import pyarrow as pa
     import ray
+    import torch
     import torch.distributed as dist
 
     from lrem.config import load_config
     from lrem.data.known_positives import KnownPositives
     from lrem.modeling.model import ReasoningEmbedder
+    from lrem.modeling.sequences import Group
+    from lrem.training.grpo_step import Candidates
     from ray_apps.cluster.session import cluster
     from ray_apps.rollouts.client import start_pool
-    from ray_apps.training.launch import Place, make_engine
-    from ray_apps.training.reinforce import Trainer
+    from ray_apps.training.deepspeed_engine import make_engine
+    from ray_apps.training.reinforce_trainer import ReinforceTrainer
+    from ray_apps.training.row_shards import StepRows
 
     class Rows:
         """The same rows at every step."""
 
-        def place(self, step: int) -> Place:
-            return Place(step, 0, np.arange(len(rows)))
+        def rows_of(self, step: int) -> StepRows:
+            return StepRows(step, 0, np.arange(len(rows)))
 
-        def take(self, place: Place) -> list[dict[str, Any]]:
+        def read(self, step_rows: StepRows) -> list[dict[str, Any]]:
             return pairs
 
-    class OneRank(Trainer):
+    class NoCandidates:
+        """The batch alone: no further items are ranked."""
+
+        def sample(self, step: int, groups: Sequence[Group]) -> Candidates:
+            return Candidates(torch.empty(0, trainer.engine.module.dimension), torch.empty(0, dtype=torch.long))
+
+    class OneRank(ReinforceTrainer):
         """A trainer outside Ray Train, whose rows are in memory."""
 
         def __init__(self) -> None:
             self.config, self.stage, self.steps = config, config.reinforce, 1000
-            self.shard, self.pool, self.reference, self.index = Rows(), pool, None, None
-            self.known = KnownPositives(np.arange(len(rows)), np.arange(len(rows)))
-            self.items, self.version, self.syncs, self.waiting = pa.table({}), 0, 0, deque()
+            self.shard, self.pool, self.reference, self.candidates = Rows(), pool, None, NoCandidates()
+            self.known_positives = KnownPositives(np.arange(len(rows)), np.arange(len(rows)))
+            self.version, self.syncs, self.pending = 0, 0, deque()
             self.engine = make_engine(ReasoningEmbedder.load(folder / "model"), self.stage.optim, len(rows), self.steps)
             self.engine.train()
 
@@ -270,7 +280,7 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
         for number in itertools.count():
             wait_for_step()
             started = time.perf_counter()
-            values = trainer.step(trainer.shard.place(number))
+            values = trainer.step(trainer.shard.rows_of(number))
             seconds = time.perf_counter() - started
             in_actor = psutil.Process(ray.get(actor.pid.remote(), timeout=60)).memory_info().rss / 2**20
             answer(seconds, **{name: values[key] for name, key in parts.items()}, actor_mib=in_actor)

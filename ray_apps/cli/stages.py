@@ -60,10 +60,10 @@ def cold_start(
     """Stage 1: train with SFT on the reasoning and InfoNCE on the embedding."""
     settings = load_config(config, overrides or [])
     if dry_run:
-        from ray_apps.training.estimate import plan
+        from ray_apps.training.estimate import estimate_training
 
         typer.echo(to_yaml(settings))
-        typer.echo(plan(settings, settings.direct if direct else settings.cold_start))
+        typer.echo(estimate_training(settings, settings.direct if direct else settings.cold_start))
         raise typer.Exit
     run_stage("direct" if direct else "cold-start", settings, resume=resume)
 

@@ -1,10 +1,34 @@
 """Stage 1 on Ray Train and DeepSpeed: SFT on the reasoning and InfoNCE on the embedding, jointly.
 
-Reads triplets, writes a model folder. `objective: direct` trains the baseline on the same pairs, with no
-reasoning. Holds no formula: lrem.training.cold_start_step does.
+Reads triplets (query, reasoning, item) and writes a model folder. With `objective: direct` it trains the baseline: the
+same pairs without reasoning, and InfoNCE alone.
+
+A step, in order:
+
+1. Each rank takes `cold_start.batch_size` rows of its shard, drawn at random, and sorts them by length into chunks.
+2. One forward over the queries, each followed by its reasoning, gives the log-probabilities of the reasoning and the
+   embedding at `<emb>`; one over the items gives theirs.
+3. InfoNCE contrasts each query with all items of all ranks, SFT imitates the reasoning, and both are back-propagated
+   chunk by chunk (GradCache): L = info_nce_weight · L_InfoNCE + sft_weight · L_SFT.
+4. One update: AdamW with a cosine schedule.
+
+Departures from the paper (arXiv 2510.14321), each with its reason and its setting:
+
+1. SFT is a mean over the tokens of the global batch, so that neither the length of a reasoning nor the number of ranks
+   changes its weight; the paper sums over a sequence. With about ten tokens per sequence the paper's weight of 0.1 is
+   our default 1.0. `sft_mean=sequence` and `sft_weight=0.1` are the paper's.
+2. An item that any row pairs with the query is never its negative, nor is the positive itself when another row brings
+   it along. No setting.
+3. A text beyond the model's limits is refused, so that nobody trains on cut data unaware; the paper cuts reasonings to
+   16 tokens, which is `too_long=cut`.
+4. τ is 0.03 (`temperature`): the paper does not state it, and 0.02 to 0.05 is usual.
+
+Off by default, and not in the paper: hard negatives (if the triplets have any), Matryoshka dimensions, thought dropout,
+LoRA. The formulas are in lrem.training.cold_start_step.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +36,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.actor import ActorHandle
 
 from lrem.config import ColdStartConfig, Config
 from lrem.data.files import atomic_folder
@@ -24,53 +49,59 @@ from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients, 
 from lrem.training.distributed import rank, sum_over_ranks, world_size
 from lrem.training.memory_estimate import DecoderShape, mfu, peak_tflops, step_flops
 from ray_apps.cluster.session import cluster
-from ray_apps.training import corpus, dev_set
+from ray_apps.training import dev_set
 from ray_apps.training.checkpoints import Checkpoints
-from ray_apps.training.launch import Place, engine_backward, fit, update
-from ray_apps.training.stage_trainer import StageTrainer, must_stay, run_steps
-from ray_apps.training.tracking import check_finite, require
+from ray_apps.training.corpus import load_triplets
+from ray_apps.training.deepspeed_engine import engine_backward, update
+from ray_apps.training.job import ColdStartJob
+from ray_apps.training.launch import fit
+from ray_apps.training.row_shards import StepRows
+from ray_apps.training.stage_trainer import StageTrainer, run_signature, run_steps
+from ray_apps.training.tracking import check_finite, require_trackers
 
 
 def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False) -> dict[str, Any]:
-    """Train and write the model folder `out`; returns counts for the report.
+    """Train and write the model folder `out`; return counts for the stage's report.
 
     Args:
-        resume: go on from the newest checkpoint of a run that was stopped.
+        resume: continue a stopped run from its newest checkpoint.
     """
-    require(stage.trackers)
-    open_table(config.uri("triplets"), TRIPLETS)  # what is cheap to see is said before a model is loaded
+    require_trackers(stage.trackers)
+    open_table(config.uri("triplets"), TRIPLETS)  # fail fast on missing data, before the model is loaded
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / out.name, stage.checkpoint.keep)
-    checkpoints.look(resume)
+    checkpoints.check_resume(resume)
     dev = dev_set.load(config, stage.checkpoint, stage.objective == "joint")
     model = initial_model(config, stage)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".start", dir=out.parent) as start, cluster(config):
-        start_model = Path(start) / "model"
-        made_of = model.save(start_model)
-        rows = corpus.load(config, stage, start_model)
-        settings = {
-            "stage": stage.model_dump(mode="json"),
-            "start": str(start_model),
-            "out": str(out),
-            "rows": rows.rows,
-            "known": ray.put(rows.known),
-            "dev": ray.put(dev),
-            "checkpoints": str(checkpoints.folder),
-            "run": must_stay(config, stage, f"{rows.rows} rows, {rows.fingerprint:016x}", made_of, dev),
-        }
-        checkpoints.begin(settings["run"])
+    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".start", dir=out.parent) as temporary, cluster(config):
+        base_model = Path(temporary) / "model"
+        base_fingerprint = model.save(base_model)
+        corpus = load_triplets(config, stage, base_model)
+        job = ColdStartJob(
+            name=out.name,
+            config=config,
+            stage=stage,
+            base_model=base_model,
+            rows=corpus.rows,
+            known_positives=ray.put(corpus.known_positives),
+            dev_set=ray.put(dev),
+            checkpoints=checkpoints.folder,
+            signature=run_signature(config, stage, corpus.describe(), base_fingerprint, dev),
+            out=out,
+        )
+        checkpoints.prepare(job.signature)
         try:
-            fit(train, config, settings, rows.dataset, stage.workers, out.name, restarts=stage.restarts)
+            fit(train, job, corpus.dataset)
         finally:
-            checkpoints.sweep()
-    with atomic_folder(out) as part:
-        checkpoints.export(part)
+            checkpoints.remove_partial()
+    with atomic_folder(out) as partial:
+        checkpoints.export_best(partial)
     checkpoints.finish()
-    return {"rows": rows.rows}
+    return {"rows": corpus.rows}
 
 
 def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
-    """The named model, or a fresh one whose tokenizer is trained on catalogue and triplets.
+    """Load model.source, or make a fresh model whose tokenizer is trained on the catalogue and the triplets.
 
     Raises:
         DataError: model.source cannot be loaded, or a Matryoshka dimension is not below the model's.
@@ -90,82 +121,77 @@ def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
     return model.with_matryoshka(stage.matryoshka)
 
 
-def train(settings: dict[str, Any]) -> None:
-    """One rank's run: from the newest checkpoint, or from the start, to the last step."""
-    run_steps(Trainer(settings), settings["board"])
+def train(job: ColdStartJob, board: ActorHandle) -> None:
+    """Run one rank, from the newest checkpoint or from the beginning, to the last step."""
+    run_steps(ColdStartTrainer(job), board)
 
 
-class Trainer(StageTrainer):
-    """One rank's state: its rows, the DeepSpeed engine, the checkpoints."""
+class ColdStartTrainer(StageTrainer[ColdStartConfig]):
+    """One rank of stage 1."""
 
-    stage: ColdStartConfig
+    job: ColdStartJob
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        stage = ColdStartConfig.model_validate(settings["stage"])
-        super().__init__(Path(settings["out"]).name, stage, settings, stage.epochs)
-        self.out = Path(settings["out"])
+    def __init__(self, job: ColdStartJob) -> None:
+        super().__init__(job, None, job.stage.epochs)
         cuda = self.engine.device.type == "cuda"
-        self.peak = stage.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if cuda else None)
+        self.peak_tflops = self.stage.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if cuda else None)
 
-    def prepare(self, model: ReasoningEmbedder) -> None:
-        """Low-rank adapters, where they are asked for; the shape is the model's without them."""
+    def prepare_model(self, model: ReasoningEmbedder) -> None:
+        """Add low-rank adapters if configured; the speed is computed for the model without them."""
         self.shape = DecoderShape.of(model.lm)
         if self.stage.lora.rank:
-            _adapt(model, self.stage)
+            try:
+                add_lora(model, self.stage.lora)
+            except ValueError as error:
+                raise TrainingFailed(f"lora.targets={self.stage.lora.targets}: {error}") from error
 
-    def step(self, place: Place) -> dict[str, float]:
-        """One update; returns the logged values, those of the global batch."""
+    def step(self, step_rows: StepRows) -> dict[str, float]:
+        """Take one update; return the values to log, over the global batch."""
         clock = [time.monotonic()]
-        random = np.random.default_rng([self.config.seed, place.step, rank()])
-        rows = self.shard.take(place)
-        self.trained = [row["row"] for row in rows]
-        batch = collate(rows, self.known, self.stage.objective == "joint", self.stage.thought_dropout, random)
+        random = np.random.default_rng([self.config.seed, step_rows.step, rank()])
+        rows = self.shard.read(step_rows)
+        self.trained_rows = [row["row"] for row in rows]
+        with_reasoning = self.stage.objective == "joint"
+        batch = collate(rows, self.known_positives, with_reasoning, self.stage.thought_dropout, random)
         clock.append(time.monotonic())
         engine = self.engine
         values = accumulate_gradients(batch, self.stage, engine, engine_backward(engine), engine.device)
-        check_finite(place.step + 1, values)  # before the weights take it
+        check_finite(step_rows.step + 1, values)  # before the weights are updated
         values |= state_gradient_norms(engine.module.state_gradients, engine.device)
         clock.append(time.monotonic())
         values["lr"] = engine.get_lr()[0]
         values["grad_norm"] = update(engine)
         clock.append(time.monotonic())
         names = ("data_s", "gradient_s", "optimizer_s")
-        phases = {name: end - begin for name, begin, end in zip(names, clock, clock[1:], strict=False)}
-        return values | {"epoch": place.epoch} | phases | self._speed(batch, clock[-1] - clock[0])
+        phases = {name: end - start for name, start, end in zip(names, clock, clock[1:], strict=False)}
+        return values | {"epoch": step_rows.epoch} | phases | self._speed(batch, clock[-1] - clock[0])
 
     def _speed(self, batch: ColdStartBatch, seconds: float) -> dict[str, float]:
-        """tokens/s of all workers together, and MFU where the device's peak is known."""
+        """Return the tokens/s of all workers, and the MFU if the device's peak is known."""
         work = sum_over_ranks(torch.tensor(batch.work, dtype=torch.float64, device=self.engine.device)).tolist()
         speed = {"tokens_per_s": work[0] / seconds}
-        if self.peak:
+        if self.peak_tflops:
             flops = step_flops(self.shape, *(int(part) for part in work))
-            speed["mfu"] = mfu(flops, seconds, self.peak * world_size())
+            speed["mfu"] = mfu(flops, seconds, self.peak_tflops * world_size())
         return speed
 
-    def note(self, values: dict[str, float]) -> str:
-        """The losses."""
+    def summary(self, values: Mapping[str, float]) -> str:
+        """Return the losses."""
         return " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values)
 
-    def measure(self) -> dict[str, float]:
-        """Metrics of the dev set, on rank 0; nothing where there is none."""
-        if self.dev is None:
+    def evaluate(self) -> dict[str, float]:
+        """Return the dev set's metrics with the teacher's reasonings, on rank 0."""
+        if self.dev_set is None:
             return {}
-        return dev_set.measure(self.engine, self.dev, self.stage.checkpoint.k, self.stage.chunk_tokens)
+        return dev_set.evaluate(self.engine, self.dev_set, self.stage.checkpoint.k, self.stage.chunk_tokens)
 
-    def record(self) -> dict[str, Any]:
-        """What trained the model."""
+    def training_record(self) -> dict[str, Any]:
+        """Return the objective."""
         return {"objective": self.stage.objective}
 
     def export(self, state: dict[str, torch.Tensor], folder: Path) -> None:
-        """Adapters apart, and merged."""
+        """Write the model folder; with LoRA the adapters too, and their weights merged into the model's."""
         if self.stage.lora.rank:
-            base = self.config.model.source or str(self.out)
-            state = split_state(self.start, self.stage.lora, state, folder, base)
+            base = self.config.model.source or str(self.job.out)
+            state = split_state(self.job.base_model, self.stage.lora, state, folder, base)
         super().export(state, folder)
-
-
-def _adapt(model: ReasoningEmbedder, stage: ColdStartConfig) -> None:
-    try:
-        add_lora(model, stage.lora)
-    except ValueError as error:
-        raise TrainingFailed(f"lora.targets={stage.lora.targets}: {error}") from error

@@ -1,10 +1,10 @@
-"""The dev set of a training run: held-out triplets ranked against a part of the catalogue, on all ranks.
+"""The dev set of a training run: held-out triplets ranked among a sample of the catalogue, on all ranks.
 
-In stage 1 queries are embedded with the teacher's reasoning (or without, for the direct baseline): it costs no
-generation. In stage 2 they are embedded with the model's own, which is what that stage trains.
+Stage 1 embeds the queries with the teacher's reasoning, or without for the direct baseline: it costs no generation.
+Stage 2 embeds them with the model's own reasoning, which is what that stage trains.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from lrem.errors import DataError
 from lrem.evaluation.metrics import per_query, summarise
 from lrem.training.distributed import gather_rows, rank, world_size
 from lrem.training.gradcache import make_chunks
+from ray_apps.training.deepspeed_engine import TrainingEngine
 
 
 class DevSet(NamedTuple):
-    """Queries with their reasoning and relevant item ids, and the items they are ranked among."""
+    """Queries with their reasonings and relevant item ids, and the items they are ranked among."""
 
     queries: list[str]
     reasonings: list[str | None]
@@ -28,69 +29,72 @@ class DevSet(NamedTuple):
 
 
 def load(config: Config, checkpoint: CheckpointConfig, with_reasoning: bool) -> DevSet | None:
-    """Read paths.dev and draw the catalogue's part; None where there is no dev set.
+    """Read paths.dev and sample the catalogue; return None if there is no dev set.
 
     Raises:
-        DataError: the file cannot be used, or the catalogue lacks every item of a query.
+        DataError: the file cannot be used, or none of a query's items is in the catalogue.
     """
     path = config.path("dev")
     if not path.exists() and path == config.default_path("dev"):
         return None
-    table = read_table(path, TRIPLETS).to_pylist()
+    rows = read_table(path, TRIPLETS).to_pylist()
     items = read_items(config.path("items"))
     title = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     relevant: dict[str, set[str]] = {}
-    for row in table:
+    for row in rows:
         relevant.setdefault(row["query"], set()).update({row["item_id"]} & title.keys())
-    lost = [query for query, found in relevant.items() if not found]
-    if lost:
+    without_positive = [query for query, item_ids in relevant.items() if not item_ids]
+    if without_positive:
         raise DataError(
-            f"{path}: query '{lost[0]}' has no positive: none of its items is in {config.path('items')} "
-            f"({len(lost)} such queries): drop it, or name the catalogue it belongs to"
+            f"{path}: query '{without_positive[0]}' has no positive: none of its items is in {config.path('items')} "
+            f"({len(without_positive)} such queries): drop the query, or set paths.items to its catalogue"
         )
-    known = sorted(set().union(*relevant.values()))
-    others = sorted(title.keys() - set(known))
-    drawn = np.random.default_rng(config.seed).permutation(len(others))[: checkpoint.candidates]
-    ids = known + [others[i] for i in drawn]
-    reasoning = {row["query"]: row["reasoning"] if with_reasoning else None for row in table}
+    positives = sorted(set().union(*relevant.values()))
+    others = sorted(title.keys() - set(positives))
+    sample = np.random.default_rng(config.seed).permutation(len(others))[: checkpoint.candidates]
+    item_ids = positives + [others[i] for i in sample]
+    reasoning = {row["query"]: row["reasoning"] if with_reasoning else None for row in rows}
     queries = list(relevant)
     return DevSet(
-        queries, [reasoning[q] for q in queries], [relevant[q] for q in queries], ids, [title[i] for i in ids]
+        queries,
+        [reasoning[query] for query in queries],
+        [relevant[query] for query in queries],
+        item_ids,
+        [title[item_id] for item_id in item_ids],
     )
 
 
-def measure(engine: Any, dev: DevSet, k: int, chunk_tokens: int) -> dict[str, float]:
-    """HitRate@k and Precision@k on rank 0, nothing on the others; every rank must call."""
+def evaluate(engine: TrainingEngine, dev_set: DevSet, k: int, chunk_tokens: int) -> dict[str, float]:
+    """Return HitRate@k and Precision@k on rank 0, nothing on the others; every rank must call."""
     renderer = engine.module.renderer
-    queries = _encode(
-        engine, [renderer.query(*pair) for pair in zip(dev.queries, dev.reasonings, strict=True)], chunk_tokens
-    )
-    items = _encode(engine, [renderer.item(title) for title in dev.titles], chunk_tokens)
+    query_ids = [renderer.query(*pair) for pair in zip(dev_set.queries, dev_set.reasonings, strict=True)]
+    queries = _encode(engine, query_ids, chunk_tokens)  # [Q, H]
+    items = _encode(engine, [renderer.item(title) for title in dev_set.titles], chunk_tokens)  # [N, H]
     if rank() != 0:
         return {}
-    scores, found = (queries @ items.T).topk(min(k, len(dev.item_ids)), dim=1)
+    scores, columns = (queries @ items.T).topk(min(k, len(dev_set.item_ids)), dim=1)
     run = {
-        str(q): [(dev.item_ids[i], score) for i, score in zip(row, values, strict=True)]
-        for q, (row, values) in enumerate(zip(found.tolist(), scores.tolist(), strict=True))
+        str(query): [(dev_set.item_ids[i], score) for i, score in zip(row, row_scores, strict=True)]
+        for query, (row, row_scores) in enumerate(zip(columns.tolist(), scores.tolist(), strict=True))
     }
-    qrels = {str(q): dict.fromkeys(wanted, 1) for q, wanted in enumerate(dev.relevant)}
+    qrels = {str(query): dict.fromkeys(item_ids, 1) for query, item_ids in enumerate(dev_set.relevant)}
     means = summarise(per_query(run, qrels, k, k), {"all": list(qrels)})["all"]
     return {name: means[name] for name in ("hit_rate", "precision")}
 
 
-def _encode(engine: Any, rows: list[list[int]], chunk_tokens: int) -> torch.Tensor:
-    """Unit embeddings [N, H] of all rows, each rank embedding a share."""
-    mine = list(range(rank(), len(rows), world_size())) or [0]
-    embeddings = gather_rows(encode_rows(engine, [rows[i] for i in mine], chunk_tokens))
-    places = gather_rows(torch.tensor(mine, device=engine.device))
-    return torch.empty(len(rows), embeddings.shape[1], device=engine.device).index_copy_(0, places, embeddings)
+def _encode(engine: TrainingEngine, rows: list[list[int]], chunk_tokens: int) -> torch.Tensor:
+    """Return unit embeddings [N, H] of all rows on every rank; each rank embeds a share."""
+    share = list(range(rank(), len(rows), world_size())) or [0]
+    embeddings = gather_rows(encode_rows(engine, [rows[i] for i in share], chunk_tokens))
+    positions = gather_rows(torch.tensor(share, device=engine.device))
+    return torch.empty(len(rows), embeddings.shape[1], device=engine.device).index_copy_(0, positions, embeddings)
 
 
 @torch.no_grad()
-def encode_rows(engine: Any, rows: list[list[int]], chunk_tokens: int) -> torch.Tensor:
-    """Unit embeddings [n, H] of this rank's rows, at least one; equally many forwards on every rank."""
+def encode_rows(engine: TrainingEngine, rows: list[list[int]], chunk_tokens: int) -> torch.Tensor:
+    """Return unit embeddings [n, H] of this rank's rows, n ≥ 1; every rank must call, and takes as many forwards."""
     engine.eval()
-    parts = make_chunks(rows, None, 0, chunk_tokens, engine.device)
-    found = torch.cat([engine(part.sequences).embeddings[: len(part.rows)] for part in parts])
+    chunks = make_chunks(rows, None, 0, chunk_tokens, engine.device)
+    embeddings = torch.cat([engine(chunk.sequences).embeddings[: len(chunk.rows)] for chunk in chunks])
     engine.train()
-    return torch.empty_like(found).index_copy_(0, torch.cat([part.rows for part in parts]), found)
+    return torch.empty_like(embeddings).index_copy_(0, torch.cat([chunk.rows for chunk in chunks]), embeddings)

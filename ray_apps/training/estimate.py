@@ -1,4 +1,4 @@
-"""What a training run would take, before it is started: rows, steps, memory. Starts nothing."""
+"""What a training run would take: rows, steps, parameters, memory. Starts nothing."""
 
 from pathlib import Path
 
@@ -15,38 +15,37 @@ from lrem.training.batching import steps_per_epoch
 from lrem.training.memory_estimate import DecoderShape, StepSize, estimate_memory
 
 
-def plan(config: Config, stage: ColdStartConfig) -> str:
-    """A few lines of text: rows, steps, parameters, and the memory of one worker by its parts.
+def estimate_training(config: Config, stage: ColdStartConfig) -> str:
+    """Return YAML comments: rows, steps, parameters, and the memory of one worker by component.
 
     Raises:
-        DataError: the triplets are no parquet or lack a column, or model.source cannot be loaded.
+        DataError: the triplets are not parquet or lack a column, or model.source cannot be loaded.
     """
-    sizes = _sizes(config.model)
+    sizes = _model_config(config.model)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(sizes)
         shape = DecoderShape.of(lm)
-        trained = adapt(lm, stage.lora, [0, 1, 2]) if stage.lora.rank else lm  # any three: it is their number
+        trained = adapt(lm, stage.lora, [0, 1, 2]) if stage.lora.rank else lm  # any three tokens
         trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-    optim = stage.optim
-    held = estimate_memory(
+    components = estimate_memory(
         shape,
         sizes,
-        _load(config, stage),
+        _largest_load(config, stage),
         trainable,
         stage.workers,
-        optim.zero_stage,
-        optim.bf16,
+        stage.optim.zero_stage,
+        stage.optim.bf16,
         stage.gradient_checkpointing,
     )
-    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in held._asdict().items())
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in components._asdict().items())
     return (
         f"# {_steps(config, stage)}\n"
         f"# parameters {shape.parameters / 1e6:.1f} M\n"
-        f"# memory of a worker, GiB, estimated: {sum(held) / 2**30:.2f} ({parts})"
+        f"# memory of a worker, GiB, estimated: {sum(components) / 2**30:.2f} ({parts})"
     )
 
 
-def _sizes(model: ModelConfig) -> PretrainedConfig:
+def _model_config(model: ModelConfig) -> PretrainedConfig:
     if not model.source:
         return small_qwen2_config(model)
     try:
@@ -67,12 +66,12 @@ def _steps(config: Config, stage: ColdStartConfig) -> str:
     return f"rows {rows}, epochs {stage.epochs}, steps {steps} ({stage.workers} workers x {stage.batch_size} rows)"
 
 
-def _load(config: Config, stage: ColdStartConfig) -> StepSize:
-    """At most every sequence of the step at its full length; a chat template's fixed words come on top."""
+def _largest_load(config: Config, stage: ColdStartConfig) -> StepSize:
+    """Return the load of a step whose sequences all have full length; a chat template's fixed words come on top."""
     limits = override_limits(COMPACT, config.model)
     completion = limits.budget + 3
     query, item = limits.max_query_tokens + completion, limits.max_item_tokens
-    whole = stage.batch_size * (query + item)
-    kept = whole if stage.graph_tokens is None else min(whole, max(stage.graph_tokens, stage.chunk_tokens))
+    step_tokens = stage.batch_size * (query + item)
+    kept = step_tokens if stage.graph_tokens is None else min(step_tokens, max(stage.graph_tokens, stage.chunk_tokens))
     scored = min(stage.batch_size, stage.chunk_tokens // query) * completion if stage.objective == "joint" else 0
     return StepSize(kept, scored)

@@ -1,12 +1,10 @@
-"""The loop of a training run, the same in both stages: steps, the record, the dev set, checkpoints, resuming.
-
-Knows that a stage takes steps over rows; does not know its losses.
-"""
+"""The training loop that both stages share: steps, logs, dev set, checkpoints, resuming. A stage adds its losses."""
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import ray
 import torch
@@ -17,12 +15,15 @@ from lrem.data.known_positives import identity
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.distributed import rank, world_size
 from ray_apps.training.checkpoints import Checkpoints
+from ray_apps.training.deepspeed_engine import make_engine
 from ray_apps.training.dev_set import DevSet
-from ray_apps.training.launch import Place, Shard, make_engine
-from ray_apps.training.tracking import JsonLines, Log
+from ray_apps.training.job import RunSignature, StageConfig, TrainingJob
+from ray_apps.training.row_shards import RowShard, StepRows
+from ray_apps.training.tracking import JsonLines, TrainingLog
 
-# what may change between a run and its continuation
-FREE = {
+OBJECTS_TIMEOUT_S = 300
+# settings that may differ between a run and its continuation
+FREE_TO_CHANGE = {
     "checkpoint",
     "restarts",
     "trackers",
@@ -34,106 +35,109 @@ FREE = {
 }
 
 
-class StageTrainer(ABC):
-    """One rank's state: its rows, the DeepSpeed engine, the checkpoints.
+class StageTrainer(ABC, Generic[StageConfig]):
+    """One rank's state: its rows, its DeepSpeed engine, the checkpoints.
 
     Args:
-        name: of the run's logs. epochs: how often every row is visited; `steps` may end the run before.
-        settings: start (model folder), rows, known, dev, checkpoints, run; see the stages' `run`.
+        steps: of the whole run; None: as many as `epochs` visits of every row take.
     """
 
-    def __init__(self, name: str, stage: Any, settings: dict[str, Any], epochs: int, steps: int | None = None) -> None:
-        self.name, self.stage = name, stage
-        self.config = Config.model_validate(settings["config"])
-        self.start, self.run = Path(settings["start"]), settings["run"]
-        self.known, self.dev = ray.get([settings["known"], settings["dev"]], timeout=300)
-        self.shard = Shard(settings["rows"], stage.batch_size, self.config.seed)
-        self.steps = steps or self.shard.per_epoch * epochs
-        self.checkpoints = Checkpoints(Path(settings["checkpoints"]), stage.checkpoint.keep)
-        model = ReasoningEmbedder.load(self.start)
-        torch.manual_seed(self.config.seed)  # new adapters are alike on all ranks
-        self.prepare(model)
-        if stage.gradient_checkpointing:
+    def __init__(self, job: TrainingJob[StageConfig], steps: int | None, epochs: int) -> None:
+        self.job: TrainingJob[StageConfig] = job
+        self.stage: StageConfig = job.stage
+        self.config = job.config
+        references = [job.known_positives, job.dev_set]
+        self.known_positives, self.dev_set = ray.get(references, timeout=OBJECTS_TIMEOUT_S)
+        self.shard = RowShard(job.rows, self.stage.batch_size, self.config.seed, rank(), world_size())
+        self.steps = steps or self.shard.steps_per_epoch * epochs
+        self.checkpoints = Checkpoints(job.checkpoints, self.stage.checkpoint.keep)
+        model = ReasoningEmbedder.load(job.base_model)
+        torch.manual_seed(self.config.seed)  # new adapters are the same on all ranks
+        self.prepare_model(model)
+        if self.stage.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
-        self.engine = make_engine(model, stage.optim, stage.batch_size, self.steps)
+        self.engine = make_engine(model, self.stage.optim, self.stage.batch_size, self.steps)
         self.engine.train()
-        torch.manual_seed(self.config.seed * world_size() + rank())  # dropout differs between them
-        self.trained: list[int] = []  # ids of the rows that the last step trained on
-        self.spent, self.started = self.checkpoints.spent(), time.monotonic()
+        torch.manual_seed(self.config.seed * world_size() + rank())  # dropout differs between ranks
+        self.trained_rows: list[int] = []  # ids of the rows of the last step
+        self.earlier_seconds, self.started = self.checkpoints.trained_seconds(), time.monotonic()
 
-    def prepare(self, model: ReasoningEmbedder) -> None:
-        """Change the model before the engine takes it."""
+    def prepare_model(self, model: ReasoningEmbedder) -> None:
+        """Change the model before the engine wraps it."""
         return
 
-    def begin(self, first: int) -> None:
-        """`first` steps are done; called once, before the next."""
+    def on_start(self, steps_done: int) -> None:
+        """Run once after the checkpoint is restored, before the first step."""
         return
 
     @abstractmethod
-    def step(self, place: Place) -> dict[str, float]:
-        """One update; sets `trained`; returns the logged values, those of the global batch."""
+    def step(self, step_rows: StepRows) -> dict[str, float]:
+        """Take one update and set `trained_rows`; return the values to log, over the global batch."""
 
     @abstractmethod
-    def note(self, values: dict[str, float]) -> str:
-        """What stands beside the progress bar."""
+    def summary(self, values: Mapping[str, float]) -> str:
+        """Return the text beside the progress bar."""
 
     @abstractmethod
-    def measure(self) -> dict[str, float]:
-        """Metrics of the dev set, on rank 0; nothing where there is none. Every rank calls."""
+    def evaluate(self) -> dict[str, float]:
+        """Return the dev set's metrics on rank 0, nothing elsewhere or without a dev set; every rank must call."""
 
     @abstractmethod
-    def record(self) -> dict[str, Any]:
-        """What the model folder says of its making, besides steps, epochs and seconds."""
+    def training_record(self) -> dict[str, Any]:
+        """Return what the model folder records of its training besides steps, epochs and seconds."""
 
     def export(self, state: dict[str, torch.Tensor], folder: Path) -> None:
-        """Write a whole state as a model folder."""
+        """Write a full state as a model folder."""
         dtype = torch.bfloat16 if self.stage.optim.bf16 else torch.float32
-        ReasoningEmbedder.load(self.start, dtype).write(folder, state)
+        ReasoningEmbedder.load(self.job.base_model, dtype).write(folder, state)
 
-    def save(self, done: int, epoch: int, measured: dict[str, float]) -> None:
-        """Write a checkpoint, with what the dev set measured on it."""
-        record = self.record() | {
-            "steps": done,
+    def save(self, steps_done: int, epoch: int, dev_metrics: dict[str, float]) -> None:
+        """Write a checkpoint, with the dev set's metrics if there are any."""
+        record = self.training_record() | {
+            "steps": steps_done,
             "epochs": epoch + 1,
-            "seconds": self.spent + time.monotonic() - self.started,
+            "seconds": self.earlier_seconds + time.monotonic() - self.started,
             "zero_stage": self.engine.zero_optimization_stage(),
         }
-        if measured:
-            record["dev"] = measured
-        self.checkpoints.save(self.engine, done, self.run, record, self.export)
+        if dev_metrics:
+            record["dev"] = dev_metrics
+        self.checkpoints.save(self.engine, steps_done, self.job.signature, record, self.export)
 
 
-def run_steps(trainer: StageTrainer, board: ActorHandle) -> None:
-    """From the newest checkpoint, or from the start, to the last step; every rank calls."""
+def run_steps(trainer: StageTrainer[Any], board: ActorHandle) -> None:
+    """Train from the newest checkpoint, or from the beginning, to the last step; every rank must call."""
     first = trainer.checkpoints.restore(trainer.engine)
-    stage, config = trainer.stage, trainer.config
-    log = Log(config, trainer.name, board, trainer.steps, first, stage.trackers)
-    rows_file = config.run_dir / "logs" / f"{trainer.name}.rows-{rank()}.jsonl"
-    consumed = JsonLines(rows_file, first) if stage.log_rows else None
-    trainer.begin(first)
+    stage, config, name = trainer.stage, trainer.config, trainer.job.name
+    log = TrainingLog(config, name, board, trainer.steps, first, stage.trackers)
+    rows_file = config.run_dir / "logs" / f"{name}.rows-{rank()}.jsonl"
+    rows_log = JsonLines(rows_file, first) if stage.log_rows else None
+    trainer.on_start(first)
     for step in range(first, trainer.steps):
-        place, done = trainer.shard.place(step), step + 1
-        values = trainer.step(place)
-        if consumed:
-            consumed.write(done, {"epoch": place.epoch, "rows": trainer.trained})
-        log(done, values, trainer.note(values))
+        step_rows, done = trainer.shard.rows_of(step), step + 1
+        values = trainer.step(step_rows)
+        if rows_log:
+            rows_log.write(done, {"epoch": step_rows.epoch, "rows": trainer.trained_rows})
+        log.step(done, values, trainer.summary(values))
         if done % stage.checkpoint.every == 0 or done == trainer.steps:
-            measured = trainer.measure()
-            if measured:
-                log.add(done, {f"dev_{metric}": value for metric, value in measured.items()})
-            trainer.save(done, place.epoch, measured)
-    if consumed:
-        consumed.close()
+            dev_metrics = trainer.evaluate()
+            if dev_metrics:
+                log.metrics(done, {f"dev_{metric}": value for metric, value in dev_metrics.items()})
+            trainer.save(done, step_rows.epoch, dev_metrics)
+    if rows_log:
+        rows_log.close()
     log.close()
 
 
-def must_stay(config: Config, stage: TrainConfig, data: str, model: str, dev: DevSet | None) -> dict[str, Any]:
-    """What a resumed run has to share with the one it goes on from.
+def run_signature(
+    config: Config, stage: TrainConfig, corpus: str, model_fingerprint: str, dev_set: DevSet | None
+) -> RunSignature:
+    """Return what a resumed run must share with the run it continues.
 
     Args:
-        data: names the rows and their content. model: fingerprint of the weights that training began with.
+        corpus: describes the rows and their content. model_fingerprint: of the weights that training started from.
     """
-    ranked = [] if dev is None else [identity(*dev.queries, *dev.titles)]
-    measured = [stage.checkpoint.k, stage.checkpoint.candidates, *ranked]  # a list, as JSON gives it back
-    fixed = stage.model_dump(mode="json", exclude=FREE)
-    return {"model": model, "data": data, "dev set": measured, "seed": config.seed, **fixed}
+    dev_identity = [] if dev_set is None else [identity(*dev_set.queries, *dev_set.titles)]
+    # a list, not a tuple: the signature is compared with one that was read from JSON
+    dev = [stage.checkpoint.k, stage.checkpoint.candidates, *dev_identity]
+    settings = stage.model_dump(mode="json", exclude=FREE_TO_CHANGE)
+    return {"model": model_fingerprint, "data": corpus, "dev set": dev, "seed": config.seed, **settings}

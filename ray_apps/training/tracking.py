@@ -1,14 +1,13 @@
-"""A run's record: JSON lines, TensorBoard, Prometheus always, MLflow, Weights & Biases if asked for, the progress bar.
+"""A run's logs: JSON lines, TensorBoard, Prometheus, on request MLflow and Weights & Biases; and its progress bar.
 
-Knows step numbers and named values; does not know what they mean. A run that goes on from a checkpoint goes on
-here too: what a lost attempt wrote after that step is taken back.
+A run that resumes from a checkpoint also resumes its logs: what an earlier attempt wrote after that step is dropped.
 """
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from ray.actor import ActorHandle
@@ -21,15 +20,22 @@ from lrem.training.distributed import rank
 from ray_apps.cluster import metrics
 
 
-def require(trackers: Sequence[str]) -> None:
-    """Raises DataError for a tracker that is asked for and not installed."""
+def require_trackers(trackers: Sequence[str]) -> None:
+    """Raise DataError for a configured tracker that is not installed."""
     for name in trackers:
         if importlib.util.find_spec(name) is None:
-            raise DataError(f"trackers: {name} is not installed: pip install {name}, or take it out of the list")
+            raise DataError(f"trackers: {name} is not installed: pip install {name}, or remove it from the list")
 
 
-class Log:
-    """Rank 0's record; the other ranks only check values.
+class StepWriter(Protocol):
+    """A place that step values are logged to."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class TrainingLog:
+    """The log of a run, written by rank 0; the other ranks only check the values.
 
     Args:
         name: of the files in run_dir/logs: NAME.jsonl, and the TensorBoard folder NAME.
@@ -46,67 +52,67 @@ class Log:
         trackers: Sequence[str] = (),
     ) -> None:
         self.board, self.steps = board, steps
-        self.writers: list[Any] = []
+        self.writers: list[StepWriter] = []
         if rank() == 0:
             folder = config.run_dir / "logs"
             self.writers = [JsonLines(folder / f"{name}.jsonl", first), _TensorBoard(folder / name, first)]
             self.writers.append(_Prometheus(config.run_dir.name, name))
-            made = {"mlflow": _MlFlow, "wandb": _WandB}
-            self.writers += [made[tracker](config, name, first) for tracker in trackers]
+            optional: dict[str, Callable[[Config, str, int], StepWriter]] = {"mlflow": _MlFlow, "wandb": _WandB}
+            self.writers += [optional[tracker](config, name, first) for tracker in trackers]
 
-    def __call__(self, step: int, values: dict[str, float], note: str) -> None:
-        """Record one finished step, counted from 1.
+    def step(self, step: int, values: Mapping[str, float], summary: str) -> None:
+        """Log one finished step, counted from 1, and move the progress bar.
 
         Raises:
             TrainingFailed: a value is not finite.
         """
         check_finite(step, values)
-        self.add(step, values)
+        self.metrics(step, values)
         if self.writers:
-            self.board.update.remote(step, self.steps, note)
+            self.board.update.remote(step, self.steps, summary)
 
-    def add(self, step: int, values: dict[str, float]) -> None:
-        """Record what was measured after a step, as a dev set's metrics."""
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log what was measured after a step, such as a dev set's metrics."""
         for writer in self.writers:
             writer.write(step, values)
 
     def close(self) -> None:
-        """Flush and end every writer."""
+        """Flush and close every writer."""
         for writer in self.writers:
             writer.close()
 
 
-def check_finite(step: int, values: dict[str, float]) -> None:
-    """Raises TrainingFailed naming the values that are not finite and the step; every rank sees the same."""
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Raise TrainingFailed if a value is not finite; values are global, so every rank raises alike."""
     bad = [name for name, value in values.items() if not np.isfinite(value)]
     if bad:
         raise TrainingFailed(
-            f"{', '.join(bad)} is not finite at step {step}: start over with a lower optim.lr, a smaller optim.clip or "
-            "a higher temperature"
+            f"step {step}: {', '.join(bad)} is not finite: start over with a lower optim.lr, a smaller optim.clip or a "
+            "higher temperature"
         )
 
 
 class JsonLines:
-    """One JSON object a step and line; lines after step `first` of an earlier attempt are dropped."""
+    """A log file with one JSON object per step; lines that an earlier attempt wrote after `first` are dropped."""
 
     def __init__(self, file: Path, first: int) -> None:
-        kept = [line for line in _lines(file) if json.loads(line)["step"] <= first] if first else []
+        kept = [line for line in _complete_lines(file) if json.loads(line)["step"] <= first] if first else []
         with atomic_file(file) as part:
             part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.stream = file.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append a step."""
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one step."""
         self.stream.write(json.dumps({"step": step, **values}) + "\n")
         self.stream.flush()
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         self.stream.close()
 
 
-def _lines(file: Path) -> list[str]:
-    """Whole lines: a killed writer may have left half of one."""
+def _complete_lines(file: Path) -> list[str]:
+    """Return the complete lines: a killed writer may have left half of the last one."""
     if not file.exists():
         return []
     return [line for line in file.read_text(encoding="utf-8").split("\n")[:-1] if line.endswith("}")]
@@ -119,7 +125,7 @@ class _TensorBoard:
                 old.unlink()
         self.writer = SummaryWriter(str(folder), purge_step=first + 1 if first else None)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
@@ -128,10 +134,10 @@ class _TensorBoard:
 
 
 class _Prometheus:
-    def __init__(self, run: str, name: str) -> None:
-        self.labels = {"run": run, "stage": name}
+    def __init__(self, run: str, stage: str) -> None:
+        self.labels = {"run": run, "stage": stage}
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         metrics.gauge("training_step", step, **self.labels)
         for name, value in values.items():
             metrics.gauge("training", value, **self.labels, name=name)
@@ -149,8 +155,8 @@ class _MlFlow:
         mlflow.start_run(run_name=f"{config.run_dir.name}/{name}")
         mlflow.log_params({"run_dir": str(config.run_dir), "seed": config.seed, "first_step": first})
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self.client.log_metrics(values, step=step)
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.client.log_metrics(dict(values), step=step)
 
     def close(self) -> None:
         self.client.end_run()
@@ -163,8 +169,8 @@ class _WandB:
         title = f"{config.run_dir.name}/{name}"
         self.run = wandb.init(project="lrem", name=title, config=config.model_dump(mode="json") | {"first_step": first})
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self.run.log(values, step=step)
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
 
     def close(self) -> None:
         self.run.finish()

@@ -333,7 +333,7 @@ def test_the_disk_is_full_during_a_checkpoint(told: list[Fault], tmp_path: Path)
                 worker.resume()
             said = ended(process, 1)
         assert "no space left in" in said
-        assert "make room, then go on with --resume" in said
+        assert "--resume" in said
         assert not list((run / "checkpoints/cold_start").glob(".step-*"))
         ballast.unlink()
         with start(run, resume=True) as process:

@@ -15,7 +15,7 @@ from lrem.errors import DataError
 from lrem.modeling.model import ReasoningEmbedder
 from ray_apps.cluster.session import cluster
 from ray_apps.training import corpus
-from ray_apps.training.launch import RowShards
+from ray_apps.training.row_shards import RowSharding
 
 STAGE = ColdStartConfig(workers=2)
 
@@ -58,7 +58,7 @@ def load(
         write_parquet(made, folder / f"{i}.parquet")
     place = f"file://{folder}" if uri else str(folder)
     config: Config = load_config(None, [f"run_dir={tmp_path}", f"paths.triplets={place}", "seed=5"])
-    return corpus.load(config, stage, model)
+    return corpus.load_triplets(config, stage, model)
 
 
 def table(loaded: corpus.Corpus) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def test_the_order_depends_on_content_alone(tmp_path: Path, tiny_folder: Path) -
     assert first.fingerprint == second.fingerprint
     assert [row["row"] for row in table(first)] != sorted(range(30))
     for loaded in (first, second):
-        shards = RowShards().configure({"train": loaded.dataset}, 4, None, None)
+        shards = RowSharding().configure({"train": loaded.dataset}, 4, None, None)
         sizes = [sum(len(b["row"]) for b in shard["train"].iter_batches(batch_size=None)) for shard in shards]
         assert sum(sizes) == 30
         assert max(sizes) - min(sizes) <= 1
@@ -109,7 +109,7 @@ def test_hard_negatives_are_rendered(tmp_path: Path, tiny: ReasoningEmbedder, ti
     ]
     path = write_parquet(pa.Table.from_pylist(rows, pa.schema([*TRIPLETS, *NEGATIVES])), tmp_path / "mined.parquet")
     config = load_config(None, [f"run_dir={tmp_path}", f"paths.triplets={path}"])
-    got = table(corpus.load(config, ColdStartConfig(workers=2, max_negatives=2), tiny_folder))
+    got = table(corpus.load_triplets(config, ColdStartConfig(workers=2, max_negatives=2), tiny_folder))
     assert all(row["negative_keys"] == [identity("n1"), identity("n2")] for row in got)
     assert all(row["negative_ids"] == [tiny.renderer.item("hat"), tiny.renderer.item("scarf")] for row in got)
 
@@ -135,13 +135,13 @@ def test_bad_rows_are_named(tmp_path: Path, tiny_folder: Path, change: dict[str,
 def test_bad_files_are_named(tmp_path: Path, tiny_folder: Path) -> None:
     config = load_config(None, [f"run_dir={tmp_path}"])
     with pytest.raises(DataError, match="triplets.parquet does not exist"):
-        corpus.load(config, STAGE, tiny_folder)
+        corpus.load_triplets(config, STAGE, tiny_folder)
     write_parquet(pa.table({"query_id": ["q"], "query": ["a"], "cot": ["b"]}), config.path("triplets"))
     with pytest.raises(DataError, match="no column 'reasoning'"):
-        corpus.load(config, STAGE, tiny_folder)
+        corpus.load_triplets(config, STAGE, tiny_folder)
     write_parquet(TRIPLETS.empty_table(), config.path("triplets"))
     with pytest.raises(DataError, match="has no rows"):
-        corpus.load(config, STAGE, tiny_folder)
+        corpus.load_triplets(config, STAGE, tiny_folder)
     with pytest.raises(DataError, match="3 rows for 2 workers"):
         load(tmp_path / "few", tiny_folder, triplets(4)[:3])
 
@@ -160,7 +160,7 @@ def test_numbers_for_texts_are_refused(tmp_path: Path, tiny_folder: Path) -> Non
     path = write_parquet(pa.Table.from_pylist(rows), tmp_path / "numbers.parquet")
     config = load_config(None, [f"run_dir={tmp_path}", f"paths.triplets={path}"])
     with pytest.raises(DataError, match="'query' is a int: text is needed"):
-        corpus.load(config, STAGE, tiny_folder)
+        corpus.load_triplets(config, STAGE, tiny_folder)
 
 
 def test_too_long_is_cut_on_demand(tmp_path: Path, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:

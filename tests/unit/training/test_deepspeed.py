@@ -53,7 +53,7 @@ def full_gradient(engine: Any) -> torch.Tensor:
 
 def run_rank(rank: int, zero_stage: int, start: str, folder: str) -> None:
     """Every combination of terms and chunks from the same weights, then STEPS updates."""
-    from ray_apps.training.launch import engine_backward, full_state, make_engine, update
+    from ray_apps.training.deepspeed_engine import engine_backward, full_state, make_engine, update
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}

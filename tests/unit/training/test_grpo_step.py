@@ -176,7 +176,7 @@ def test_malformed_and_overlong_rollouts(tiny_folder: Path) -> None:
 
 def run_rank(number: int, zero_stage: int, start: str, folder: str) -> None:
     """This rank's share of every way and chunking, through a DeepSpeed engine."""
-    from ray_apps.training.launch import engine_backward, make_engine
+    from ray_apps.training.deepspeed_engine import engine_backward, make_engine
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
