@@ -1,1 +1,1 @@
-"""Capacity planning: a table of measured constants and one formula per quantity."""
+"""What a catalogue and its traffic need: a table and a formula."""

@@ -42,10 +42,10 @@ def curate(
     """Make the training set (query-CoT-item triplets and RL pairs) from queries, a teacher and a judge."""
     settings = load_config(config, overrides or [])
     if dry_run:
-        from ray_apps.curation.estimate import plan
+        from ray_apps.curation.estimate import estimate_curation
 
         typer.echo(to_yaml(settings))
-        typer.echo(plan(settings))
+        typer.echo(estimate_curation(settings))
         raise typer.Exit
     run_stage("curate", settings)
 

@@ -1,61 +1,65 @@
-"""What a curation would do and cost, before it is begun: rows, questions, tokens, time. Reckons; asks nobody."""
+"""The work and the cost of a curation, estimated before it runs. Asks no model."""
 
-import json
 from pathlib import Path
 
+import pyarrow as pa
+
 from lrem.config import Config, LlmConfig
-from lrem.curation.cost_estimate import LlmWorkload, estimate_cost
+from lrem.curation.cost_estimate import CHARACTERS_PER_TOKEN, LlmWorkload, estimate_cost
 from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
 from lrem.data.schema import read_items
-from ray_apps.curation import resumable
-from ray_apps.curation.curate import check, curation_run, resolved
-from ray_apps.curation.inputs import queries
+from ray_apps.curation.inputs import train_queries
+from ray_apps.curation.preflight import check_settings, resolve_settings
+from ray_apps.curation.resumable import is_cut, list_parts, missing_parts, total_counters
+from ray_apps.curation.run_folder import open_run
 
 
-def plan(config: Config) -> str:
-    """Some lines to print; an upper bound where difficulty is not known yet.
+def estimate_curation(config: Config) -> str:
+    """Return a few lines to print; upper bounds if an earlier run has not yet measured difficulty.
 
     Raises:
         DataError: an input cannot be used, or a setting lacks its model.
     """
-    config = resolved(config)
-    check(config)
-    folder = curation_run(config).folder
+    config = resolve_settings(config)
+    check_settings(config)
+    folder = open_run(config).folder
     items = read_items(config.path("items"))
-    sizes = [(table.num_rows, sum(map(len, table["query"].to_pylist()))) for table in queries(config)]
-    count, characters = sum(n for n, _ in sizes), sum(n for _, n in sizes)
-    hard = _known_hard(folder)
+    sizes = [(table.num_rows, _characters(table["query"])) for table in train_queries(config)]
+    count = sum(rows for rows, _ in sizes)
+    query = "q" * (sum(characters for _, characters in sizes) // count)  # of average length
+    hard = _hard_queries(folder)
     lines = [f"{count} queries, {items.num_rows} items; retriever {config.curate.retriever}"]
-    lines.append(f"hard: {hard} of them" if hard is not None else "hard: not known yet, so reckoned as all of them")
-    asked, query = count if hard is None else hard, "q" * (characters // count)
+    lines.append("hard: not known yet, so the estimate counts all" if hard is None else f"hard: {hard} of them")
     if config.curate.teacher == "llm":
-        llm = config.curate.llm
-        thought = "t" * (4 * llm.max_tokens)
-        messages = [reasoning_messages(query, None), extraction_messages(query, thought)]
-        calls = [LlmWorkload(asked, request) for request in messages]
-        lines.append(_told("teacher", llm, calls))
+        llm, queries = config.curate.llm, count if hard is None else hard
+        reasoning = "t" * (CHARACTERS_PER_TOKEN * llm.max_tokens)  # of maximum length
+        thinking = LlmWorkload(queries, reasoning_messages(query, None))
+        extracting = LlmWorkload(queries, extraction_messages(query, reasoning))
+        lines.append(_cost_line("teacher", llm, [thinking, extracting]))
     if config.curate.judge == "llm":
-        title = "t" * (sum(map(len, items["title"].to_pylist())) // items.num_rows)
-        pairs = count * config.curate.judged_per_query
-        lines.append(_told("judge", config.curate.judge_llm, [LlmWorkload(pairs, judge_messages(query, title))]))
-    parts = -(-count // config.curate.part_rows)
-    done = len(resumable.parts_of(folder / "decided"))
+        title = "t" * (_characters(items["title"]) // items.num_rows)
+        judging = LlmWorkload(count * config.curate.judged_per_query, judge_messages(query, title))
+        lines.append(_cost_line("judge", config.curate.judge_llm, [judging]))
+    parts, done = -(-count // config.curate.part_rows), len(list_parts(folder / "decided"))
     lines.append(f"{parts} parts of {config.curate.part_rows} queries, {done} of them done")
     return "\n".join(lines)
 
 
-def _known_hard(folder: Path) -> int | None:
-    """How many queries are hard, if an earlier run has found that out."""
-    cut = folder / "input" / "cut.json"
-    if not cut.exists() or len(resumable.parts_of(folder / "found")) < json.loads(cut.read_text())["parts"]:
+def _characters(texts: pa.ChunkedArray) -> int:
+    return sum(map(len, texts.to_pylist()))
+
+
+def _hard_queries(folder: Path) -> int | None:
+    """Return the number of hard queries if an earlier run has measured them all."""
+    if not is_cut(folder / "input") or missing_parts(folder / "input", folder / "found"):
         return None
-    return int(resumable.total(folder / "found")["hard"])
+    return int(total_counters(folder / "found")["hard"])
 
 
-def _told(who: str, llm: LlmConfig, calls: list[LlmWorkload]) -> str:
-    found = estimate_cost(calls, llm)
-    money = f", {found.money:.2f} at the prices set" if llm.price_in or llm.price_out else ""
+def _cost_line(role: str, llm: LlmConfig, workloads: list[LlmWorkload]) -> str:
+    cost = estimate_cost(workloads, llm)
+    money = f", {cost.money:.2f} at the configured prices" if llm.price_in or llm.price_out else ""
     return (
-        f"{who} {llm.model}: at most {found.requests} questions, {found.tokens_in:,} tokens in, "
-        f"{found.tokens_out:,} out{money}; {found.seconds / 3600:.1f} h at {llm.tokens_a_second:g} tokens/s"
+        f"{role} {llm.model}: at most {cost.requests} requests, {cost.tokens_in:,} tokens in, {cost.tokens_out:,} out"
+        f"{money}; {cost.seconds / 3600:.1f} h at {llm.tokens_a_second:g} tokens/s"
     )

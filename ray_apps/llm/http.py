@@ -1,8 +1,8 @@
 """Chat completions from an OpenAI-compatible server: concurrent requests, retries with backoff, Retry-After.
 
 A request is retried after a timeout, a lost connection, or a status that may pass (408, 409, 425, 429, 5xx); any other
-error fails its question at once. The run ends if the server cannot be reached, rejects the key, serves something else
-at this URL, demands a long pause, or fails many questions in a row.
+error is final. The run ends if the server cannot be reached, rejects the key, serves something else at this URL,
+demands a long pause, or fails many requests in a row.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ CONNECT_TIMEOUT_S = 10.0
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
 MAX_PAUSE_S = 600.0  # a server that demands a longer pause ends the run
 RETRYABLE = {408, 409, 425, 429}  # and every status from 500 on
-WRONG_ADDRESS = {301, 302, 303, 307, 308, 404, 405}  # unless the server has answered a question before
+WRONG_ADDRESS = {301, 302, 303, 307, 308, 404, 405}  # unless the server has answered a request before
 MAX_CONSECUTIVE_FAILURES = 20  # or twice the concurrency, if that is more
 
 
-async def ask_server(llm: LlmConfig, ledger: AnswerLedger, questions: Iterable[ChatRequest]) -> None:
-    """Send every unanswered question to `llm.url`, at most `llm.concurrency` at a time.
+async def ask_server(llm: LlmConfig, ledger: AnswerLedger, requests: Iterable[ChatRequest]) -> None:
+    """Send every unanswered request to `llm.url`, at most `llm.concurrency` at a time.
 
     Raises:
         DataError: the URL is invalid, or the server rejects the key.
@@ -42,10 +42,10 @@ async def ask_server(llm: LlmConfig, ledger: AnswerLedger, questions: Iterable[C
     key = os.environ.get(llm.key_variable, "").strip()
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     limits = httpx.Limits(max_connections=llm.concurrency, max_keepalive_connections=llm.concurrency)
-    timeout = httpx.Timeout(None, connect=min(CONNECT_TIMEOUT_S, llm.timeout_s))  # `_request` limits the whole request
+    timeout = httpx.Timeout(None, connect=min(CONNECT_TIMEOUT_S, llm.timeout_s))  # `_send` limits the whole request
     async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout) as client:
         endpoint = ChatEndpoint(client, llm, key, ledger)
-        unanswered = ledger.unanswered(questions)
+        unanswered = ledger.unanswered(requests)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(llm.concurrency):
@@ -55,7 +55,7 @@ async def ask_server(llm: LlmConfig, ledger: AnswerLedger, questions: Iterable[C
 
 
 class _RejectedError(Exception):
-    """The server will not answer this question, however often it is sent."""
+    """The server will not answer this request, however often it is sent."""
 
 
 class _TemporaryError(Exception):
@@ -73,24 +73,24 @@ class ChatEndpoint:
         self.client, self.llm, self.key, self.ledger = client, llm, key, ledger
         self.url = f"{(llm.url or '').rstrip('/')}/chat/completions"
         self.reached = False  # the server took a connection
-        self.accepted = False  # the server answered a question with status 200
+        self.accepted = False  # the server answered a request with status 200
         self.consecutive_failures = 0
         self.paused_until = 0.0  # on the event loop's clock
 
-    async def work(self, questions: Iterator[ChatRequest]) -> None:
-        """Settle one question after another; all workers share the iterator."""
-        for question in questions:
-            await self._settle(question)
+    async def work(self, requests: Iterator[ChatRequest]) -> None:
+        """Settle one request after another; all workers share the iterator."""
+        for request in requests:
+            await self._settle(request)
 
-    async def _settle(self, question: ChatRequest) -> None:
-        """Record the answer or the failure of one question, after at most `llm.retries` retries."""
+    async def _settle(self, request: ChatRequest) -> None:
+        """Record the answer or the failure of one request, after at most `llm.retries` retries."""
         for attempt in range(self.llm.retries + 1):
             await self._wait_for_pause()
             try:
-                text = await self._request(question)
+                text = await self._send(request)
             except _RejectedError as error:
                 self.consecutive_failures = 0
-                return self.ledger.record_failure(question.key, str(error))
+                return self.ledger.record_failure(request.key, str(error))
             except _TemporaryError as error:
                 reason = str(error)
                 self._pause(error.retry_after)
@@ -99,35 +99,35 @@ class ChatEndpoint:
                     await asyncio.sleep(random.uniform(0.5, 1.0) * backoff)
             else:
                 self.consecutive_failures = 0
-                return self.ledger.record_answers([(question.key, text)])
-        return self._give_up(question, reason)
+                return self.ledger.record_answers([(request.key, text)])
+        return self._give_up(request, reason)
 
-    def _give_up(self, question: ChatRequest, reason: str) -> None:
-        """Record a question whose retries are used up; end the run if the server is at fault.
+    def _give_up(self, request: ChatRequest, reason: str) -> None:
+        """Record a request whose retries are used up; end the run if the server is at fault.
 
         Raises:
-            ConnectionError: the server was never reached, or has failed many questions in a row.
+            ConnectionError: the server was never reached, or has failed many requests in a row.
         """
-        self.ledger.record_failure(question.key, reason)
+        self.ledger.record_failure(request.key, reason)
         self.consecutive_failures += 1
         if not self.reached:
             raise ConnectionError(f"no answer from {self.url} ({reason}): check `url` and that the server runs")
         if self.consecutive_failures >= max(MAX_CONSECUTIVE_FAILURES, 2 * self.llm.concurrency):
             raise ConnectionError(
-                f"{self.url} failed {self.consecutive_failures} questions in a row, the last with {reason}: check the "
+                f"{self.url} failed {self.consecutive_failures} requests in a row, the last with {reason}: check the "
                 "server, or raise timeout_s or retries, and rerun (answers are saved)"
             )
 
-    async def _request(self, question: ChatRequest) -> str:
+    async def _send(self, request: ChatRequest) -> str:
         """Send one request and return the answer's text.
 
         Raises:
-            _RejectedError, _TemporaryError: for this question.
+            _RejectedError, _TemporaryError: for this request.
             DataError, ConnectionError: for the run.
         """
         body = {
             "model": self.llm.model,
-            "messages": question.messages,
+            "messages": request.messages,
             "temperature": self.llm.temperature,
             "max_tokens": self.llm.max_tokens,
         }
@@ -143,7 +143,7 @@ class ChatEndpoint:
         return self._read(response)
 
     def _read(self, response: httpx.Response) -> str:
-        """Return the answer's text, or raise what the status means (see `_request`)."""
+        """Return the answer's text, or raise what the status means (see `_send`)."""
         status = response.status_code
         if status == 200:
             self.accepted = True

@@ -1,7 +1,7 @@
-"""AnswerStore from vLLM engines on Ray Data, one batch at a time.
+"""Answers from vLLM engines on Ray Data, one batch at a time.
 
 `ray.data.llm` starts its engines anew for every execution of a dataset, which takes half a minute or more, so one
-execution takes up to `QUESTIONS_PER_EXECUTION` questions. They wait in Ray's object store, spilled to disk when memory
+execution takes up to `REQUESTS_PER_EXECUTION` requests. They wait in Ray's object store, spilled to disk when memory
 is short; the driver holds one batch and the keys. The driver also builds and tokenizes the prompts, which saves three
 stages of actors.
 """
@@ -24,18 +24,18 @@ from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.resources import bundle
 from ray_apps.llm.failure_reason import failure_reason
 
-QUESTIONS_PER_EXECUTION = 100_000
+REQUESTS_PER_EXECUTION = 100_000
 BATCHES_PER_ENGINE = 8  # in an engine at once, so that it never idles while the last requests of a batch finish
 
 
-def ask_vllm(config: Config, llm: LlmConfig, ledger: AnswerLedger, questions: Iterable[ChatRequest]) -> None:
-    """Answer every unanswered question with `llm.actors` engines; start none if all are answered.
+def ask_vllm(config: Config, llm: LlmConfig, ledger: AnswerLedger, requests: Iterable[ChatRequest]) -> None:
+    """Answer every unanswered request with `llm.actors` engines; start none if all are answered.
 
     Raises:
         DataError: the tokenizer cannot be loaded, or no machine of the cluster can hold an engine.
         TimeoutError: there was no room for an engine, or no answer, in time.
     """
-    unanswered = ledger.unanswered(questions)
+    unanswered = ledger.unanswered(requests)
     first = next(unanswered, None)
     if first is None:
         return
@@ -45,18 +45,18 @@ def ask_vllm(config: Config, llm: LlmConfig, ledger: AnswerLedger, questions: It
         raise DataError(f"the tokenizer of {llm.model} cannot be loaded: {error}") from error
     generate, rest = _processor(config, llm), chain([first], unanswered)
     while batches := [
-        ray.put(table) for table in _batches(islice(rest, QUESTIONS_PER_EXECUTION), tokenizer, llm.batch_size)
+        ray.put(table) for table in _batches(islice(rest, REQUESTS_PER_EXECUTION), tokenizer, llm.batch_size)
     ]:
         rows = generate(from_arrow_refs(batches))
         for block in _completed_blocks(rows, config.ray.start_timeout_s, llm.timeout_s):
             _save(block, ledger)
 
 
-def _batches(questions: Iterator[ChatRequest], tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[pa.Table]:
+def _batches(requests: Iterator[ChatRequest], tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[pa.Table]:
     """Yield tables of key, tokenized_prompt; one block per batch, because engines return whole blocks."""
-    while batch := list(islice(questions, size)):
-        ids = pa.array([tokenize_prompt(question.messages, tokenizer) for question in batch], pa.list_(pa.int32()))
-        yield pa.table({"key": [question.key for question in batch], "tokenized_prompt": ids})
+    while batch := list(islice(requests, size)):
+        ids = pa.array([tokenize_prompt(request.messages, tokenizer) for request in batch], pa.list_(pa.int32()))
+        yield pa.table({"key": [request.key for request in batch], "tokenized_prompt": ids})
 
 
 def tokenize_prompt(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -16,7 +16,9 @@ from lrem.evaluation.trec import write_qrels, write_run
 from lrem.index.bulk_load import Batch, write
 from lrem.modeling.model import fingerprint
 from lrem.retrieval.retrievers import check_index
-from ray_apps.curation import bootstrap, curate, inputs
+from ray_apps.curation.bootstrap import bootstrap_settings
+from ray_apps.curation.inputs import train_queries
+from ray_apps.curation.preflight import resolve_settings
 from ray_apps.evaluation import evaluate
 from ray_apps.evaluation.inputs import oracle_reasonings, qrels_file, with_difficulty
 from ray_apps.evaluation.inputs import test_set as chosen
@@ -152,12 +154,12 @@ def test_the_two_best_are_compared_once() -> None:
 
 def test_a_share_is_kept_for_the_test_where_nothing_else_says_so(config: Config) -> None:
     def share(**change: Any) -> float | None:
-        return curate.resolved(changed(config, "curate", **change)).curate.test_share
+        return resolve_settings(changed(config, "curate", **change)).curate.test_share
 
     assert (share(), share(test_share=0.0), share(test_share=0.3)) == (0.1, 0.0, 0.3)
-    assert bootstrap.taught_by_catalogue(config).curate.test_share == 0
+    assert bootstrap_settings(config).curate.test_share == 0
     wanted = changed(config, "curate", test_share=0.2)
-    assert bootstrap.taught_by_catalogue(wanted).curate.test_share == 0.2
+    assert bootstrap_settings(wanted).curate.test_share == 0.2
     table(config.path("queries"), asked(split="train"))
     assert (share(), share(test_share=0.3)) == (0.0, 0.3)
     config.path("queries").unlink()
@@ -177,10 +179,10 @@ def test_no_near_duplicate_of_another_split_is_curated(config: Config) -> None:
         [{"query_id": q, "query": text, "split": split} for q, (text, split) in rows.items()],
     )
     left_out = Counter[str]()
-    kept = [q for found in inputs.queries(config, left_out) for q in found["query_id"].to_pylist()]
+    kept = [q for found in train_queries(config, left_out) for q in found["query_id"].to_pylist()]
     # "a" and "d" have the very words; "c" has four of its five; "b" two more than t1, "e" is too short to lose one
     assert (kept, left_out) == (["b", "e", "f"], {NEAR_OTHERS: 3})
     table(config.path("queries"), asked())
     left_out = Counter[str]()
-    assert sum(found.num_rows for found in inputs.queries(config, left_out)) == 3
+    assert sum(found.num_rows for found in train_queries(config, left_out)) == 3
     assert not left_out

@@ -1,4 +1,4 @@
-"""Questions to a language model, the settings of one at a URL, and a model that fails in every way a server can."""
+"""Requests to a language model, the settings of one at a URL, and a model that fails in every way a server can."""
 
 import email.utils
 import threading
@@ -16,7 +16,7 @@ SECRET = "sk-very-secret"
 
 
 class FlakyModel:
-    """AnswerStore by the first word of a prompt and by whether the prompt is new; counts what it sees."""
+    """Answers by the first word of a prompt and by whether the prompt is new; counts what it sees."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -71,11 +71,11 @@ def at_url(url: str, **settings: Any) -> LlmConfig:
     return LlmConfig(**({"engine": "url", "model": "m", "url": url, "concurrency": 4, "timeout_s": 1.0} | settings))
 
 
-def questions(llm: LlmConfig, prompts: Iterable[str]) -> Iterator[ChatRequest]:
+def requests(llm: LlmConfig, prompts: Iterable[str]) -> Iterator[ChatRequest]:
     for prompt in prompts:
         messages = [{"role": "user", "content": prompt}]
         yield ChatRequest(request_key(llm.model or "", messages, llm.temperature, llm.max_tokens), messages)
 
 
 def key(llm: LlmConfig, prompt: str) -> str:
-    return next(questions(llm, [prompt])).key
+    return next(requests(llm, [prompt])).key

@@ -17,7 +17,7 @@ from ray_apps.cluster.session import cluster
 from ray_apps.llm.client import ask_model
 from ray_apps.llm.vllm_batch import tokenize_prompt
 from tests.conftest import TITLES
-from tests.ray.llm.helpers import CONFIG, questions
+from tests.ray.llm.helpers import CONFIG, requests
 
 CHATML = (
     "{% for m in messages %}<query>{{ m['role'] }} {{ m['content'] }}<eos>{% endfor %}"
@@ -38,28 +38,28 @@ def test_a_prompt_follows_the_chat_template_or_is_plain_lines() -> None:
 
 @pytest.fixture(scope="module")
 def talkative(tiny: ReasoningEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with larger random weights, which answers differently to different questions."""
+    """A model with larger random weights, which answers different requests differently."""
     state = {name: 10 * w if "proj" in name else w for name, w in tiny.lm.state_dict().items()}
     tiny.save(folder := tmp_path_factory.mktemp("talkative") / "model", state)
     return folder
 
 
-def greedy(folder: Path, questions: list[ChatRequest], length: int) -> dict[str, str]:
+def greedy(folder: Path, requests: list[ChatRequest], length: int) -> dict[str, str]:
     """Return the answers of transformers by key; half a character at the end is dropped, as vLLM does."""
     model, texts = ReasoningEmbedder.load(folder), {}
-    for question in questions:
-        ids = torch.tensor([tokenize_prompt(question.messages, model.tokenizer)])
+    for request in requests:
+        ids = torch.tensor([tokenize_prompt(request.messages, model.tokenizer)])
         output = model.lm.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)
         text = str(model.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
-        texts[question.key] = text.rstrip("\ufffd")
+        texts[request.key] = text.rstrip("\ufffd")
     return texts
 
 
 @pytest.mark.slow
 def test_vllm_answers_as_transformers_does(talkative: Path, answers: AnswerStore) -> None:
     llm = LlmConfig(model=str(talkative), dtype="float32", max_model_len=64, max_tokens=8, batch_size=2)
-    short = list(questions(llm, TITLES[:7]))
-    [long] = questions(llm, ["red wool coat " * 60])
+    short = list(requests(llm, TITLES[:7]))
+    [long] = requests(llm, ["red wool coat " * 60])
     answers.put([(short[3].key, "known before")])
     progress: list[int] = []
     with cluster(CONFIG):
@@ -85,7 +85,7 @@ def test_vllm_without_an_answer_times_out(talkative: Path, answers: AnswerStore)
     started = time.monotonic()
     message = r"1\.08 s .*ray\.start_timeout_s \+ 8 × timeout_s"
     with pytest.raises(TimeoutError, match=message), cluster(config):
-        ask_model(config, llm, questions(llm, ["red coat"]), answers)
+        ask_model(config, llm, requests(llm, ["red coat"]), answers)
     assert time.monotonic() - started < 120
     time.sleep(3)
     assert not ray.is_initialized(), "something kept calling Ray, which started a cluster for it"
