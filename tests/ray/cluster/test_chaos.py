@@ -28,20 +28,18 @@ from benchmarks.chaos_reinforce import steps_done as rl_steps_done
 from lrem.data.files import write_json
 from ray_apps.cluster.session import cluster
 from ray_apps.training.checkpoints import STATE
-from tests.ray.training.test_cold_start import (
+from tests.ray.training.cold_start_runs import (
     EPOCHS,
-    LREM,
     SETTINGS,
     STEPS,
-    consumed,
+    consumed_rows,
     corpus_ids,
-    start,
+    start_run,
     steps_done,
     stop_at_step_5,
-    wait_until,
-    workers_up,
     write_data,
 )
+from tests.ray.training.helpers import LREM, wait_for_workers, wait_until
 from tests.ray_cluster import RayHead, ray_node
 from tests.serving import build_world, replicas, running
 
@@ -76,7 +74,9 @@ def told(request: pytest.FixtureRequest) -> Iterator[list[Fault]]:
 def rows_lost(run: Path, epochs: int = EPOCHS) -> int:
     """Rows that an epoch did not train exactly once."""
     wanted = corpus_ids(run)
-    return sum(((consumed(run, epoch) - wanted) + (wanted - consumed(run, epoch))).total() for epoch in range(epochs))
+    return sum(
+        ((consumed_rows(run, epoch) - wanted) + (wanted - consumed_rows(run, epoch))).total() for epoch in range(epochs)
+    )
 
 
 def ended(process: subprocess.Popen[str], code: int, limit: float = 400) -> str:
@@ -88,13 +88,13 @@ def ended(process: subprocess.Popen[str], code: int, limit: float = 400) -> str:
 
 def test_a_training_worker_is_killed(told: list[Fault], tmp_path: Path) -> None:
     write_data(tmp_path)
-    with start(tmp_path) as process:
-        workers = workers_up(process)
+    with start_run(tmp_path) as process:
+        workers = wait_for_workers(process)
         wait_until(lambda: steps_done(tmp_path) >= 5, process, "step 5")
         workers[-1].send_signal(signal.SIGKILL)
         assert steps_done(tmp_path) < STEPS
         began = time.monotonic()
-        workers_up(process, workers)
+        wait_for_workers(process, workers)
         seconds = time.monotonic() - began
         ended(process, 0)
     lost = rows_lost(tmp_path)
@@ -319,8 +319,8 @@ def test_the_disk_is_full_during_a_checkpoint(told: list[Fault], tmp_path: Path)
         pytest.skip(f"a small disk cannot be mounted here ({mounted.stderr.strip()}): run this as root")
     try:
         write_data(run)
-        with start(run) as process:
-            workers = workers_up(process)
+        with start_run(run) as process:
+            workers = wait_for_workers(process)
             wait_until(lambda: steps_done(run) >= 4, process, "step 4")
             for worker in workers:
                 worker.suspend()
@@ -336,7 +336,7 @@ def test_the_disk_is_full_during_a_checkpoint(told: list[Fault], tmp_path: Path)
         assert "--resume" in said
         assert not list((run / "checkpoints/cold_start").glob(".step-*"))
         ballast.unlink()
-        with start(run, resume=True) as process:
+        with start_run(run, resume=True) as process:
             ended(process, 0)
         lost = rows_lost(run)
     finally:
@@ -359,7 +359,7 @@ def test_a_checkpoint_is_cut_short(told: list[Fault], tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "checkpoints/cold_start")
     for log in (tmp_path / "logs").iterdir():
         log.unlink() if log.is_file() else shutil.rmtree(log)
-    with start(tmp_path) as process:
+    with start_run(tmp_path) as process:
         ended(process, 0)
     lost = rows_lost(tmp_path)
     told.append(
@@ -379,7 +379,7 @@ def test_one_bit_of_a_checkpoint_turns(told: list[Fault], tmp_path: Path) -> Non
     file.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :])
     assert f"{file.name} was altered" in refused(state)
     file.write_bytes(whole)
-    with start(tmp_path, resume=True) as process:
+    with start_run(tmp_path, resume=True) as process:
         ended(process, 0)
     lost = rows_lost(tmp_path)
     told.append(
@@ -395,7 +395,7 @@ def test_one_bit_of_a_checkpoint_turns(told: list[Fault], tmp_path: Path) -> Non
 def stopped_run(run: Path) -> Path:
     """The state of the checkpoint of a run that was stopped half-way."""
     write_data(run)
-    with start(run) as process:
+    with start_run(run) as process:
         stop_at_step_5(run, process)
         ended(process, 130)
     [state] = (run / "checkpoints/cold_start").glob(f"step-*/{STATE}")
@@ -405,7 +405,7 @@ def stopped_run(run: Path) -> Path:
 
 def refused(state: Path) -> str:
     """What --resume says of a damaged checkpoint."""
-    with start(state.parents[3], resume=True) as process:
+    with start_run(state.parents[3], resume=True) as process:
         said = ended(process, 1)
     assert f"{state} cannot be read" in said
     assert "to start over" in said
