@@ -14,7 +14,7 @@ from lrem.data.files import write_parquet
 from lrem.data.schema import RL_PAIRS
 from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
-from lrem.training.rewards import Outcome
+from lrem.training.rewards import RolloutOutcome
 from ray_apps.cluster.session import cluster
 from ray_apps.rollouts.engines import TransformersEngine
 from ray_apps.training import reinforce
@@ -119,7 +119,7 @@ def test_rollouts_one_step_behind(cold_start_model: Path, tmp_path: Path) -> Non
 BREVITY = "tests.ray.training.test_reinforce:brevity"
 
 
-def brevity(outcome: Outcome) -> torch.Tensor:
+def brevity(outcome: RolloutOutcome) -> torch.Tensor:
     """Return a user's own reward."""
     return 1 / (1 + outcome.lengths.float())
 
