@@ -1,1 +1,1 @@
-"""From a teacher's reasonings to triplets: keyword rules and the difference set. Pure functions."""
+"""Curation: import, bootstrap, difficulty, teacher, rules, judge and split, as functions of tables and rankings."""

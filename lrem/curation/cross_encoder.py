@@ -1,4 +1,4 @@
-"""A cross-encoder of sentence-transformers as a judge: a query and a title in, relevance from 0 to 1 out."""
+"""A sentence-transformers cross-encoder as judge: a query and titles in, relevance from 0 to 1 out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,26 +7,30 @@ from lrem.errors import DataError
 
 
 class CrossEncoderJudge:
-    """A model with one output; whatever activation its folder names, the score is its sigmoid.
+    """A cross-encoder with one output. The score is its sigmoid, whatever activation its folder names.
 
     Raises:
-        DataError: the package is missing, the model cannot be loaded, or it has more than one output.
+        DataError: the package is missing, the model cannot be loaded, or it has several outputs.
     """
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, model: str) -> None:
         try:
             import torch
             from sentence_transformers import CrossEncoder
         except ImportError as error:
-            raise DataError(f"{spec} needs sentence-transformers: pip install sentence-transformers") from error
+            raise DataError(f"{model} needs sentence-transformers: pip install sentence-transformers") from error
         try:
-            self._model: Any = CrossEncoder(spec, activation_fn=torch.nn.Sigmoid())
+            self._model: Any = CrossEncoder(model, activation_fn=torch.nn.Sigmoid())
         except (OSError, ValueError) as error:
-            raise DataError(f"the cross-encoder {spec} cannot be loaded ({error}): name a folder or a model") from error
+            raise DataError(
+                f"the cross-encoder {model} cannot be loaded ({error}): name a folder or a model"
+            ) from error
         if self._model.num_labels != 1:
-            raise DataError(f"the cross-encoder {spec} has {self._model.num_labels} outputs: relevance alone is needed")
+            raise DataError(
+                f"the cross-encoder {model} has {self._model.num_labels} outputs: use one with a single output"
+            )
 
     def scores(self, query: str, titles: Sequence[str]) -> list[float]:
-        """The relevance of each title, 0 to 1."""
+        """Return the relevance of each title, from 0 to 1."""
         pairs = [(query, title) for title in titles]
         return [float(score) for score in self._model.predict(pairs, show_progress_bar=False)] if pairs else []
