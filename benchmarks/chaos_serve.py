@@ -45,7 +45,7 @@ from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from ray_apps.cluster.session import cluster
 from ray_apps.serving import deploy
-from ray_apps.serving.generation import NAME, plan
+from ray_apps.serving.generation import NAME, plan_generation
 
 CALLERS, SHARDS = 8, 2
 VICTIMS = {"reasoner": "Reasoner", "embedder": "Embedder", "shard": "IndexShard", "ingress": "Ingress"}
@@ -173,7 +173,7 @@ def unready(config: Config) -> str:
     served = config.serve
     wanted = {"Generation": 1, "Reasoner": served.reasoner.replicas, "Embedder": served.embedder.replicas}
     wanted |= {f"IndexShard{i}": served.shard.replicas for i in range(served.shards)}
-    parts = {(plan(config).name, name): count for name, count in wanted.items()}
+    parts = {(plan_generation(config).name, name): count for name, count in wanted.items()}
     parts[NAME, "Ingress"] = served.ingress.replicas
     status = ray_serve.status().applications
     counted = {(one, name): dict(at.replica_states) for one in status for name, at in status[one].deployments.items()}
@@ -198,7 +198,7 @@ def on_disk(config: Config) -> tuple[dict[str, Value], int]:
     embedder = ReasoningEmbedder.load(config.path("model")).eval()
     values: dict[str, Value] = {}
     strange = 0
-    for folder in sorted(plan(config).folder.glob(f"shard-*-of-{SHARDS}")):
+    for folder in sorted(plan_generation(config).folder.glob(f"shard-*-of-{SHARDS}")):
         collection = Collection(folder)
         stored = collection.get([item_id for item_id, _ in collection.scroll(len(collection)).items])
         collection.close()

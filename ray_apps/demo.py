@@ -47,7 +47,7 @@ def run(config: Config) -> None:
                 console.print(f"the search page is at {address} (Ctrl-C stops it)", highlight=False)
                 signal.pause()
         finally:
-            deploy.leave()
+            deploy.stop_if_owner()
 
 
 def _with_examples(config: Config, examples: list[dict[str, Any]]) -> Config:

@@ -1,4 +1,4 @@
-"""What the tests of the service share: a small world to serve, and ways to ask it."""
+"""Shared by the tests of the service: a small world to serve, requests, and faults of its replicas."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import numpy as np
 import openai
 import psutil
 import pyarrow as pa
@@ -13,7 +14,7 @@ import torch
 
 from lrem.config import Config, ModelConfig
 from lrem.data.files import sha256, write_parquet
-from lrem.index import Collection
+from lrem.index import Collection, Hit
 from lrem.index.bulk_load import Batch, write
 from lrem.index.snapshot import load
 from lrem.modeling.model import ReasoningEmbedder
@@ -35,7 +36,7 @@ QUERIES = [f"{thing} in {colour}" for colour, thing in zip(COLOURS, THINGS, stri
 
 
 class Served(NamedTuple):
-    """A running application, and the same model and index in this process."""
+    """A running service, and the same model and index in this process."""
 
     url: str
     http: httpx.Client
@@ -44,10 +45,10 @@ class Served(NamedTuple):
 
 
 def build_world(folder: Path, port: int, seed: int = 0, **serving: Any) -> Config:
-    """A model with random weights, and an index of TITLES with awkward payload; two shards."""
+    """A model with random weights, and an index of TITLES, with nulls in payloads and lists; two shards."""
     sizes = ModelConfig(vocab_size=400, hidden_size=64, intermediate_size=96, layers=2, heads=2, kv_heads=2)
     embedder = ReasoningEmbedder.from_config(sizes, train_tokenizer(TITLES * 4, 400), seed).eval()
-    with torch.no_grad():  # a model with random, tied weights repeats its last token: not `<think>`, please
+    with torch.no_grad():  # random, tied weights repeat the last token: keep them from repeating `<think>`
         embedder.lm.get_input_embeddings().weight[embedder.renderer.think] = 0
     embedder = embedder.with_matryoshka((16, 32))
     model = embedder.save(folder / "model")
@@ -70,8 +71,8 @@ def build_world(folder: Path, port: int, seed: int = 0, **serving: Any) -> Confi
 
 
 @contextmanager
-def running(config: Config, **headers: str) -> Iterator[Served]:
-    """The application over a world, started and stopped again."""
+def running_service(config: Config, **headers: str) -> Iterator[Served]:
+    """The service over a world, started and stopped again."""
     url = deploy.start(config)
     try:
         embedder = ReasoningEmbedder.load(config.path("model")).eval()
@@ -84,55 +85,66 @@ def running(config: Config, **headers: str) -> Iterator[Served]:
 
 
 def search(served: Served, **body: Any) -> dict[str, Any]:
-    """The answer to a search that succeeds."""
-    answer = served.http.post("/v1/search", json=body)
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
+    """Return the JSON of a search, which must succeed."""
+    response = served.http.post("/v1/search", json=body)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
 
 
-def client(served: Served, key: str = "none") -> openai.OpenAI:
-    """OpenAI's own client."""
+def openai_client(served: Served, key: str = "none") -> openai.OpenAI:
+    """Return OpenAI's own client of the service."""
     return openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0)
 
 
-def assert_error(answer: httpx.Response, status: int, part: str) -> None:
-    """The one shape of errors."""
-    assert answer.status_code == status, answer.text
-    body = answer.json()
+def assert_error(response: httpx.Response, status: int, fact: str) -> None:
+    """Assert that a response is an error of the one shape, whose message contains `fact`."""
+    assert response.status_code == status, response.text
+    body = response.json()
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "code"}
-    assert part in body["error"]["message"], body
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 504: "timeout_error"}
-    assert body["error"]["type"] == kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    assert fact in body["error"]["message"], body
+    types = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 504: "timeout_error"}
+    assert body["error"]["type"] == types.get(status, "server_error" if status >= 500 else "invalid_request_error")
 
 
-def replicas(deployment: str) -> list[psutil.Process]:
-    """The processes of a deployment's replicas, of this test's own Ray."""
+def assert_same_items(items: list[dict[str, Any]], hits: list[Hit]) -> None:
+    """Assert that items of a response are the hits of a search in this process."""
+    assert [item["item_id"] for item in items] == [hit.item_id for hit in hits]
+    np.testing.assert_allclose([item["score"] for item in items], [hit.score for hit in hits], atol=1e-5)
+
+
+def shorten(vectors: np.ndarray, length: int) -> np.ndarray:
+    """Return the first `length` numbers of each vector, at unit length."""
+    return vectors[:, :length] / np.linalg.norm(vectors[:, :length], axis=1, keepdims=True)
+
+
+def replica_processes(deployment: str) -> list[psutil.Process]:
+    """Return the processes of a deployment's replicas, of this test's own Ray."""
     family = psutil.Process().children(recursive=True)
-    return [process for process in family if f":{deployment}" in "".join(_words(process)[:1]).split(".")[0]]
+    return [process for process in family if f":{deployment}" in "".join(_command(process)[:1]).split(".")[0]]
 
 
 @contextmanager
-def suspended(deployment: str) -> Iterator[None]:
-    """The replicas of a deployment held still: they neither answer nor end."""
-    found = replicas(deployment)
-    assert found, f"no replica of {deployment}"
-    for process in found:
+def suspend(deployment: str) -> Iterator[None]:
+    """Suspend the replicas of a deployment: they neither answer nor end."""
+    processes = replica_processes(deployment)
+    assert processes, f"no replica of {deployment}"
+    for process in processes:
         process.suspend()
     try:
         yield
     finally:
-        for process in found:
+        for process in processes:
             process.resume()
 
 
-def counted(served: Served, series: str) -> float:
-    """A number of /metrics, 0 where it is not there; `series` with its labels."""
+def metric_value(served: Served, series: str) -> float:
+    """Return the value of a series of /metrics (name and labels), 0 if it does not exist."""
     lines = (line.rsplit(" ", 1) for line in served.http.get("/metrics").text.splitlines() if line[:1] != "#")
     return float(dict(lines).get(series, 0))
 
 
-def _words(process: psutil.Process) -> list[str]:
+def _command(process: psutil.Process) -> list[str]:
     try:
         return list(process.cmdline())
     except psutil.Error:

@@ -34,7 +34,7 @@ def serve(
         try:
             signal.pause()
         finally:
-            if not deploy.leave():
+            if not deploy.stop_if_owner():
                 console.print("another `lrem serve` has taken over; its application keeps running", highlight=False)
 
 
@@ -56,7 +56,7 @@ def search(
 
     settings = load_config(config, overrides or [])
     mode = "auto" if reason else "never"
-    client.show(client.search(url or base_url(settings), query, k, mode, where, key))
+    client.print_results(client.search(url or base_url(settings), query, k, mode, where, key))
 
 
 def demo(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:

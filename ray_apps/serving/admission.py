@@ -1,138 +1,148 @@
-"""Who gets in: the length of a body, how many requests are under way, and what a bearer key may do.
-
-Knows HTTP and the ingress that it stands before; does not know what is asked.
-"""
+"""Admission of requests: the size of a body, the number of requests in progress, the scope of a bearer key."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from ray import serve
+from starlette import types as asgi
 
+from lrem.config import ServeConfig
 from ray_apps.serving.auth import Scope, scope_of
-from ray_apps.serving.errors import ServiceError, error_answer
-from ray_apps.serving.search_backend import busy
+from ray_apps.serving.errors import ServiceError, error_response, too_many_requests
+from ray_apps.serving.metrics import ServingMetrics
 
-LEFT = 499  # nginx's status of a client that did not wait for its answer: no failure of ours
-UNCOUNTED = ("/healthz", "/readyz", "/metrics")  # they answer however much is under way
-
-
-def _ingress() -> Any:
-    """The ingress of this process (ingress.Ingress)."""
-    return serve.get_replica_context().servable_object
+CLIENT_CLOSED = 499  # nginx's status for a client that did not wait for its response: no failure of the service
+UNLIMITED = ("/healthz", "/readyz", "/metrics")  # answered however many requests are in progress
 
 
-class Door:
-    """Refuses a body that is too long, before anything reads it whole, and counts the answers."""
+class IngressState(Protocol):
+    """What admission reads and counts in the ingress of this process (ingress.Ingress)."""
 
-    def __init__(self, app: Any) -> None:
+    settings: ServeConfig
+    metrics: ServingMetrics
+    keys: dict[str, Scope]
+    in_progress: int
+
+
+def _ingress() -> IngressState:
+    return cast(IngressState, serve.get_replica_context().servable_object)
+
+
+class BodyLimitMiddleware:
+    """ASGI middleware: refuses a body that is too large before anything reads it whole, and counts the responses."""
+
+    def __init__(self, app: asgi.ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request of the ASGI protocol."""
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        """Handle one request of the ASGI protocol."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         ingress, status = _ingress(), 0
 
-        async def counted(message: Any) -> None:
+        async def send_and_note(message: asgi.Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            limit = int(ingress.settings.max_body_mb * 2**20)
-            try:
-                async with asyncio.timeout(ingress.settings.timeout_s):
-                    body = await _body(scope, receive, limit)
-            except TimeoutError:
-                message = f"the body did not come within {ingress.settings.timeout_s:g} s: send it again"
-                await error_answer(408, message, "slow_body")(scope, receive, counted)
-                return
-            if body is None:
-                message = f"the body has more than {limit / 2**20:g} MiB: send less at once, or raise serve.max_body_mb"
-                await error_answer(413, message, "too_long")(scope, receive, counted)
-            else:
-                await self.app(scope, _replay(body, receive), counted)
+            await self._handle(ingress.settings, scope, receive, send_and_note)
         except asyncio.CancelledError:
-            status = status or LEFT
+            status = status or CLIENT_CLOSED
             raise
         finally:
             route = scope.get("route")
-            ingress.measures.request(getattr(route, "path", "unknown"), status or 500)
+            ingress.metrics.count_request(getattr(route, "path", "unknown"), status or 500)
+
+    async def _handle(self, settings: ServeConfig, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        limit = int(settings.max_body_mb * 2**20)
+        try:
+            async with asyncio.timeout(settings.timeout_s):
+                messages = await _read_body(scope, receive, limit)
+        except TimeoutError:
+            message = f"the body did not arrive within {settings.timeout_s:g} s: send it again"
+            await error_response(408, message, "slow_body")(scope, receive, send)
+            return
+        if messages is None:
+            message = f"the body has more than {limit / 2**20:g} MiB: send less at once, or raise serve.max_body_mb"
+            await error_response(413, message, "too_long")(scope, receive, send)
+        else:
+            await self.app(scope, _replay(messages, receive), send)
 
 
-async def _body(scope: Any, receive: Any, limit: int) -> list[Any] | None:
-    """The messages of a body; None where they are longer than `limit`, or say that they will be."""
-    length = dict(scope["headers"]).get(b"content-length", b"0")
-    parts, read = [], int(length) if length.isdigit() else 0
-    if read > limit:
+async def _read_body(scope: asgi.Scope, receive: asgi.Receive, limit: int) -> list[asgi.Message] | None:
+    """Return the messages of a body; None if it is, or announces to be, longer than `limit` bytes."""
+    announced = dict(scope["headers"]).get(b"content-length", b"0")
+    if announced.isdigit() and int(announced) > limit:
         return None
-    read = 0
+    messages, length = [], 0
     while True:
         message = await receive()
-        parts.append(message)
-        read += len(message.get("body", b""))
-        if read > limit:
+        messages.append(message)
+        length += len(message.get("body", b""))
+        if length > limit:
             return None
         if not message.get("more_body"):
-            return parts
+            return messages
 
 
-def _replay(parts: list[Any], receive: Any) -> Any:
-    rest = iter(parts)
+def _replay(messages: list[asgi.Message], receive: asgi.Receive) -> asgi.Receive:
+    """Return a `receive` that gives messages that were read already, then new ones."""
+    unread = iter(messages)
 
-    async def again() -> Any:
-        return next(rest, None) or await receive()
+    async def replay() -> asgi.Message:
+        return next(unread, None) or await receive()
 
-    return again
+    return replay
 
 
-async def admit(request: Request) -> AsyncIterator[None]:
-    """A dependency of every route: no more than `serve.max_requests` are under way.
+async def limit_requests(request: Request) -> AsyncIterator[None]:
+    """Dependency of every route: at most `serve.max_requests` are in progress.
 
     Raises:
         ServiceError: 429, there are that many.
     """
     ingress = _ingress()
-    if request.scope["route"].path in UNCOUNTED:
+    if request.scope["route"].path in UNLIMITED:
         yield
         return
-    if ingress.under_way >= ingress.settings.max_requests:
-        raise busy()
-    ingress.under_way += 1
-    ingress.measures.under_way(ingress.under_way)
+    if ingress.in_progress >= ingress.settings.max_requests:
+        raise too_many_requests()
+    ingress.in_progress += 1
+    ingress.metrics.set_in_progress(ingress.in_progress)
     try:
         yield
     finally:
-        ingress.under_way -= 1
-        ingress.measures.under_way(ingress.under_way)
+        ingress.in_progress -= 1
+        ingress.metrics.set_in_progress(ingress.in_progress)
 
 
-bearer = HTTPBearer(auto_error=False, description="A key of serve.keys_file; none is needed where it is not set.")
+bearer = HTTPBearer(auto_error=False, description="A key of serve.keys_file; not needed if that is not set.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 
-async def reader(credentials: Credentials) -> None:
-    """A dependency of what reads. Raises ServiceError 401 without a known key."""
+async def require_reader(credentials: Credentials) -> None:
+    """Dependency of routes that read. Raises ServiceError 401 without a known key."""
     _require(credentials, "read")
 
 
-async def writer(credentials: Credentials) -> None:
-    """A dependency of what writes. Raises ServiceError 401 without a known key, 403 with one that may only read."""
+async def require_writer(credentials: Credentials) -> None:
+    """Dependency of routes that write. Raises ServiceError 401 without a known key, 403 if it may only read."""
     _require(credentials, "write")
 
 
-def _require(credentials: HTTPAuthorizationCredentials | None, scope: Scope) -> None:
+def _require(credentials: HTTPAuthorizationCredentials | None, required: Scope) -> None:
     keys = _ingress().keys
     if not keys:
         return
     if credentials is None:
         raise ServiceError(401, "no key was sent: add the header 'Authorization: Bearer KEY'", "no_key")
-    may = scope_of(keys, credentials.credentials)
-    if may is None:
-        raise ServiceError(401, "the key is not known here: it has to stand in serve.keys_file", "unknown_key")
-    if scope == "write" and may == "read":
+    scope = scope_of(keys, credentials.credentials)
+    if scope is None:
+        raise ServiceError(401, "the key is not known here: add it to serve.keys_file", "unknown_key")
+    if required == "write" and scope == "read":
         raise ServiceError(403, "the key may read, not write: use one with the scope 'write'", "read_only")

@@ -1,7 +1,4 @@
-"""Who may do what: bearer keys with scopes, kept as digests, compared in constant time.
-
-Knows a file of keys; does not know HTTP.
-"""
+"""Bearer keys and their scopes: read from a file, kept as digests, compared in constant time."""
 
 import hashlib
 import hmac
@@ -13,14 +10,14 @@ from lrem.errors import ConfigError
 
 Scope = Literal["read", "write"]
 SCOPES = ("read", "write")
-SHORTEST = 16  # characters of a key
+MIN_KEY_LENGTH = 16  # characters
 
 
 def read_keys(file: Path) -> dict[str, Scope]:
-    """digest → scope, of a file with a line `read KEY` or `write KEY` for each; `write` may also read.
+    """Return digest → scope of a file with one line `read KEY` or `write KEY` per key; `write` may also read.
 
     Raises:
-        ConfigError: the file is not there, a line is none of the two, or a key is short.
+        ConfigError: the file does not exist, a line is neither of the two, or a key is too short.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -31,35 +28,35 @@ def read_keys(file: Path) -> dict[str, Scope]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         scope, _, key = line.strip().partition(" ")
-        if scope not in SCOPES or len(key.strip()) < SHORTEST or not key.isascii():
+        if scope not in SCOPES or len(key.strip()) < MIN_KEY_LENGTH or not key.isascii():
             raise ConfigError(
-                f"{file}, line {number}: write 'read KEY' or 'write KEY' with a key of {SHORTEST} or more characters"
+                f"{file}, line {number}: write 'read KEY' or 'write KEY', with at least {MIN_KEY_LENGTH} characters"
             )
         keys[digest(key.strip())] = "write" if scope == "write" else "read"
     if not keys:
-        raise ConfigError(f"{file} holds no key: write 'read KEY' or 'write KEY' on a line each")
+        raise ConfigError(f"{file} holds no key: write one line 'read KEY' or 'write KEY' per key")
     return keys
 
 
 def digest(key: str) -> str:
-    """What is kept of a key."""
+    """Return the SHA-256 of a key: keys themselves are not kept."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def scope_of(keys: dict[str, Scope], key: str) -> Scope | None:
-    """What a key may do; it is compared with every one, so that the time says nothing."""
-    given, found = digest(key), None
+    """Return the scope of a key, None if it is unknown; compares with every key, so that timing reveals nothing."""
+    key_digest, result = digest(key), None
     for known, scope in keys.items():
-        if hmac.compare_digest(known, given):
-            found = scope
-    return found
+        if hmac.compare_digest(known, key_digest):
+            result = scope
+    return result
 
 
 def require_loopback(host: str) -> None:
-    """Without keys only this machine may ask.
+    """Refuse to serve without keys on an address that other machines can reach.
 
     Raises:
-        ConfigError: others could reach `host`.
+        ConfigError: `host` is not a loopback address.
     """
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -1,6 +1,6 @@
-"""Calls that come while others are under way go together in the next one: a hop between processes is what costs.
+"""Request batcher: calls that arrive while others are in progress share the next one, to save hops between processes.
 
-Knows asyncio; does not know what is called. Nobody waits for company: an idle lane takes what there is.
+No call waits for company: a free lane takes whatever is queued.
 """
 
 import asyncio
@@ -10,58 +10,58 @@ from typing import Generic, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
-MOST = 64  # that go together
+MAX_BATCH = 64
 
 
 class Batcher(Generic[A, B]):
-    """One function over many arguments, called as if it took one.
+    """A function over a list of arguments, called as if it took one argument.
 
     Args:
-        call: arguments → their results, in order.
-        lanes: calls under way at once.
-        timeout_s: of a call.
+        function: arguments → their results, in order.
+        lanes: calls in progress at once.
+        timeout_s: of one call.
     """
 
-    def __init__(self, call: Callable[[list[A]], Awaitable[list[B]]], lanes: int, timeout_s: float) -> None:
-        self._call, self._lanes, self._timeout_s = call, lanes, timeout_s
-        self._waiting: list[tuple[A, asyncio.Future[B]]] = []
-        self._flights: set[asyncio.Task[None]] = set()
+    def __init__(self, function: Callable[[list[A]], Awaitable[list[B]]], lanes: int, timeout_s: float) -> None:
+        self._function, self._lanes, self._timeout_s = function, lanes, timeout_s
+        self._queue: list[tuple[A, asyncio.Future[B]]] = []
+        self._in_progress: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, one: A) -> B:
-        """The result of one argument; whatever the call raises, all that went together raise."""
+    async def __call__(self, argument: A) -> B:
+        """Return the result of one argument; an error of the call is raised to every caller in its batch."""
         future: asyncio.Future[B] = asyncio.get_running_loop().create_future()
-        self._waiting.append((one, future))
+        self._queue.append((argument, future))
         self._start()
         try:
             return await future
         finally:
-            self._waiting = [waiting for waiting in self._waiting if waiting[1] is not future]
+            self._queue = [entry for entry in self._queue if entry[1] is not future]
 
     def _start(self) -> None:
-        while self._waiting and len(self._flights) < self._lanes:
-            together, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-            # in the context of the first caller Serve would cancel the call for all when that one leaves
-            alone = contextvars.Context()
-            flight = asyncio.get_running_loop().create_task(self._fly(together), context=alone)
-            self._flights.add(flight)
-            flight.add_done_callback(self._landed, context=alone)
+        while self._queue and len(self._in_progress) < self._lanes:
+            batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
+            # in the first caller's context, Serve would cancel the call for the whole batch when that caller leaves
+            empty = contextvars.Context()
+            task = asyncio.get_running_loop().create_task(self._run(batch), context=empty)
+            self._in_progress.add(task)
+            task.add_done_callback(self._finish, context=empty)
 
-    def _landed(self, flight: asyncio.Task[None]) -> None:
-        self._flights.discard(flight)
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._in_progress.discard(task)
         self._start()
 
-    async def _fly(self, together: list[tuple[A, asyncio.Future[B]]]) -> None:
-        wanted = [(one, future) for one, future in together if not future.done()]  # who left is left out
-        if not wanted:
+    async def _run(self, batch: list[tuple[A, asyncio.Future[B]]]) -> None:
+        batch = [(argument, future) for argument, future in batch if not future.done()]  # without callers who left
+        if not batch:
             return
         try:
             async with asyncio.timeout(self._timeout_s):
-                results = await self._call([one for one, _ in wanted])
+                results = await self._function([argument for argument, _ in batch])
         except BaseException as error:
-            for _, future in wanted:
+            for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
             return
-        for (_, future), result in zip(wanted, results, strict=True):
+        for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)

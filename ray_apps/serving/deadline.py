@@ -1,7 +1,4 @@
-"""The clock of one request: one deadline for all its phases, and what each took, for the answer and for /metrics.
-
-Knows asyncio; does not know what a phase does.
-"""
+"""The deadline of one request: one time limit for all its phases, and the time that each phase took."""
 
 import asyncio
 import time
@@ -9,52 +6,51 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from ray_apps.serving.errors import ServiceError
-from ray_apps.serving.metrics import Measures
+from ray_apps.serving.metrics import ServingMetrics
 
 PHASES = ("route", "reason", "embed", "search", "total")
 T = TypeVar("T")
 
 
-class Phases:
-    """The clock of one request: one deadline for all its phases, and the milliseconds each took."""
+class Deadline:
+    """One time limit for all phases of a request; `timings_ms` holds the milliseconds that each phase took."""
 
-    def __init__(self, timeout_s: float, measures: Measures) -> None:
-        self.timeout_s, self.start, self.measures = timeout_s, time.perf_counter(), measures
-        self.ms = dict.fromkeys(PHASES, 0.0)
-        self.degraded = False
-        self._apart = 0.0  # seconds of the phase under way that count as another's
+    def __init__(self, timeout_s: float, metrics: ServingMetrics) -> None:
+        self.timeout_s, self.start, self.metrics = timeout_s, time.perf_counter(), metrics
+        self.timings_ms = dict.fromkeys(PHASES, 0.0)
+        self._attributed_s = 0.0  # of the running phase, counted as another phase's time
 
-    def left(self) -> float:
-        """Seconds until the deadline."""
+    def remaining_s(self) -> float:
+        """Return the seconds until the deadline."""
         return self.timeout_s - (time.perf_counter() - self.start)
 
-    async def run(self, name: str, work: Awaitable[T], at_most_s: float = float("inf")) -> T:
-        """Await one phase.
+    async def run(self, phase: str, work: Awaitable[T], limit_s: float = float("inf")) -> T:
+        """Await the work of one phase.
 
         Raises:
-            TimeoutError: it took longer than `at_most_s`.
-            ServiceError: 504, naming the phase, once the request's time is up.
+            TimeoutError: the phase took longer than `limit_s`.
+            ServiceError: 504 that names the phase, once the request's time is up.
         """
-        begun, left = time.perf_counter(), self.left()
+        phase_start, remaining_s = time.perf_counter(), self.remaining_s()
         try:
-            async with asyncio.timeout(min(left, at_most_s)):
+            async with asyncio.timeout(min(remaining_s, limit_s)):
                 return await work
         except TimeoutError as error:
-            if at_most_s < left:
+            if limit_s < remaining_s:
                 raise
-            message = f"waited {self.timeout_s:g} s, in the end for '{name}': send fewer queries or try later"
-            raise ServiceError(504, message, f"timeout_{name}") from error
+            message = f"waited {self.timeout_s:g} s, in the end for '{phase}': send fewer queries or try later"
+            raise ServiceError(504, message, f"timeout_{phase}") from error
         finally:
             now = time.perf_counter()
-            self._count(name, now - begun - self._apart)
-            self._apart = 0.0
-            self.ms["total"] = round(1000 * (now - self.start), 2)
+            self._add(phase, now - phase_start - self._attributed_s)
+            self._attributed_s = 0.0
+            self.timings_ms["total"] = round(1000 * (now - self.start), 2)
 
-    def part(self, name: str, seconds: float) -> None:
-        """Count so many seconds of the phase under way as another's."""
-        self._apart += seconds
-        self._count(name, seconds)
+    def attribute(self, phase: str, seconds: float) -> None:
+        """Count `seconds` of the running phase as time of another one."""
+        self._attributed_s += seconds
+        self._add(phase, seconds)
 
-    def _count(self, name: str, seconds: float) -> None:
-        self.ms[name] = round(self.ms.get(name, 0.0) + 1000 * seconds, 2)
-        self.measures.phase(name, seconds)
+    def _add(self, phase: str, seconds: float) -> None:
+        self.timings_ms[phase] = round(self.timings_ms.get(phase, 0.0) + 1000 * seconds, 2)
+        self.metrics.observe_phase(phase, seconds)

@@ -1,9 +1,9 @@
-"""The search service on Ray Serve: started, replaced without a failed request, and stopped.
+"""The search service on Ray Serve: start it, replace it without a failed request, stop it.
 
-    Ingress (HTTP) → Reasoner (vLLM) → Embedder (transformers) → IndexShard 0 … S-1 (Faiss) → Ingress joins
+    Ingress (HTTP) → Reasoner (vLLM) → Embedder (transformers) → IndexShard 0 … S-1 (Faiss) → Ingress merges
 
-The ingress has the route; the parts of a generation (parts.py) run beside it, and it asks those that are live
-(live.py, replacing.py). api.py is the contract.
+The ingress is one Serve application, with the route; each generation of model and index (generation.py) is another one,
+without. The ingress calls the generation that the live record names (live_record.py); rollover.py replaces it.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,32 @@ import httpx
 import ray
 from ray import serve
 from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatusOverview
 
 from lrem.config import Config, load_config
 from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import console
-from ray_apps.serving import generation, live_record, rollover
+from ray_apps.serving import live_record, rollover
 from ray_apps.serving.auth import Scope, read_keys, require_loopback
-from ray_apps.serving.generation import NAME, Plan
+from ray_apps.serving.generation import (
+    NAME,
+    GenerationPlan,
+    bind_generation,
+    deployment,
+    plan_generation,
+    required_bundles,
+)
+from ray_apps.serving.handles import Generation, GenerationHandles
 from ray_apps.serving.ingress import Ingress
-from ray_apps.serving.live_record import Generation
-from ray_apps.serving.search_backend import Parts
 
 POLL_S = 0.2
 
 
 def application(args: dict[str, Any]) -> serve.Application:
-    """Everything as one Serve application, for `serve deploy configs/serve.yaml`.
+    """Return the whole service as one Serve application, for `serve deploy configs/serve.yaml`.
 
     Args:
-        args: `config`, a file of settings; `settings`, a list of dotted.key=value.
+        args: `config`, a configuration file; `settings`, a list of dotted.key=value.
 
     Raises:
         ConfigError, FileNotFoundError, SnapshotError: as `start`.
@@ -50,135 +57,55 @@ def application(args: dict[str, Any]) -> serve.Application:
         config = config.model_copy(
             update={"serve": config.serve.model_copy(update={"index_nodes": [head["NodeManagerAddress"]]})}
         )
-    keys = _keys(config)
-    _require_guarded(keys)
-    return _ingress(config, keys, generation.build(config, generation.plan(config)))
+    keys = _read_keys(config)
+    _require_keys_or_loopback(keys)
+    return _bind_ingress(config, keys, bind_generation(config, plan_generation(config)))
 
 
 def start(config: Config) -> str:
-    """Deploy the application in the current Ray, wait until it answers, return its base address.
+    """Deploy the service in the current Ray, wait until it answers, return its base address.
 
-    Where it runs already with another model, index or settings, the new parts are started beside the old ones, take
-    over what was written to those, and take their place.
+    If it runs already with another model, index or settings, the new generation starts beside the old one, takes over
+    what was written to that one, and then replaces it.
 
     Raises:
-        FileNotFoundError, SnapshotError: as `parts.plan`.
-        ConfigError: the address can be reached by others and there are no keys, or a machine is not in the cluster.
-        DataError: the cluster will never have room for it.
-        ConnectionError: the port is taken, or a deployment cannot start (its own error is in the message).
+        FileNotFoundError, SnapshotError: as `plan_generation`.
+        ConfigError: other machines can reach the address and there are no keys, or a machine is not in the cluster.
+        DataError: the cluster will never have enough resources.
+        ConnectionError: the port is taken, or a deployment cannot start (the message holds its error).
         TimeoutError: not ready within ray.start_timeout_s; the message names what was missing.
     """
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its steps are no news to the user
-    keys, planned, before = _keys(config), generation.plan(config), serve.status()
-    if not before.proxies:  # a running Serve holds its port itself
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its steps do not interest the user
+    keys, plan, running = _read_keys(config), plan_generation(config), serve.status()
+    if not running.proxies:  # a running Serve holds its port itself
         require_free(config.serve.host, config.serve.port)
-    address, old = base_url(config), live_record.read() if NAME in before.applications else None
-    if planned.name not in before.applications:
-        wait_for_resources(generation.needs(config, planned), "the service", config.ray.start_timeout_s)
+    address, old = base_url(config), live_record.read() if NAME in running.applications else None
+    if plan.name not in running.applications:
+        wait_for_resources(required_bundles(config, plan), "the service", config.ray.start_timeout_s)
     deadline = time.monotonic() + config.ray.start_timeout_s
-    with _undone_on_failure(before.applications, planned):
+    with _undo_on_failure(running.applications, plan):
         serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
-        _require_guarded(keys)
-        if planned.name not in before.applications:
-            _run(
-                serve.deployment(Generation, ray_actor_options={"num_cpus": 0}).bind(generation.build(config, planned)),
-                planned.name,
-            )
-        _wait_until_running(planned.name, deadline)
+        _require_keys_or_loopback(keys)
+        if plan.name not in running.applications:
+            root = serve.deployment(Generation, ray_actor_options={"num_cpus": 0})
+            _run(root.bind(bind_generation(config, plan)), plan.name)
+        _wait_until_running(plan.name, deadline)
         if old is None:
-            _warn_of_writes_left(planned)
-            live_record.announce(planned.name, planned.model, str(planned.folder), planned.nodes)
-        elif old.application != planned.name:
-            rollover.switch(old, planned, _ingresses)
-        _run_ingress(config, keys, before.applications)
+            _warn_of_lost_writes(plan)
+            live_record.publish(plan.name, plan.model, str(plan.folder), plan.nodes)
+        elif old.application != plan.name:
+            rollover.switch(old, plan, _count_ingresses)
+        _run_ingress(config, keys, running.applications)
         _wait_until_running(NAME, deadline)
         _wait_until_ready(address, deadline)
-    live_record.own()
-    _remove_others(planned, config.serve.drain_s)
+    live_record.claim_ownership()
+    _remove_other_generations(plan, config.serve.drain_s)
     return address
 
 
-def _warn_of_writes_left(planned: Plan) -> None:
-    """An index that was written to, and that another takes the place of while nothing runs, cannot be carried over."""
-    for folder, count in rollover.left_behind(planned).items():
-        console.print(
-            f"warning: {folder} holds {count} writes that this index does not know of: `lrem index snapshot NEW --from "
-            f"{Path(folder).parent}` saves that index with them",
-            style="yellow",
-            markup=False,
-        )
-
-
-def _run_ingress(config: Config, keys: dict[str, Scope], running: Any) -> None:
-    """Start the ingress, or again where what it is told has changed."""
-    told = hashlib.sha256(repr((config.serve, sorted(keys.items()))).encode()).hexdigest()
-    if NAME in running and live_record.told() == told:
-        return
-    _run(_ingress(config, keys, None), NAME, "/")
-    live_record.tell(told)
-
-
-def _ingress(config: Config, keys: dict[str, Scope], asked: Parts | None) -> serve.Application:
-    return generation.deployment(Ingress, config.serve.ingress, ongoing=config.serve.max_requests + 64).bind(
-        config.serve, keys, asked
-    )
-
-
-def _keys(config: Config) -> dict[str, Scope]:
-    if config.serve.keys_file is None:
-        require_loopback(config.serve.host)
-        return {}
-    return read_keys(config.serve.keys_file)
-
-
-def _require_guarded(keys: dict[str, Scope]) -> None:
-    """Without keys the Serve that runs listens to this machine alone, whoever started it. Raises ConfigError."""
-    if not keys:
-        require_loopback(str(_get_global_client().http_config.host))
-
-
-@contextmanager
-def _undone_on_failure(before: Any, planned: Plan) -> Iterator[None]:
-    """Take down what was not there before; what was live stays."""
-    try:
-        yield
-    except BaseException:
-        if NAME not in before:
-            stop()
-        elif planned.name not in before:
-            found = live_record.read()
-            if found is None or found.application != planned.name:
-                serve.delete(planned.name)
-        raise
-
-
-def _remove_others(planned: Plan, drain_s: float) -> None:
-    """Take down generations that are not live, once they have answered what they were asked."""
-    others = [name for name in serve.status().applications if name.startswith(f"{NAME}-") and name != planned.name]
-    if others:
-        time.sleep(drain_s)
-    for name in others:
-        serve.delete(name)
-
-
-def _run(target: serve.Application, name: str, route: str | None = None) -> None:
-    serve.run_many([serve.RunTarget(target, name=name, route_prefix=route)], wait_for_applications_running=False)
-
-
-def _ingresses() -> int:
-    """How many replicas of the ingress there are, those that start or drain among them."""
-    return sum(serve.status().applications[NAME].deployments["Ingress"].replica_states.values())
-
-
-def base_url(config: Config) -> str:
-    """Where this machine reaches the application."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.serve.host, config.serve.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.serve.port}"
-
-
 def stop() -> None:
-    """Take the application down, and Serve with it unless other applications run there."""
-    live_record.forget()
+    """Remove the service, and Serve with it unless other applications run there."""
+    live_record.clear()
     for name in serve.status().applications:
         if name == NAME or name.startswith(f"{NAME}-"):
             serve.delete(name)
@@ -186,16 +113,22 @@ def stop() -> None:
         serve.shutdown()
 
 
-def leave() -> bool:
-    """`stop`, unless another process has deployed since this one did. Returns whether it was stopped."""
-    if not live_record.owned():
+def stop_if_owner() -> bool:
+    """Stop the service, unless another process has deployed since this one did; return whether it was stopped."""
+    if not live_record.is_owner():
         return False
     stop()
     return True
 
 
+def base_url(config: Config) -> str:
+    """Return the address at which this machine reaches the service."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.serve.host, config.serve.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.serve.port}"
+
+
 def require_free(host: str, port: int) -> None:
-    """Raises ConnectionError where something listens on the port already."""
+    """Raise ConnectionError if another process listens on the port already."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
@@ -207,19 +140,91 @@ def require_free(host: str, port: int) -> None:
             ) from error
 
 
+def _warn_of_lost_writes(plan: GenerationPlan) -> None:
+    """Warn of writes to another index, which cannot be carried over because it is not running."""
+    for folder, count in rollover.lost_writes(plan).items():
+        console.print(
+            f"warning: {folder} holds {count} writes that this index does not have: `lrem index snapshot NEW --from "
+            f"{Path(folder).parent}` saves that index with them",
+            style="yellow",
+            markup=False,
+        )
+
+
+def _run_ingress(config: Config, keys: dict[str, Scope], running: Mapping[str, ApplicationStatusOverview]) -> None:
+    """Start the ingress, or restart it if its settings or keys have changed."""
+    digest = hashlib.sha256(repr((config.serve, sorted(keys.items()))).encode()).hexdigest()
+    if NAME in running and live_record.read_ingress_digest() == digest:
+        return
+    _run(_bind_ingress(config, keys, None), NAME, "/")
+    live_record.save_ingress_digest(digest)
+
+
+def _bind_ingress(config: Config, keys: dict[str, Scope], handles: GenerationHandles | None) -> serve.Application:
+    # more than max_requests, so that the ingress itself answers 429
+    ingress = deployment(Ingress, config.serve.ingress, max_ongoing=config.serve.max_requests + 64)
+    return ingress.bind(config.serve, keys, handles)
+
+
+def _read_keys(config: Config) -> dict[str, Scope]:
+    if config.serve.keys_file is None:
+        require_loopback(config.serve.host)
+        return {}
+    return read_keys(config.serve.keys_file)
+
+
+def _require_keys_or_loopback(keys: dict[str, Scope]) -> None:
+    """Raise ConfigError if the running Serve, whoever started it, is open to other machines and there are no keys."""
+    if not keys:
+        require_loopback(str(_get_global_client().http_config.host))
+
+
+@contextmanager
+def _undo_on_failure(running: Mapping[str, ApplicationStatusOverview], plan: GenerationPlan) -> Iterator[None]:
+    """Remove what was not `running` before; what was live stays."""
+    try:
+        yield
+    except BaseException:
+        if NAME not in running:
+            stop()
+        elif plan.name not in running:
+            record = live_record.read()
+            if record is None or record.application != plan.name:
+                serve.delete(plan.name)
+        raise
+
+
+def _remove_other_generations(plan: GenerationPlan, drain_s: float) -> None:
+    """Remove generations that are not live, after the time in which they answer their last requests."""
+    others = [name for name in serve.status().applications if name.startswith(f"{NAME}-") and name != plan.name]
+    if others:
+        time.sleep(drain_s)
+    for name in others:
+        serve.delete(name)
+
+
+def _run(target: serve.Application, name: str, route: str | None = None) -> None:
+    serve.run_many([serve.RunTarget(target, name=name, route_prefix=route)], wait_for_applications_running=False)
+
+
+def _count_ingresses() -> int:
+    """Return the number of replicas of the ingress, with those that start or drain."""
+    return sum(serve.status().applications[NAME].deployments["Ingress"].replica_states.values())
+
+
 def _wait_until_running(name: str, deadline: float) -> None:
     while (state := serve.status().applications[name]).status != "RUNNING":
         if state.status == "DEPLOY_FAILED":
             raise ConnectionError(f"the serving application did not start: {_cause(state)}")
         if time.monotonic() > deadline:
-            waiting = [part for part, found in state.deployments.items() if found.status != "HEALTHY"]
+            waiting = [part for part, status in state.deployments.items() if status.status != "HEALTHY"]
             missing = " and ".join(waiting) or name
             raise TimeoutError(f"waited too long for {missing} (ray.start_timeout_s): look at `ray status`")
         time.sleep(POLL_S)
 
 
 def _wait_until_ready(address: str, deadline: float) -> None:
-    while not _answers(address):
+    while not _is_ready(address):
         if time.monotonic() > deadline:
             raise TimeoutError(
                 f"waited too long for an answer from {address}/readyz (ray.start_timeout_s): see its log"
@@ -227,17 +232,17 @@ def _wait_until_ready(address: str, deadline: float) -> None:
         time.sleep(POLL_S)
 
 
-def _answers(address: str) -> bool:
+def _is_ready(address: str) -> bool:
     try:
         return httpx.get(f"{address}/readyz", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 
 
-def _cause(state: Any) -> str:
-    """The error of the first deployment that failed: the last line of its traceback that names an exception."""
-    for name, part in state.deployments.items():
-        if part.status == "DEPLOY_FAILED":
-            errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .*", part.message, re.MULTILINE)
-            return f"{name}: {errors[-1] if errors else part.message}"
+def _cause(state: ApplicationStatusOverview) -> str:
+    """Return the error of the first deployment that failed: the last exception that its traceback names."""
+    for name, status in state.deployments.items():
+        if status.status == "DEPLOY_FAILED":
+            errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .*", status.message, re.MULTILINE)
+            return f"{name}: {errors[-1] if errors else status.message}"
     return str(state.message)

@@ -1,7 +1,7 @@
-"""The embedder of the service, as Ray Serve runs it: the embedding forward of training and evaluation.
+"""The embedder as a Ray Serve deployment: the same forward pass as in training and evaluation.
 
-The forward has one thread of its own, so the event loop stays free. Who asks brings many texts together (batcher.py),
-and the forward takes as many tokens at a time as suit the device (lrem.modeling.model). Knows nothing of HTTP.
+The forward pass runs in its own thread, so that the event loop stays free. Callers send many texts together
+(batcher.py), and `lrem.modeling.model` splits them into batches that suit the device.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from lrem.modeling.model import ReasoningEmbedder
+from ray_apps.serving.handles import ReasonedQuery
 from ray_apps.serving.reasoner import require_model
 
 THREADS = 1  # of torch in an embedder: scale by replicas, never oversubscribe the cores
 
-Pair = tuple[str, str | None]
 T = TypeVar("T")
 
 
@@ -31,44 +31,51 @@ class Embedder:
         if torch.cuda.is_available():
             self.embedder.cuda()
 
-    async def queries(self, pairs: list[Pair]) -> np.ndarray:
-        """Unit vectors [N, H] float32 of queries with their reasonings."""
-        # not asked to think means an empty thought: the form that training taught on easy queries
-        texts, thoughts = [query for query, _ in pairs], [thought or "" for _, thought in pairs]
-        return await self._do(self.embedder.encode_queries, texts, thoughts)
+    async def ping(self) -> None:
+        """Return if the replica can answer."""
 
-    async def items(self, titles: list[str]) -> np.ndarray:
-        """Unit vectors [N, H] float32 of titles."""
-        return await self._do(self.embedder.encode_items, titles)
+    async def embed_queries(self, pairs: list[ReasonedQuery]) -> np.ndarray:
+        """Return unit vectors [N, H] float32 of queries with their reasonings."""
+        # no reasoning means an empty thought: the form that training taught on easy queries
+        texts, reasonings = [query for query, _ in pairs], [reasoning or "" for _, reasoning in pairs]
+        return await self._run(self.embedder.encode_queries, texts, reasonings)
 
-    async def count(self, texts: list[str], reasonings: list[str | None] | None) -> tuple[int, int]:
-        """Token ids of the inputs alone, and with their reasonings; None counts the texts as items."""
-        return await self._do(self._count, texts, reasonings)
+    async def embed_items(self, titles: list[str]) -> np.ndarray:
+        """Return unit vectors [N, H] float32 of titles."""
+        return await self._run(self.embedder.encode_items, titles)
 
-    async def texts(self, rows: list[list[int]]) -> list[str]:
-        """What rows of token ids spell.
+    async def count_tokens(self, texts: list[str], reasonings: list[str | None] | None) -> tuple[int, int]:
+        """Return the number of token ids of the inputs alone, and with their reasonings.
+
+        Args:
+            reasonings: of the texts as queries; None counts the texts as items.
+        """
+        return await self._run(self._count_tokens, texts, reasonings)
+
+    async def decode(self, rows: list[list[int]]) -> list[str]:
+        """Return the text of each row of token ids.
 
         Raises:
             ValueError: an id that the tokenizer does not have.
         """
         size = len(self.embedder.tokenizer)
         for row in rows:
-            if wrong := [token for token in row if not 0 <= token < size]:
-                raise ValueError(f"token {wrong[0]} is none of this model's {size}")
+            if unknown := [token for token in row if not 0 <= token < size]:
+                raise ValueError(f"token {unknown[0]} is none of this model's {size}")
         return [str(self.embedder.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
-    async def about(self) -> tuple[int, tuple[int, ...]]:
-        """The length of a vector, and the shorter ones that the model was trained to be cut to."""
+    async def dimensions(self) -> tuple[int, tuple[int, ...]]:
+        """Return the length of a vector, and the shorter lengths that the model was trained for (matryoshka)."""
         return self.embedder.dimension, self.embedder.template.matryoshka
 
-    async def _do(self, work: Callable[..., T], *args: Any) -> T:
+    async def _run(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread, work, *args)
 
-    def _count(self, texts: list[str], reasonings: list[str | None] | None) -> tuple[int, int]:
+    def _count_tokens(self, texts: list[str], reasonings: list[str | None] | None) -> tuple[int, int]:
         renderer = self.embedder.renderer
         if reasonings is None:
             items = sum(len(renderer.item(text)) for text in texts)
             return items, items
         prompts = sum(len(renderer.query(text, "")) for text in texts)
         pairs = zip(texts, reasonings, strict=True)
-        return prompts, sum(len(renderer.query(text, thought or "")) for text, thought in pairs)
+        return prompts, sum(len(renderer.query(text, reasoning or "")) for text, reasoning in pairs)

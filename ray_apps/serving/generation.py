@@ -1,10 +1,8 @@
-"""What serves one model and one index together, a generation: reasoner, embedder and index shards, and where they run.
-
-Knows how each part is deployed; does not know HTTP, nor which generation is live.
-"""
+"""A generation: the reasoner, embedder and index shards that serve one model and one index, and where they run."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,27 +18,27 @@ from lrem.modeling.model import fingerprint
 from ray_apps.cluster.gpus import gpu_count
 from ray_apps.cluster.resources import Bundle, bundle
 from ray_apps.serving.embedder import Embedder
-from ray_apps.serving.index_shard import IndexShard, Part
+from ray_apps.serving.handles import GenerationHandles
+from ray_apps.serving.index_shard import IndexShard, ShardSpec
 from ray_apps.serving.reasoner import Reasoner
-from ray_apps.serving.search_backend import Parts
 
 NAME = "lrem"
-PINNED = 0.001  # of the resource that each machine has under its address: a replica that asks for it runs there
-ONGOING = 512  # requests a replica holds; Serve's default of 5 would never fill a batch
-HEALTH_S = 5.0  # between two looks whether a replica is well
+PINNED = 0.001  # of the resource that each machine has under its address: a replica that requests it runs there
+MAX_ONGOING = 512  # requests a replica holds; Serve's default of 5 would never fill a batch
+HEALTH_CHECK_S = 5.0  # between two health checks of a replica
 
 
-class Plan(NamedTuple):
+class GenerationPlan(NamedTuple):
     """A generation before it runs: its application, the model's fingerprint, its shards' folder and machines."""
 
     name: str
     model: str
     folder: Path
-    nodes: list[str]  # of each shard
+    nodes: list[str]  # the address of each shard's machine
 
 
-def plan(config: Config) -> Plan:
-    """What would be served.
+def plan_generation(config: Config) -> GenerationPlan:
+    """Return the generation that the configuration describes; its name changes with whatever its replicas start with.
 
     Raises:
         FileNotFoundError: there is no trained model at `paths.model`.
@@ -49,47 +47,42 @@ def plan(config: Config) -> Plan:
     """
     model = fingerprint(config.path("model"))
     manifest = read_manifest(config.uri("index"), model)  # replicas check everything, but only after a slow start
-    name, served = generation(manifest, config.serve.shards), config.serve
-    running = [str(config.path("model")), config.rollout, config.index, served.reasoner, served.embedder, served.shard]
-    running.append(config.placement.reasoner)
-    told = json.dumps([lrem.__version__, served.index_nodes, *map(str, running)])
-    application = f"{NAME}-{name}-{hashlib.sha256(told.encode()).hexdigest()[:6]}"
-    nodes = [_node(config, shard) for shard in range(served.shards)]
-    return Plan(application, model, config.path("live") / name, nodes)
+    name, settings = generation(manifest, config.serve.shards), config.serve
+    sections = [config.rollout, config.index, settings.reasoner, settings.embedder, settings.shard]
+    inputs = map(str, [config.path("model"), *sections, config.placement.reasoner])
+    inputs_json = json.dumps([lrem.__version__, settings.index_nodes, *inputs])
+    application = f"{NAME}-{name}-{hashlib.sha256(inputs_json.encode()).hexdigest()[:6]}"
+    nodes = [_shard_node(config, shard) for shard in range(settings.shards)]
+    return GenerationPlan(application, model, config.path("live") / name, nodes)
 
 
-def build(config: Config, planned: Plan) -> Parts:
-    """The deployments of a generation, bound to what they start with."""
-    folder, served, asked = str(config.path("model")), config.serve, config.placement.reasoner
-    reasoner = deployment(Reasoner, served.reasoner, _reasoner_gpus(config), resources=asked)
-    shards = [
-        deployment(IndexShard, served.shard, name=f"IndexShard{i}", node=planned.nodes[i]).bind(
-            Part(
-                config.uri("index"),
-                str(planned.folder / f"shard-{i}-of-{served.shards}"),
-                planned.model,
-                i,
-                served.shards,
-                config.index.factory,
-            )
-        )
-        for i in range(served.shards)
-    ]
-    return Parts(
-        planned.model,
-        reasoner.bind(folder, planned.model, config.rollout),
-        deployment(Embedder, served.embedder, resources=asked).bind(folder, planned.model),
-        shards,  # Serve makes handles of them
+def bind_generation(config: Config, plan: GenerationPlan) -> GenerationHandles:
+    """Bind the deployments of a generation to their arguments; Serve turns them into handles where they are passed."""
+    model_folder, settings = str(config.path("model")), config.serve
+    placed = {"resources": config.placement.reasoner} if config.placement.reasoner else {}
+    reasoner = settings.reasoner.model_copy(update={"gpus": _reasoner_gpus(config)})
+    shards = []
+    for i, node in enumerate(plan.nodes):
+        folder = plan.folder / f"shard-{i}-of-{settings.shards}"
+        spec = ShardSpec(config.uri("index"), str(folder), plan.model, i, settings.shards, config.index.factory)
+        pinned = {"resources": {f"node:{node}": PINNED}, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        shard = deployment(IndexShard, settings.shard, name=f"IndexShard{i}", actor_options=pinned)
+        shards.append(shard.bind(spec))
+    return GenerationHandles(
+        plan.model,
+        deployment(Reasoner, reasoner, actor_options=placed).bind(model_folder, plan.model, config.rollout),
+        deployment(Embedder, settings.embedder, actor_options=placed).bind(model_folder, plan.model),
+        shards,
     )
 
 
-def needs(config: Config, planned: Plan) -> list[Bundle]:
-    """What the machines have to give before a generation can run: a bundle for each replica of its start."""
-    served, asked = config.serve, config.placement.reasoner
-    reasoners = [bundle(served.reasoner.cpus, _reasoner_gpus(config), asked)] * served.reasoner.replicas
-    embedders = [bundle(served.embedder.cpus, served.embedder.gpus, asked)] * served.embedder.replicas
-    shards = [bundle(served.shard.cpus, served.shard.gpus, {f"node:{node}": PINNED}) for node in planned.nodes]
-    return [*reasoners, *embedders, *shards * served.shard.replicas]
+def required_bundles(config: Config, plan: GenerationPlan) -> list[Bundle]:
+    """Return the resources that a generation needs to start: one bundle per replica."""
+    settings, resources = config.serve, config.placement.reasoner
+    reasoners = [bundle(settings.reasoner.cpus, _reasoner_gpus(config), resources)] * settings.reasoner.replicas
+    embedders = [bundle(settings.embedder.cpus, settings.embedder.gpus, resources)] * settings.embedder.replicas
+    shards = [bundle(settings.shard.cpus, settings.shard.gpus, {f"node:{node}": PINNED}) for node in plan.nodes]
+    return [*reasoners, *embedders, *shards * settings.shard.replicas]
 
 
 def _reasoner_gpus(config: Config) -> float:
@@ -100,18 +93,20 @@ def _reasoner_gpus(config: Config) -> float:
 def deployment(
     replica: type,
     replicas: ReplicasConfig,
-    gpus: float | None = None,
+    *,
     name: str | None = None,
-    node: str | None = None,
-    ongoing: int = ONGOING,
-    resources: dict[str, float] | None = None,
+    max_ongoing: int = MAX_ONGOING,
+    actor_options: Mapping[str, Any] | None = None,
 ) -> serve.Deployment:
-    """A deployment as its settings say, on one machine if `node` is its address; a replica holds `ongoing` requests."""
-    options: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus if gpus is None else gpus}
-    if resources:
-        options["resources"] = resources
-    if node is not None:
-        options |= {"resources": {f"node:{node}": PINNED}, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    """Return a Serve deployment of a class.
+
+    Args:
+        replica: the class.
+        replicas: how many, and the CPUs and GPUs of each.
+        name: None: the class's.
+        max_ongoing: requests that one replica holds.
+        actor_options: Ray's options of each replica, beside its CPUs and GPUs.
+    """
     count: dict[str, Any] = {"num_replicas": replicas.replicas}
     if replicas.max_replicas is not None:
         bounds = {"min_replicas": replicas.replicas, "max_replicas": replicas.max_replicas}
@@ -119,20 +114,20 @@ def deployment(
     return serve.deployment(
         replica,
         name=name or replica.__name__,
-        max_ongoing_requests=ongoing,
-        max_constructor_retry_count=1,  # another model's snapshot is the same at the second attempt
-        health_check_period_s=HEALTH_S,
-        logging_config={"enable_access_log": False},  # /metrics counts, and nobody's queries are kept
-        ray_actor_options=options,
+        max_ongoing_requests=max_ongoing,
+        max_constructor_retry_count=1,  # a snapshot of another model would fail a second time too
+        health_check_period_s=HEALTH_CHECK_S,
+        logging_config={"enable_access_log": False},  # /metrics counts requests; queries are not logged
+        ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus} | dict(actor_options or {}),
         **count,
     )
 
 
-def _node(config: Config, shard: int) -> str:
-    """The address of the machine that a shard lives on, with its folder."""
-    known = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+def _shard_node(config: Config, shard: int) -> str:
+    """Return the address of the machine on which a shard runs, with its folder."""
+    alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     nodes = config.serve.index_nodes or [ray.util.get_node_ip_address()]
-    chosen = nodes[shard % len(nodes)]
-    if chosen not in known:
-        raise ConfigError(f"serve.index_nodes: {chosen} is none of the cluster's machines ({', '.join(sorted(known))})")
-    return chosen
+    node = nodes[shard % len(nodes)]
+    if node not in alive:
+        raise ConfigError(f"serve.index_nodes: {node} is none of the cluster's machines ({', '.join(sorted(alive))})")
+    return node

@@ -1,6 +1,6 @@
-"""One shard of the index in the service, as Ray Serve runs it: a live collection that it shares with its replicas.
+"""One shard of the index as a Ray Serve deployment: a live collection, shared by the replicas of the shard.
 
-Imports neither torch nor transformers: a shard starts in a moment and holds little but its vectors.
+Imports neither torch nor transformers, so that a shard starts quickly and holds little but its vectors.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import faiss
 import numpy as np
 
+from lrem.errors import LremError
 from lrem.index import Collection, Hit, matryoshka_search
 from lrem.index.bulk_load import take
 from lrem.index.changes import Changes, State, keep, marked, since
@@ -21,8 +22,8 @@ THREADS = 1  # of Faiss in a shard: scale by shards, never oversubscribe the cor
 T = TypeVar("T")
 
 
-class Part(NamedTuple):
-    """Which part of which snapshot a shard owns, and the folder where it lives with what was written to it since."""
+class ShardSpec(NamedTuple):
+    """Which part of which snapshot a shard owns, and the folder in which it lives with what is written to it."""
 
     source: str
     folder: str
@@ -32,103 +33,122 @@ class Part(NamedTuple):
     factory: str | None
 
 
-class Wanted(NamedTuple):
-    """A search: vectors [Q, H] float32, how many items of each, a filter, and how many numbers of the vectors count."""
+class IndexShardRequest(NamedTuple):
+    """A search of a shard.
+
+    Attributes:
+        vectors: [Q, H] float32, of unit length.
+        k: items for each query.
+        where: a filter on the payload.
+        dimensions: compare only the first so many numbers of the vectors; None compares all.
+    """
 
     vectors: np.ndarray
     k: int
     where: dict[str, Any] | None
-    length: int | None
+    dimensions: int | None
 
 
-class OtherModelError(Exception):
-    """Vectors of another model than the shard's: one of the two is just being replaced."""
+class OtherModelError(LremError):
+    """The vectors are of another model than the shard's: one of the two is being replaced."""
 
 
 class IndexShard:
-    """The items that this shard owns."""
+    """The items that one shard owns."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, spec: ShardSpec) -> None:
         logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
-        logging.getLogger("lrem").setLevel(logging.INFO)  # to say which structure is built, and why
-        # OpenMP keeps its thread count for each calling thread: set it in the ones that search and write.
+        logging.getLogger("lrem").setLevel(logging.INFO)  # logs which structure is built, and why
+        # OpenMP keeps a thread count for each calling thread: set it in the threads that search and write.
         self.reading = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
         self.writing = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
-        folder = Path(part.folder)
-        take(part.source, folder, part.model, part.shard, part.shards, part.factory)
-        self.items = Collection(folder, part.model, factory=part.factory)
+        folder = Path(spec.folder)
+        take(spec.source, folder, spec.model, spec.shard, spec.shards, spec.factory)
+        self.items = Collection(folder, spec.model, factory=spec.factory)
 
     def check_health(self) -> None:
-        """Serve replaces a replica that raises here: a collection that a failure has closed is opened again."""
+        """Raise RuntimeError if a failure has closed the collection; Serve then replaces the replica."""
         if self.items.closed:
-            raise RuntimeError(f"{self.items.folder} was closed by a failure: the log of this replica says which")
+            raise RuntimeError(f"{self.items.folder} was closed by a failure: see the log of this replica")
 
-    async def search(self, wanted: list[Wanted], model: str) -> list[list[list[Hit]]]:
-        """The k best items of this shard for each vector of each request, among those that match.
+    async def ping(self) -> None:
+        """Return once the shard can answer: its collection is open and counts its items."""
+        await self.count(None)
+
+    async def search(self, requests: list[IndexShardRequest], model: str) -> list[list[list[Hit]]]:
+        """Return the k best matching items of this shard for each vector of each request.
 
         Args:
-            model: what made the vectors.
+            requests: searched together where they differ in nothing but their vectors.
+            model: fingerprint of the model that made the vectors.
 
         Raises:
-            OtherModelError: the items here are another model's.
+            OtherModelError: the items of the shard are another model's.
         """
-        self._same(model)
-        return await self._do(self.reading, lambda: self._search(wanted))
+        self._require_model(model)
+        return await self._run(self.reading, lambda: self._search_grouped(requests))
 
-    def _search(self, wanted: list[Wanted]) -> list[list[list[Hit]]]:
-        """Requests that differ in their vectors alone are one search."""
-        alike: dict[str, list[int]] = {}
-        for i, one in enumerate(wanted):
-            alike.setdefault(repr((one.k, one.where, one.length)), []).append(i)
-        found: list[list[list[Hit]]] = [[] for _ in wanted]
-        for together in alike.values():
-            first = wanted[together[0]]
-            hits = iter(self._one(first._replace(vectors=np.concatenate([wanted[i].vectors for i in together]))))
-            for i in together:
-                found[i] = [next(hits) for _ in wanted[i].vectors]
-        return found
+    def _search_grouped(self, requests: list[IndexShardRequest]) -> list[list[list[Hit]]]:
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(repr((request.k, request.where, request.dimensions)), []).append(i)
+        results: list[list[list[Hit]]] = [[] for _ in requests]
+        for group in groups.values():
+            vectors = np.concatenate([requests[i].vectors for i in group])
+            hits = iter(self._search(requests[group[0]]._replace(vectors=vectors)))
+            for i in group:
+                results[i] = [next(hits) for _ in requests[i].vectors]
+        return results
 
-    def _one(self, wanted: Wanted) -> list[list[Hit]]:
-        vectors, k, where, length = wanted
-        if length is None or length == vectors.shape[1]:
+    def _search(self, request: IndexShardRequest) -> list[list[Hit]]:
+        vectors, k, where, dimensions = request
+        if dimensions is None or dimensions == vectors.shape[1]:
             return self.items.search(vectors, k, where)
-        return matryoshka_search.search(self.items, vectors, length, k, where)
+        return matryoshka_search.search(self.items, vectors, dimensions, k, where)
 
     async def upsert(self, ids: list[str], payloads: list[dict[str, Any]], vectors: np.ndarray, model: str) -> int:
-        """Write items, durably; returns how many were new. vectors, model: as of `search`; raises as it."""
-        self._same(model)
-        return await self._do(self.writing, lambda: self.items.upsert(ids, payloads, vectors))
+        """Write items durably; return how many were new.
+
+        Args:
+            ids: of the items; vectors [N, H] float32 and payloads in the same order.
+            model: fingerprint of the model that made the vectors.
+
+        Raises:
+            OtherModelError: the items of the shard are another model's.
+        """
+        self._require_model(model)
+        return await self._run(self.writing, lambda: self.items.upsert(ids, payloads, vectors))
 
     async def delete(self, ids: list[str]) -> int:
-        """Delete items, durably; returns how many there were."""
-        return await self._do(self.writing, lambda: self.items.delete(ids))
+        """Delete items durably; return how many existed."""
+        return await self._run(self.writing, lambda: self.items.delete(ids))
 
     async def get(self, ids: list[str]) -> dict[str, dict[str, Any]]:
-        """item_id → payload, of the ids that are there."""
-        return await self._do(
+        """Return item_id → payload, for the ids that exist."""
+        return await self._run(
             self.reading, lambda: {item_id: item.payload for item_id, item in self.items.get(ids).items()}
         )
 
     async def count(self, where: dict[str, Any] | None) -> int:
-        """How many items match."""
-        return await self._do(self.reading, lambda: self.items.count(where))
+        """Return how many items match a filter; None matches all."""
+        return await self._run(self.reading, lambda: self.items.count(where))
 
     async def scroll(self, limit: int, after: str) -> list[tuple[str, dict[str, Any]]]:
-        """Up to `limit` items in the order of ids, from behind `after`."""
-        return await self._do(self.reading, lambda: self.items.scroll(limit, after).items)
+        """Return up to `limit` items in the order of their ids, those behind the id `after`."""
+        return await self._run(self.reading, lambda: self.items.scroll(limit, after).items)
 
     async def changes(self, state: State | None, limit: int) -> Changes:
-        """What was written since a state; None: since the shard was filled from its snapshot."""
-        known = marked(self.items.folder) if state is None else state
-        return await self._do(self.writing, lambda: since(self.items.store, known, limit))
+        """Return what was written since a state; None: since the shard was filled from its snapshot."""
+        start = marked(self.items.folder) if state is None else state
+        return await self._run(self.writing, lambda: since(self.items.store, start, limit))
 
-    async def told(self, state: State) -> None:
-        """A newer index knows what was written up to a state."""
-        await self._do(self.writing, lambda: keep(self.items.folder, state))
+    async def mark_carried_over(self, state: State) -> None:
+        """Record that a newer index has all changes up to a state."""
+        await self._run(self.writing, lambda: keep(self.items.folder, state))
 
-    def _same(self, model: str) -> None:
+    def _require_model(self, model: str) -> None:
         if model != self.items.model:
             raise OtherModelError(f"vectors of model {model}, the shard holds those of {self.items.model}")
 
-    async def _do(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    async def _run(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(thread, work)

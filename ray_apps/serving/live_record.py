@@ -1,101 +1,107 @@
-"""Which generation of model and index is live: a record that every ingress follows and answers to.
+"""The live record in Ray's key-value store: which generation of model and index is live, and which ingresses follow it.
 
-A generation is an application of its own; the ingress asks the one that the record names. To replace it, writes are
-held back first, and go on by themselves should whoever does the replacing be lost. Knows Ray's key-value store.
+A generation is a Serve application of its own, and every ingress calls the one that the record names. During a
+replacement the record pauses writes; the pause expires, in case the process that replaces dies.
 """
 
 import json
 import time
 import uuid
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray
 from ray.experimental import internal_kv
 
-SPACE, RECORD, SEEN, TOLD, OWNER = b"lrem", b"live", b"seen/", b"told", b"owner"
-POLL_S = 0.25  # how often an ingress looks
-PAUSE_S = 60.0  # the longest that writes are held back
+NAMESPACE, RECORD, FOLLOWERS, INGRESS_DIGEST, OWNER = b"lrem", b"live", b"seen/", b"told", b"owner"
+POLL_S = 0.25  # between two reads of an ingress
+PAUSE_S = 60.0  # the longest pause of writes
 
 
-class Generation:
-    """The root of a generation's application: it keeps the parts together, and has no route."""
+class LiveRecord(NamedTuple):
+    """The live generation.
 
-    def __init__(self, parts: Any) -> None:
-        self.parts = parts
-
-
-class Live(NamedTuple):
-    """The live generation: its application, its model, its shards' folder and machines, until when writes wait."""
+    Attributes:
+        application: its Serve application.
+        model: fingerprint of its model.
+        folder: of its shards.
+        nodes: the address of each shard's machine.
+        revision: a new one for each record that is published.
+        paused_until: end of the pause of writes, Unix seconds.
+    """
 
     application: str
     model: str
     folder: str
-    nodes: list[str]  # of each shard
+    nodes: list[str]
     revision: str
-    paused_until: float = 0.0  # Unix seconds
+    paused_until: float = 0.0
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """Return the number of shards."""
         return len(self.nodes)
 
     @property
     def paused(self) -> bool:
-        """Whether writes wait now."""
+        """Return whether writes are paused now."""
         return time.time() < self.paused_until
 
 
-def announce(application: str, model: str, folder: str, nodes: list[str], pause: bool = False) -> Live:
-    """Write the record; each ingress follows within moments and says so, see `seen_by`."""
-    until = time.time() + PAUSE_S if pause else 0.0
-    live = Live(application, model, folder, nodes, uuid.uuid4().hex, until)
-    for key in internal_kv._internal_kv_list(SEEN, namespace=SPACE):
-        internal_kv._internal_kv_del(key, namespace=SPACE)
-    internal_kv._internal_kv_put(RECORD, json.dumps(live._asdict()).encode(), namespace=SPACE)
-    return live
+def publish(application: str, model: str, folder: str, nodes: list[str], pause: bool = False) -> LiveRecord:
+    """Write the record; every ingress follows within moments and acknowledges it (`count_followers`)."""
+    paused_until = time.time() + PAUSE_S if pause else 0.0
+    record = LiveRecord(application, model, folder, nodes, uuid.uuid4().hex, paused_until)
+    for key in internal_kv._internal_kv_list(FOLLOWERS, namespace=NAMESPACE):
+        internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+    internal_kv._internal_kv_put(RECORD, json.dumps(record._asdict()).encode(), namespace=NAMESPACE)
+    return record
 
 
-def read() -> Live | None:
-    """The record; None before the first."""
-    found = internal_kv._internal_kv_get(RECORD, namespace=SPACE)
-    return None if found is None else Live(**json.loads(found))
+def read() -> LiveRecord | None:
+    """Return the record; None before the first."""
+    value = internal_kv._internal_kv_get(RECORD, namespace=NAMESPACE)
+    return None if value is None else LiveRecord(**json.loads(value))
 
 
-def forget() -> None:
-    """Remove the record, with the applications."""
-    for key in (RECORD, TOLD, OWNER):
-        internal_kv._internal_kv_del(key, namespace=SPACE)
+def clear() -> None:
+    """Remove the record, when the applications are removed."""
+    for key in (RECORD, INGRESS_DIGEST, OWNER):
+        internal_kv._internal_kv_del(key, namespace=NAMESPACE)
 
 
-def own() -> None:
-    """Keep which process deployed last: this one."""
-    internal_kv._internal_kv_put(OWNER, _process(), namespace=SPACE)
+def acknowledge(record: LiveRecord, replica: str) -> None:
+    """Record that an ingress follows: its new requests use the record, its writes under an older one have ended."""
+    internal_kv._internal_kv_put(_follower_key(record, replica), b"1", namespace=NAMESPACE)
 
 
-def owned() -> bool:
-    """Whether no other process has deployed since this one did."""
-    return bool(internal_kv._internal_kv_get(OWNER, namespace=SPACE) == _process())
+def count_followers(record: LiveRecord) -> int:
+    """Return how many replicas of the ingress follow a record."""
+    return len(internal_kv._internal_kv_list(_follower_key(record, ""), namespace=NAMESPACE))
+
+
+def claim_ownership() -> None:
+    """Record this process as the one that deployed last."""
+    internal_kv._internal_kv_put(OWNER, _process(), namespace=NAMESPACE)
+
+
+def is_owner() -> bool:
+    """Return True if no other process has deployed since this one did."""
+    return bool(internal_kv._internal_kv_get(OWNER, namespace=NAMESPACE) == _process())
+
+
+def save_ingress_digest(digest: str) -> None:
+    """Keep a digest of the settings that the ingress was started with."""
+    internal_kv._internal_kv_put(INGRESS_DIGEST, digest.encode(), namespace=NAMESPACE)
+
+
+def read_ingress_digest() -> str:
+    """Return that digest; empty before the first."""
+    return (internal_kv._internal_kv_get(INGRESS_DIGEST, namespace=NAMESPACE) or b"").decode()
+
+
+def _follower_key(record: LiveRecord, replica: str) -> bytes:
+    return FOLLOWERS + f"{record.revision}/{replica}".encode()
 
 
 def _process() -> bytes:
     return str(ray.get_runtime_context().get_job_id()).encode()
-
-
-def tell(told: str) -> None:
-    """Keep a digest of what the ingress was started with."""
-    internal_kv._internal_kv_put(TOLD, told.encode(), namespace=SPACE)
-
-
-def told() -> str:
-    """That digest; empty before the first."""
-    return (internal_kv._internal_kv_get(TOLD, namespace=SPACE) or b"").decode()
-
-
-def see(live: Live, replica: str) -> None:
-    """An ingress says that it follows a record: new requests go by it, and writes under way before it have ended."""
-    internal_kv._internal_kv_put(f"seen/{live.revision}/{replica}".encode(), b"1", namespace=SPACE)
-
-
-def seen_by(live: Live) -> int:
-    """How many replicas of the ingress follow a record."""
-    return len(internal_kv._internal_kv_list(f"seen/{live.revision}/".encode(), namespace=SPACE))

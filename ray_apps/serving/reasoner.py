@@ -171,13 +171,12 @@ class Reasoner:
         if self.stepper.failure is not None:
             raise RuntimeError(f"the reasoner's engine failed: {self.stepper.failure}")
 
-    async def ping(self) -> int:
-        """That replica and engine are well: how many requests were taken out of it for callers who left.
-
-        Raises:
-            RuntimeError: as `check_health`.
-        """
+    async def ping(self) -> None:
+        """Return if the replica can answer. Raises RuntimeError as `check_health`."""
         self.check_health()
+
+    async def count_aborted(self) -> int:
+        """Return how many requests were taken out of the engine because their callers left."""
         return self.stepper.aborted
 
     async def reason(self, queries: list[str], count: int, think_below: float | None) -> ReasoningResponse:

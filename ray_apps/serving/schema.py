@@ -1,7 +1,4 @@
-"""The HTTP contract: requests with their limits, and answers. Errors have one shape, in errors.py.
-
-Knows pydantic; does not know models, Ray or how an answer is found.
-"""
+"""The HTTP contract: requests with their limits, and responses. The shape of errors is in errors.py."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,12 +9,12 @@ from lrem.index.filters import parse
 from lrem.index.payload import MAX_ID, as_json
 
 MAX_QUERIES = 64  # of one search: the latency of all is that of the slowest
-MAX_INPUTS = 2048  # of one embeddings request, as OpenAI's
+MAX_INPUTS = 2048  # of one embeddings request, as at OpenAI
 MAX_CHARACTERS = 2000
 MAX_K = 1000
 MAX_REASONINGS = 16  # of one query
 MAX_ITEMS = 1000  # of one write
-ALIAS = "lrem"  # a name for whatever model is served, for clients that must send one
+MODEL_ALIAS = "lrem"  # names whatever model is served, for clients that must send a model
 
 Reason = Literal["auto", "always", "never"]
 
@@ -32,12 +29,12 @@ def _check_text(text: str) -> str:
     return text
 
 
-def _check_filter(given: dict[str, Any]) -> dict[str, Any]:
+def _check_filter(where: dict[str, Any]) -> dict[str, Any]:
     try:
-        parse(given)
-    except FilterError as error:  # pydantic says itself that it is the filter
+        parse(where)
+    except FilterError as error:  # pydantic adds the field's name, `filter`
         raise ValueError(str(error).removeprefix("filter").lstrip(".: ")) from error
-    return given
+    return where
 
 
 def _check_id(item_id: str) -> str:
@@ -48,8 +45,8 @@ def _check_id(item_id: str) -> str:
     return item_id
 
 
-def _inputs(value: Any) -> list[str] | list[list[int]]:
-    """What OpenAI's clients send: a text, texts, token ids of a text, or of several."""
+def _parse_inputs(value: Any) -> list[str] | list[list[int]]:
+    """Return a list of what OpenAI's clients may send: a text, several texts, token ids of a text, or of several."""
     rows = [value] if isinstance(value, str) or _is_tokens(value) else value
     if not isinstance(rows, list) or (not all(isinstance(row, str) for row in rows) and not all(map(_is_tokens, rows))):
         raise ValueError("send a string, a list of strings, a list of token ids, or a list of lists of token ids")
@@ -66,24 +63,25 @@ def _is_tokens(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one < 2**31 for one in value)
 
 
-NOT_BLANK = {"minLength": 1, "maxLength": MAX_CHARACTERS, "pattern": r"\S"}  # for who reads the schema; checked here
+# documents what _check_text checks
+NOT_BLANK = {"minLength": 1, "maxLength": MAX_CHARACTERS, "pattern": r"\S"}
 Text = Annotated[str, AfterValidator(_check_text), Field(json_schema_extra=NOT_BLANK)]
-TEXTS = TypeAdapter(list[Text])  # its errors say which of them is wrong
+TEXTS = TypeAdapter(list[Text])  # its errors name the index of the invalid text
 Inputs = Annotated[
     list[str] | list[list[int]],
-    PlainValidator(_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    PlainValidator(_parse_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
 ]
 Where = Annotated[dict[str, Any], AfterValidator(_check_filter)]
 ItemId = Annotated[str, AfterValidator(_check_id), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID})]
 
 
-class Body(BaseModel):
-    """A JSON object closed to unknown fields: a misspelt option must not be silently ignored."""
+class RequestBody(BaseModel):
+    """A JSON object that refuses unknown fields, so that a misspelt option is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class SearchRequest(Body):
+class SearchRequest(RequestBody):
     """Body of `POST /v1/search`: one `query`, or up to 64 `queries`."""
 
     model_config = ConfigDict(
@@ -94,12 +92,12 @@ class SearchRequest(Body):
     queries: Annotated[list[Text], Field(min_length=1, max_length=MAX_QUERIES)] | None = None
     k: int = Field(10, ge=1, le=MAX_K, description="Items for each query.")
     reason: Reason = Field("auto", description="Whether to think before embedding; auto: the model decides.")
-    reasonings: int = Field(1, ge=1, le=MAX_REASONINGS, description="More than one: the mean of their embeddings.")
-    dimensions: int | None = Field(None, ge=1, description="Compare the first so many numbers of the vectors alone.")
-    complete: bool = Field(False, description="Rather an error (503) than an answer without some shards.")
+    reasonings: int = Field(1, ge=1, le=MAX_REASONINGS, description="Several: their embeddings are averaged.")
+    dimensions: int | None = Field(None, ge=1, description="Compare only the first so many numbers of the vectors.")
+    complete: bool = Field(False, description="Answer 503 if a shard is missing, not with partial results.")
     filter: Where | None = Field(
         None,
-        description='Which items may be found, by their payload: `{"price": {"$lt": 20}}`, see docs/vector_index.md.',
+        description='Restricts the results by their payload: `{"price": {"$lt": 20}}`, see docs/vector_index.md.',
     )
 
     @model_validator(mode="after")
@@ -110,54 +108,54 @@ class SearchRequest(Body):
 
     @property
     def texts(self) -> list[str]:
-        """The queries, whichever way they came."""
+        """Return the queries, from either field."""
         return self.queries or [str(self.query)]
 
 
-class Item(BaseModel):
-    """A found item: `score` is the cosine, `payload` the catalogue's other columns."""
+class SearchItem(BaseModel):
+    """An item of a result: `score` is the cosine, `payload` the catalogue's other columns."""
 
     item_id: str
     score: float
     payload: dict[str, Any]
 
 
-class Result(BaseModel):
-    """The answer to one query, best item first.
+class SearchResult(BaseModel):
+    """The items for one query, best first.
 
-    `reasoning` is null where the query was embedded as it is; `reasonings` has all where several were asked for.
+    `reasoning` is null if the query was embedded without thinking; `reasonings` has all if several were requested.
     """
 
     query: str
     reasoning: str | None
     reasonings: list[str] | None = None
-    items: list[Item]
+    items: list[SearchItem]
 
 
-class SearchAnswer(BaseModel):
+class SearchResponse(BaseModel):
     """`model` is the fingerprint; `timings_ms` holds route, reason, embed, search and total, in milliseconds.
 
-    `degraded`: thinking was asked for, the reasoner is down or was late, and the queries were embedded as they are.
-    `missing_shards`: these parts of the index did not answer; empty where the answer is complete.
+    `degraded`: the reasoner is down or was late, and the queries were embedded without the requested thinking.
+    `missing_shards`: numbers of the index shards that did not answer; empty if the results are complete.
     """
 
     model: str
     degraded: bool = False
     missing_shards: list[int] = []
-    results: list[Result]
+    results: list[SearchResult]
     timings_ms: dict[str, float]
 
 
-class EmbeddingsRequest(Body):
-    """Body of `POST /v1/embeddings`: OpenAI's, with `input_type` and `reason` beside it."""
+class EmbeddingsRequest(RequestBody):
+    """Body of `POST /v1/embeddings`: OpenAI's, with the additional fields `input_type` and `reason`."""
 
     input: Inputs
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, description="A length that the model was trained to be cut to.")
+    dimensions: int | None = Field(None, ge=1, description="Shorten the vectors to a length the model was trained for.")
     user: str | None = None
     input_type: Literal["query", "item"] = "query"
-    reason: Reason | None = Field(None, description="For queries: 'auto' unless given. Items are never reasoned.")
+    reason: Reason | None = Field(None, description="For queries, by default 'auto'. Items do not think.")
 
     @model_validator(mode="after")
     def _items_do_not_reason(self) -> "EmbeddingsRequest":
@@ -166,7 +164,7 @@ class EmbeddingsRequest(Body):
         return self
 
 
-class Embedding(BaseModel):
+class EmbeddingRow(BaseModel):
     """One vector: floats, or base64 of little-endian float32."""
 
     object: Literal["embedding"] = "embedding"
@@ -174,25 +172,25 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
-class Usage(BaseModel):
-    """Token ids: `prompt_tokens` of the rendered inputs, `total_tokens` with what the model thought."""
+class TokenUsage(BaseModel):
+    """Numbers of token ids: `prompt_tokens` of the rendered inputs, `total_tokens` with their reasonings."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingsAnswer(BaseModel):
+class EmbeddingsResponse(BaseModel):
     """OpenAI's list of embeddings, in the order of the input."""
 
     object: Literal["list"] = "list"
-    data: list[Embedding]
+    data: list[EmbeddingRow]
     model: str
-    usage: Usage
+    usage: TokenUsage
     degraded: bool = False
 
 
-class ItemIn(BaseModel):
-    """An item to write: its id, its title, which is embedded, and any other fields, its payload."""
+class ItemInput(BaseModel):
+    """An item to write: its id, its title, which is embedded, and any other fields as payload."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -200,7 +198,7 @@ class ItemIn(BaseModel):
     title: Text
 
     @model_validator(mode="after")
-    def _storable(self) -> "ItemIn":
+    def _storable(self) -> "ItemInput":
         try:
             as_json(self.item_id, self.payload)
         except ItemError as error:
@@ -209,105 +207,105 @@ class ItemIn(BaseModel):
 
     @property
     def payload(self) -> dict[str, Any]:
-        """Everything but the id."""
+        """Return all fields but the id."""
         return {"title": self.title} | (self.model_extra or {})
 
 
-class Items(Body):
-    """Body of `PUT /v1/items`: written all, or none if one of them cannot be; of one id the last counts."""
+class UpsertRequest(RequestBody):
+    """Body of `PUT /v1/items`. One invalid item refuses all; the last item with an id wins."""
 
-    items: Annotated[list[ItemIn], Field(min_length=1, max_length=MAX_ITEMS)]
+    items: Annotated[list[ItemInput], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
-class Written(BaseModel):
+class UpsertResponse(BaseModel):
     """How many items were written, and how many of them were new."""
 
     written: int
     new: int
 
 
-class BulkRow(BaseModel):
-    """What became of a line, counted from 1."""
+class BulkLine(BaseModel):
+    """The outcome of one line; lines are counted from 1."""
 
     line: int
     item_id: str | None = None
     error: str | None = None
 
 
-class BulkAnswer(BaseModel):
-    """Every line of a bulk write; those with an `error` were not written, the others were, durably.
+class BulkResponse(BaseModel):
+    """The outcome of every line of a bulk write: those with an `error` were not written, the others durably.
 
-    Lines of a shard that is down say so; where that is every line, the answer is a 503 instead.
+    Lines of a shard that is down name it; if that is every line, the response is a 503 instead.
     """
 
     written: int
     failed: int
-    rows: list[BulkRow]
+    rows: list[BulkLine]
 
 
-class ItemIds(Body):
+class DeleteRequest(RequestBody):
     """Body of `POST /v1/items/delete`."""
 
     item_ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
-class Deleted(BaseModel):
-    """How many of the items were there."""
+class DeleteResponse(BaseModel):
+    """How many of the items existed."""
 
     deleted: int
 
 
-class CountRequest(Body):
+class CountRequest(RequestBody):
     """Body of `POST /v1/items/count`."""
 
     filter: Where | None = None
 
 
-class Count(BaseModel):
+class CountResponse(BaseModel):
     """How many items match."""
 
     count: int
 
 
 class StoredItem(BaseModel):
-    """An item as it is kept."""
+    """An item as it is stored."""
 
     item_id: str
     payload: dict[str, Any]
 
 
-class ItemsPage(BaseModel):
-    """Items in the order of their ids; `after` asks for the next page, null where there is none."""
+class ScrollResponse(BaseModel):
+    """Items in the order of their ids; send `after` to get the next page, null if there is none."""
 
     items: list[StoredItem]
     after: str | None
 
 
-class Model(BaseModel):
+class ServedModel(BaseModel):
     """A served model: the id is the fingerprint, `created` the start of the application (Unix seconds)."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
-    owned_by: str = ALIAS
+    owned_by: str = MODEL_ALIAS
 
 
-class Models(BaseModel):
+class ModelsResponse(BaseModel):
     """OpenAI's list of models."""
 
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ServedModel]
 
 
-class Health(BaseModel):
-    """What a load balancer asks for."""
+class HealthResponse(BaseModel):
+    """For load balancers: the application answers."""
 
     status: Literal["ok"] = "ok"
     model: str
 
 
-class Ready(BaseModel):
-    """Whether every part answers; `missing` names those that do not."""
+class ReadinessResponse(BaseModel):
+    """Whether every deployment answers; `missing` names those that do not."""
 
     ready: bool
     missing: list[str] = []

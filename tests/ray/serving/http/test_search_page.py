@@ -1,10 +1,10 @@
-"""The search page in a real Chromium: what a person types, reads and tabs to, beside what the API answers."""
+"""The search page in a real Chromium: typing, reading and tabbing give what the API answers."""
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -14,9 +14,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 
 from lrem.config import Config
-from ray_apps.cluster.session import cluster
 from ray_apps.serving import deploy
-from tests.serving import QUERIES, TITLES, build_world, suspended
+from tests.serving import QUERIES, TITLES, Served, suspend
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 DESKTOP = ViewportSize(width=1280, height=900)
@@ -26,21 +25,21 @@ WAIT_MS = 30_000  # the CPUs are shared with Ray
 
 
 class Site(NamedTuple):
-    """The running application and a query whose two answers differ."""
+    """The running service and a query whose results differ with and without thinking."""
 
     config: Config
     url: str
     http: httpx.Client
     query: str
 
-    def ask(self, reason: str, where: Any = None) -> dict[str, Any]:
+    def result(self, reason: str, where: Any = None) -> dict[str, Any]:
         body = {"query": self.query, "reason": reason, "k": 10, "filter": where}
-        answer = self.http.post("/v1/search", json=body)
-        assert answer.status_code == 200, answer.text
-        return answer.json()["results"][0]
+        response = self.http.post("/v1/search", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()["results"][0]
 
     def ids(self, reason: str, where: Any = None) -> list[str]:
-        return [item["item_id"] for item in self.ask(reason, where)["items"]]
+        return [item["item_id"] for item in self.result(reason, where)["items"]]
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +58,18 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def site(browser: Browser, tmp_path_factory: pytest.TempPathFactory, new_port: Callable[[], int]) -> Iterator[Site]:
-    config = build_world(tmp_path_factory.mktemp("page"), new_port(), cache_size=0)  # every answer takes its time
-    with cluster(config):
-        url = deploy.start(config)
-        try:
-            with httpx.Client(base_url=url, timeout=60) as http:
-                candidates = [Site(config, url, http, query) for query in QUERIES + TITLES]
-                yield next(one for one in candidates if set(one.ids("never")) != set(one.ids("always")))
-        finally:
-            deploy.stop()
+def site(browser: Browser, served: Served, world: Config) -> Iterator[Site]:
+    """The shared service with an ingress without a cache, so that every response has timings."""
+    config = world.model_copy(update={"serve": world.serve.model_copy(update={"cache_size": 0})})
+    deploy.start(config)
+    candidates = [Site(config, served.url, served.http, query) for query in QUERIES + TITLES]
+    yield next(site for site in candidates if set(site.ids("never")) != set(site.ids("always")))
+    deploy.start(world)
 
 
 @pytest.fixture
 def page(browser: Browser, site: Site) -> Iterator[Page]:
-    """A fresh visitor's page, which must raise no error and load nothing from elsewhere."""
+    """The page of a new visitor; it must raise no error and load nothing from other servers."""
     with browser.new_context(viewport=DESKTOP) as context:
         context.set_default_timeout(WAIT_MS)
         tab = context.new_page()
@@ -88,7 +84,7 @@ def page(browser: Browser, site: Site) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(os.environ.get("LREM_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
 
 
@@ -102,7 +98,7 @@ def wait_for_answer(page: Page) -> None:
 
 
 def type_query(page: Page, query: str) -> None:
-    """By keyboard alone: the search box has the focus once the page is drawn."""
+    """Type a query by keyboard alone: the search box has the focus once the page is drawn."""
     expect(page.get_by_label("Search query")).to_be_focused()
     page.keyboard.type(query)
     page.keyboard.press("Enter")
@@ -114,7 +110,7 @@ def search(page: Page, query: str) -> None:
 
 
 def add_filter(page: Page, field: str, operator: str, value: str = "") -> None:
-    """By keyboard alone, from the field's input to Enter."""
+    """Add a filter by keyboard alone, from the field's input to Enter."""
     page.get_by_label("Field").focus()
     page.keyboard.type(field)
     page.keyboard.press("Tab")
@@ -126,74 +122,74 @@ def add_filter(page: Page, field: str, operator: str, value: str = "") -> None:
     page.keyboard.press("Enter")
 
 
-def shown(page: Page, column: str) -> list[str]:
+def shown_ids(page: Page, column: str) -> list[str]:
     return page.locator(f"#{column} .items li").evaluate_all("lines => lines.map(line => line.dataset.id)")
 
 
-def marked(page: Page, column: str, badge: str) -> set[str]:
+def ids_with_badge(page: Page, column: str, badge: str) -> set[str]:
     lines = page.locator(f"#{column} .items li", has=page.get_by_text(badge, exact=True))
     return set(lines.evaluate_all("lines => lines.map(line => line.dataset.id)"))
 
 
 def filter_in_address(page: Page) -> Any:
-    found = parse_qs(urlsplit(page.url).fragment).get("filter")
-    return found and json.loads(found[0])
+    values = parse_qs(urlsplit(page.url).fragment).get("filter")
+    return values and json.loads(values[0])
 
 
-def assert_answers(page: Page, site: Site, where: Any = None) -> None:
-    """Both columns hold what the API answers, and the address says what was asked, in what no server is sent."""
+def assert_columns(page: Page, site: Site, where: Any = None) -> None:
+    """Both columns show what the API answers, and the query is in the part of the address that no server receives."""
     for column in ("never", "always"):
-        assert shown(page, column) == site.ids(column, where)
+        assert shown_ids(page, column) == site.ids(column, where)
     assert parse_qs(urlsplit(page.url).fragment)["q"] == [site.query]
     assert urlsplit(page.url).query == ""
     assert filter_in_address(page) == where
 
 
-def test_both_columns_are_what_the_api_answers(page: Page, site: Site, pictures: Path) -> None:
+def test_both_columns_show_what_the_api_answers(page: Page, site: Site, screenshots: Path) -> None:
     search(page, site.query)
-    assert_answers(page, site)
+    assert_columns(page, site)
     direct, thought = set(site.ids("never")), set(site.ids("always"))
-    assert marked(page, "always", "new") == thought - direct
-    assert marked(page, "never", "gone with thinking") == direct - thought
+    assert ids_with_badge(page, "always", "new") == thought - direct
+    assert ids_with_badge(page, "never", "gone with thinking") == direct - thought
     assert f"{len(thought - direct)} of 10 items" in status(page).inner_text()
-    keywords = [word.strip() for word in site.ask("always")["reasoning"].split(",")]
+    keywords = [word.strip() for word in site.result("always")["reasoning"].split(",")]
     assert page.locator("#always .chips li").all_text_contents() == [word for word in keywords if word]
     assert page.locator("#never .chips li").count() == 0
     assert re.search(r"reason [\d.]+ ms .*total", page.locator("#always .timings").inner_text())
     assert "reason" not in page.locator("#never .timings").inner_text()
-    page.screenshot(path=pictures / "desktop.png", full_page=True)
+    page.screenshot(path=screenshots / "desktop.png", full_page=True)
 
 
-def test_filters_narrow_both_columns_and_can_be_taken_back(page: Page, site: Site, pictures: Path) -> None:
+def test_filters_narrow_both_columns_and_can_be_removed(page: Page, site: Site, screenshots: Path) -> None:
     search(page, site.query)
     tags, price = {"tags": {"$in": ["red", "blue"]}}, {"price": {"$lte": 9.5}}
     add_filter(page, "tags", "contains any of", "red, blue")
     chips = page.get_by_role("list", name="Filters in force").get_by_role("button")
     expect(chips).to_have_text(["tags contains any of red, blue"])
     wait_for_answer(page)
-    assert_answers(page, site, tags)
+    assert_columns(page, site, tags)
     add_filter(page, "price", "at most", "9.5")
     expect(chips).to_have_count(2)
     wait_for_answer(page)
     both = {"$and": [tags, price]}
-    assert_answers(page, site, both)
-    fits = {f"p{i}" for i, title in enumerate(TITLES) if title.split()[0] in ("red", "blue") and i % 2 == 0}
-    assert set(shown(page, "never")) == set(shown(page, "always")) == fits
-    page.screenshot(path=pictures / "filters.png", full_page=True)
+    assert_columns(page, site, both)
+    matches = {f"p{i}" for i, title in enumerate(TITLES) if title.split()[0] in ("red", "blue") and i % 2 == 0}
+    assert set(shown_ids(page, "never")) == set(shown_ids(page, "always")) == matches
+    page.screenshot(path=screenshots / "filters.png", full_page=True)
 
-    page.reload()  # as somebody to whom the address was sent
+    page.reload()  # like a visitor who was sent the address
     wait_for_answer(page)
-    assert_answers(page, site, both)
-    for left in (price, None):
+    assert_columns(page, site, both)
+    for remaining in (price, None):
         page.get_by_label("Remove filter").first.focus()
         page.keyboard.press("Enter")
         wait_for_answer(page)
-        assert_answers(page, site, left)
-    expect(page.get_by_label("Field")).to_be_focused()  # no chip is left that could take it
+        assert_columns(page, site, remaining)
+    expect(page.get_by_label("Field")).to_be_focused()  # no chip remains that could take the focus
     expect(chips).to_have_count(0)
 
 
-def test_the_fields_seen_are_suggested(page: Page, site: Site) -> None:
+def test_fields_of_the_results_are_suggested(page: Page, site: Site) -> None:
     assert page.locator("#fields option").count() == 0
     search(page, site.query)
     suggested = page.locator("#fields option").evaluate_all("options => options.map(option => option.value)")
@@ -215,8 +211,8 @@ SENT = [
 ]
 
 
-def test_values_are_sent_as_what_they_are(page: Page) -> None:
-    """Every operator; a chip reads as it was written."""
+def test_values_are_sent_with_their_type(page: Page) -> None:
+    """Every operator; a chip reads as it was typed."""
     for operator, value, condition in SENT:
         add_filter(page, "a b", operator, value)
         chip = page.get_by_role("button", name="Remove filter")
@@ -226,7 +222,7 @@ def test_values_are_sent_as_what_they_are(page: Page) -> None:
         assert filter_in_address(page) is None
 
 
-def test_errors_are_told_in_the_status_line(page: Page, site: Site) -> None:
+def test_errors_appear_in_the_status_line(page: Page, site: Site) -> None:
     expect(page.get_by_label("Search query")).to_be_focused()
     page.keyboard.press("Enter")
     expect(status(page)).to_have_text("Write what you are looking for.")
@@ -238,17 +234,17 @@ def test_errors_are_told_in_the_status_line(page: Page, site: Site) -> None:
     expect(status(page)).to_have_text(re.compile("Write the value"))
     page.get_by_label("Field").fill("")
     add_filter(page, "price", "at least", "cheap")
-    answer = site.http.post("/v1/search", json={"query": "tea", "filter": {"price": {"$gte": "cheap"}}})
-    assert answer.status_code == 422
-    expect(status(page)).to_have_text(f"The search failed: {answer.json()['error']['message']}")
+    response = site.http.post("/v1/search", json={"query": "tea", "filter": {"price": {"$gte": "cheap"}}})
+    assert response.status_code == 422
+    expect(status(page)).to_have_text(f"The search failed: {response.json()['error']['message']}")
     assert page.locator("#columns").is_hidden()
     page.get_by_label("Remove filter").press("Enter")
     wait_for_answer(page)
-    assert_answers(page, site)
+    assert_columns(page, site)
 
 
-@pytest.mark.parametrize(("given", "message"), [("{", "cannot be read"), ('{"a": {"$has": 1}}', "no such operator")])
-def test_a_damaged_address_is_told_too(page: Page, site: Site, given: str, message: str) -> None:
+@pytest.mark.parametrize(("where", "message"), [("{", "cannot be read"), ('{"a": {"$has": 1}}', "no such operator")])
+def test_a_damaged_address_is_an_error_in_the_status_line(page: Page, site: Site, where: str, message: str) -> None:
     page.goto(f"{site.url}#{urlencode({'q': site.query, 'filter': given})}")
     expect(status(page)).to_have_text(re.compile(message))
     expect(page.get_by_label("Search query")).to_have_value(site.query)
@@ -256,18 +252,18 @@ def test_a_damaged_address_is_told_too(page: Page, site: Site, given: str, messa
 
 def test_another_address_in_the_same_tab_is_searched(page: Page, site: Site) -> None:
     search(page, "somewhere to sit")
-    wanted = {"price": {"$lte": 9.5}}
-    page.evaluate("address => { location.hash = address }", urlencode({"q": site.query, "filter": json.dumps(wanted)}))
+    where = {"price": {"$lte": 9.5}}
+    page.evaluate("address => { location.hash = address }", urlencode({"q": site.query, "filter": json.dumps(where)}))
     expect(page.get_by_label("Search query")).to_have_value(site.query)
     wait_for_answer(page)
-    assert_answers(page, site, wanted)
+    assert_columns(page, site, where)
     page.go_back()
     expect(page.get_by_label("Search query")).to_have_value("somewhere to sit")
     wait_for_answer(page)
     assert filter_in_address(page) is None
 
 
-def test_a_phone_scrolls_in_one_direction(page: Page, site: Site, pictures: Path) -> None:
+def test_a_phone_scrolls_in_one_direction(page: Page, site: Site, screenshots: Path) -> None:
     page.set_viewport_size(PHONE)
     search(page, site.query)
     add_filter(page, "tags", "contains none of", "a rather long value that has to be broken, somewhere-" + "x" * 60)
@@ -278,7 +274,7 @@ def test_a_phone_scrolls_in_one_direction(page: Page, site: Site, pictures: Path
     ends = "them => them.map(it => [it.offsetTop, it.offsetTop + it.offsetHeight])"
     (_, bottom), (top, _) = page.locator("section").evaluate_all(ends)
     assert bottom <= top  # one column below the other
-    page.screenshot(path=pictures / "phone.png", full_page=True)
+    page.screenshot(path=screenshots / "phone.png", full_page=True)
 
 
 FOCUSED = """() => {
@@ -309,8 +305,8 @@ def test_tab_reaches_every_control_in_order(page: Page, site: Site) -> None:
 
 
 @pytest.fixture
-def hasty(site: Site, tmp_path: Path) -> Iterator[None]:
-    """The same parts behind an ingress that wants a key and has no time to think."""
+def impatient_ingress(site: Site, tmp_path: Path) -> Iterator[None]:
+    """The same deployments behind an ingress that requires a key and has no time to think."""
     (tmp_path / "keys").write_text("read 0123456789abcdef\n")
     changes = {"keys_file": tmp_path / "keys", "reason_timeout_s": 0.001, "search_timeout_s": 2.0}
     deploy.start(site.config.model_copy(update={"serve": site.config.serve.model_copy(update=changes)}))
@@ -318,15 +314,17 @@ def hasty(site: Site, tmp_path: Path) -> Iterator[None]:
     deploy.start(site.config)
 
 
-def test_a_key_is_asked_for_and_what_failed_is_told(hasty: None, page: Page, site: Site, pictures: Path) -> None:
+def test_the_page_asks_for_a_key_and_shows_what_failed(
+    impatient_ingress: None, page: Page, site: Site, screenshots: Path
+) -> None:
     assert page.get_by_label("API key").is_hidden()
     type_query(page, site.query)
     expect(status(page)).to_have_text(re.compile("no key was sent"))
     expect(page.get_by_label("API key")).to_be_focused()
-    page.screenshot(path=pictures / "key.png", full_page=True)
+    page.screenshot(path=screenshots / "key.png", full_page=True)
     page.keyboard.type("0123456789abcdex")
     page.keyboard.press("Enter")
-    expect(status(page)).to_have_text(re.compile("the key is not known"))
+    expect(status(page)).to_have_text(re.compile("not known"))
     page.get_by_label("API key").fill("0123456789abcdef")
     page.keyboard.press("Enter")
     notes = page.locator("#always .note"), page.locator("#never .note")
@@ -335,13 +333,13 @@ def test_a_key_is_asked_for_and_what_failed_is_told(hasty: None, page: Page, sit
     assert page.get_by_label("API key").is_hidden()
     assert notes[1].is_hidden()
     assert "0123" not in page.url
-    assert shown(page, "always") == shown(page, "never") != []
+    assert shown_ids(page, "always") == shown_ids(page, "never") != []
     assert page.locator(".badge").count() == 0
 
-    with suspended("IndexShard0"):
-        page.reload()  # the key is kept as long as the tab
+    with suspend("IndexShard0"):
+        page.reload()  # the tab keeps the key
         for note in notes:
             expect(note).to_have_text(re.compile("part of the catalogue could not be searched"))
     expect(status(page)).to_have_text("Part of the catalogue is missing: nothing is compared.")
     assert page.locator(".badge").count() == 0
-    page.screenshot(path=pictures / "degraded.png", full_page=True)
+    page.screenshot(path=screenshots / "degraded.png", full_page=True)

@@ -1,0 +1,1 @@
+"""The HTTP contract of one running service; a package, so that its modules share that service."""

@@ -1,0 +1,1 @@
+"""One service in operation: writes, keys, limits, failures, replacement; a package, so that its modules share it."""
