@@ -245,7 +245,7 @@ def test_errors_appear_in_the_status_line(page: Page, site: Site) -> None:
 
 @pytest.mark.parametrize(("where", "message"), [("{", "cannot be read"), ('{"a": {"$has": 1}}', "no such operator")])
 def test_a_damaged_address_is_an_error_in_the_status_line(page: Page, site: Site, where: str, message: str) -> None:
-    page.goto(f"{site.url}#{urlencode({'q': site.query, 'filter': given})}")
+    page.goto(f"{site.url}#{urlencode({'q': site.query, 'filter': where})}")
     expect(status(page)).to_have_text(re.compile(message))
     expect(page.get_by_label("Search query")).to_have_value(site.query)
 
