@@ -21,7 +21,7 @@ P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Response(Protocol[T_co]):
+class RemoteResponse(Protocol[T_co]):
     """The result of a remote call, to be awaited or, outside an event loop, waited for."""
 
     def __await__(self) -> Generator[Any, None, T_co]:
@@ -37,7 +37,7 @@ class Response(Protocol[T_co]):
 class RemoteMethod(Protocol[P, T_co]):
     """A method of a deployment: `remote` runs it on one replica, chosen by Serve."""
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Response[T_co]:
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> RemoteResponse[T_co]:
         """Send the call."""
 
 

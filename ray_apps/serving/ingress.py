@@ -64,16 +64,16 @@ class Ingress:
         backend, deadline = self.live.current, self._deadline()
         await self._check_dimensions(deadline, backend, request.dimensions)
         encoded = await backend.queries.encode(deadline, request.texts, request.reason, request.reasonings)
-        found = await backend.queries.search(deadline, encoded.vectors, request.k, request.filter, request.dimensions)
-        if found.missing_shards and request.complete:
-            message = f"shards {found.missing_shards} of the index do not answer: try later, or without 'complete'"
+        matches = await backend.queries.search(deadline, encoded.vectors, request.k, request.filter, request.dimensions)
+        if matches.missing_shards and request.complete:
+            message = f"shards {matches.missing_shards} of the index do not answer: try later, or without 'complete'"
             raise ServiceError(503, message, "incomplete", 1)
         return json_response(
             schema.SearchResponse(
                 model=backend.handles.model,
                 degraded=encoded.degraded,
-                missing_shards=found.missing_shards,
-                results=[search_result(*one) for one in zip(request.texts, encoded.queries, found.hits, strict=True)],
+                missing_shards=matches.missing_shards,
+                results=[search_result(*one) for one in zip(request.texts, encoded.queries, matches.hits, strict=True)],
                 timings_ms=deadline.timings_ms,
             )
         )

@@ -65,8 +65,8 @@ class ItemPath:
 
     async def get(self, ids: list[str]) -> dict[str, Payload]:
         """Return item_id → payload. Raises ServiceError 503 if a shard is down."""
-        found = await self._require_owners(ids, lambda shard, rows: call(shard.get, [ids[i] for i in rows]))
-        return {item_id: payload for payloads in found for item_id, payload in payloads.items()}
+        per_shard = await self._require_owners(ids, lambda shard, rows: call(shard.get, [ids[i] for i in rows]))
+        return {item_id: payload for payloads in per_shard for item_id, payload in payloads.items()}
 
     async def count(self, where: Payload | None) -> int:
         """Return how many items match a filter. Raises ServiceError 503 if a shard is down."""

@@ -18,7 +18,7 @@ from lrem.index.changes import FILE, State, pending
 from lrem.index.shard import owner
 from ray_apps.serving import live_record
 from ray_apps.serving.generation import GenerationPlan
-from ray_apps.serving.handles import GenerationHandles, IndexShardHandle, Payload, Response, connect
+from ray_apps.serving.handles import GenerationHandles, IndexShardHandle, Payload, RemoteResponse, connect
 from ray_apps.serving.live_record import LiveRecord
 
 BATCH = 500  # items carried over at a time
@@ -122,7 +122,7 @@ def _by_owner(ids: list[str], targets: list[IndexShardHandle]) -> list[tuple[Ind
     return [(targets[shard], rows) for shard, rows in positions.items()]
 
 
-def _result(response: Response[T]) -> T:
+def _result(response: RemoteResponse[T]) -> T:
     return response.result(timeout_s=CALL_S)
 
 
