@@ -8,7 +8,6 @@ without. The ingress calls the generation that the live record names (live_recor
 
 import hashlib
 import logging
-import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import ray
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -37,8 +35,7 @@ from ray_apps.serving.generation import (
 )
 from ray_apps.serving.handles import Generation, GenerationHandles
 from ray_apps.serving.ingress import Ingress
-
-POLL_S = 0.2
+from ray_apps.serving.readiness import wait_until_ready, wait_until_running
 
 
 def application(args: dict[str, Any]) -> serve.Application:
@@ -89,15 +86,15 @@ def start(config: Config) -> str:
         if plan.name not in running.applications:
             root = serve.deployment(Generation, ray_actor_options={"num_cpus": 0})
             _run(root.bind(bind_generation(config, plan)), plan.name)
-        _wait_until_running(plan.name, deadline)
+        wait_until_running(plan.name, deadline)
         if old is None:
             _warn_of_lost_writes(plan)
             live_record.publish(plan.name, plan.model, str(plan.folder), plan.nodes)
         elif old.application != plan.name:
             rollover.switch(old, plan, _count_ingresses)
         _run_ingress(config, keys, running.applications)
-        _wait_until_running(NAME, deadline)
-        _wait_until_ready(address, deadline)
+        wait_until_running(NAME, deadline)
+        wait_until_ready(address, deadline)
     live_record.claim_ownership()
     _remove_other_generations(plan, config.serve.drain_s)
     return address
@@ -210,39 +207,3 @@ def _run(target: serve.Application, name: str, route: str | None = None) -> None
 def _count_ingresses() -> int:
     """Return the number of replicas of the ingress, with those that start or drain."""
     return sum(serve.status().applications[NAME].deployments["Ingress"].replica_states.values())
-
-
-def _wait_until_running(name: str, deadline: float) -> None:
-    while (state := serve.status().applications[name]).status != "RUNNING":
-        if state.status == "DEPLOY_FAILED":
-            raise ConnectionError(f"the serving application did not start: {_cause(state)}")
-        if time.monotonic() > deadline:
-            waiting = [part for part, status in state.deployments.items() if status.status != "HEALTHY"]
-            missing = " and ".join(waiting) or name
-            raise TimeoutError(f"waited too long for {missing} (ray.start_timeout_s): look at `ray status`")
-        time.sleep(POLL_S)
-
-
-def _wait_until_ready(address: str, deadline: float) -> None:
-    while not _is_ready(address):
-        if time.monotonic() > deadline:
-            raise TimeoutError(
-                f"waited too long for an answer from {address}/readyz (ray.start_timeout_s): see its log"
-            )
-        time.sleep(POLL_S)
-
-
-def _is_ready(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/readyz", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def _cause(state: ApplicationStatusOverview) -> str:
-    """Return the error of the first deployment that failed: the last exception that its traceback names."""
-    for name, status in state.deployments.items():
-        if status.status == "DEPLOY_FAILED":
-            errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .*", status.message, re.MULTILINE)
-            return f"{name}: {errors[-1] if errors else status.message}"
-    return str(state.message)
