@@ -41,7 +41,7 @@ from tests.ray.training.cold_start_runs import (
 )
 from tests.ray.training.helpers import LREM, wait_for_workers, wait_until
 from tests.ray_cluster import RayHead, ray_node
-from tests.serving import build_world, replicas, running
+from tests.serving import build_world, replica_processes, running_service
 
 pytestmark = pytest.mark.slow
 TINY = ("--config", "configs/tiny.yaml")
@@ -262,7 +262,7 @@ def test_an_index_shard_is_killed(told: list[Fault], new_port: Callable[[], int]
     config = build_world(tmp_path, new_port())
     written: list[str] = []
     statuses: list[int] = []
-    with cluster(config), running(config) as served:
+    with cluster(config), running_service(config) as served:
         over = threading.Event()
 
         def write() -> None:
@@ -288,7 +288,7 @@ def test_an_index_shard_is_killed(told: list[Fault], new_port: Callable[[], int]
         for thread in threads:
             thread.start()
         wait_for(lambda: len(written) > 20, 60, "20 writes")
-        replicas("IndexShard0")[0].send_signal(signal.SIGKILL)
+        replica_processes("IndexShard0")[0].send_signal(signal.SIGKILL)
         before, began = len(written), time.monotonic()
         wait_for(lambda: len(written) > before + 20, 120, "20 writes more")
         seconds = time.monotonic() - began
