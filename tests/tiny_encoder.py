@@ -1,4 +1,4 @@
-"""A small shop, and a model of sentence-transformers that knows which of its words mean the same."""
+"""A small shop, and a sentence-transformers model that knows the synonyms among its words."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-# Words of one set mean the same: they share a vector, and the sets' vectors are orthogonal.
-MEANINGS = [
+# Synonyms share a vector; the vectors of different sets are orthogonal.
+SYNONYMS = [
     *({"bike", "bicycle", "cycling"}, {"helmet"}, {"gloves", "mittens"}, {"bell"}, {"soup"}, {"tin", "canned"}),
     *({"poster"}, {"vest"}, {"steel"}, {"leather"}, {"safe", "helmet-like"}, {"ride"}, {"cold"}, {"hands"}),
 ]
@@ -22,11 +22,11 @@ TITLES = {
 }
 
 
-def save_meanings(folder: Path) -> Path:
-    """Write the model, whose text vector is the mean of its words' vectors; returns `folder`."""
-    words = sorted((word, axis) for axis, same in enumerate(MEANINGS) for word in same)
+def save_tiny_encoder(folder: Path) -> Path:
+    """Write a model that embeds a text as the mean of its words' vectors; returns `folder`."""
+    words = sorted((word, axis) for axis, synonyms in enumerate(SYNONYMS) for word in synonyms)
     vocabulary = {"[UNK]": 0} | {word: i for i, (word, _) in enumerate(words, start=1)}
-    weights = np.zeros((len(vocabulary), len(MEANINGS)), np.float32)
+    weights = np.zeros((len(vocabulary), len(SYNONYMS)), np.float32)
     for word, axis in words:
         weights[vocabulary[word], axis] = 1
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

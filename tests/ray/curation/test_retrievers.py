@@ -16,7 +16,7 @@ from ray_apps.curation.resumable import part_file
 from ray_apps.curation.run_folder import open_run
 from ray_apps.indexing.embed import build_index, embed
 from tests.ray.curation.small_shop import decided_rows
-from tests.tiny_encoder import TITLES, save_meanings
+from tests.tiny_encoder import TITLES, save_tiny_encoder
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -51,7 +51,7 @@ def with_retriever(config: Config, folder: Path, **paths: Path) -> Config:
 @pytest.mark.slow
 def test_curation_with_an_embedding_model(config: Config, tmp_path: Path) -> None:
     """With a sentence-transformers folder, then with an index snapshot of the same vectors."""
-    sentence_model = save_meanings(tmp_path / "sentences")
+    sentence_model = save_tiny_encoder(tmp_path / "sentences")
     by_folder = with_retriever(config, sentence_model)
     counters = curate.run(by_folder)
     rows = decided_rows(by_folder)
@@ -88,6 +88,6 @@ def test_a_model_of_ours_over_its_index(config: Config, tiny: ReasoningEmbedder,
     for ranking, row in zip(rankings, scores, strict=True):
         assert dict(ranking) == pytest.approx(dict(zip(TITLES, row, strict=True)), abs=2e-3)
         assert [score for _, score in ranking] == sorted((score for _, score in ranking), reverse=True)
-    another_model = save_meanings(config.run_dir / "sentences")
+    another_model = save_tiny_encoder(config.run_dir / "sentences")
     with pytest.raises(SnapshotError, match="was built with model"):
         open_retriever(str(another_model), config.path("items"), str(index))

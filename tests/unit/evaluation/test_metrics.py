@@ -1,4 +1,4 @@
-"""Measures against hand counts, and against trec_eval itself on files that lrem.evaluation.trec wrote."""
+"""Measures against values by hand, and against trec_eval on files written by lrem.evaluation.trec."""
 
 import random
 from pathlib import Path
@@ -18,19 +18,19 @@ def both(scores: dict[str, dict[str, float]]) -> dict[str, tuple[float, float]]:
     return {query_id: (values["hit_rate"], values["precision"]) for query_id, values in scores.items()}
 
 
-def test_hit_rate_is_a_recall_and_precision_is_of_k() -> None:
+def test_hit_rate_is_a_recall_and_precision_divides_by_k() -> None:
     scores = both(per_query(RUN, QRELS, k=3, precision_k=2))
     assert scores == {"1": (0.5, 0.5), "2": (1.0, 0.5), "3": (0.0, 0.0)}
 
 
-def test_ties_keep_the_runs_order() -> None:
-    """All three scores of query 1 are equal; trec_eval alone would reorder them by id."""
+def test_ties_keep_the_order_of_the_run() -> None:
+    """All three scores of query 1 are equal; trec_eval alone would sort them by id."""
     assert both(per_query(RUN, QRELS, k=1, precision_k=1))["1"] == (0.25, 1.0)
     assert both(per_query({"1": [("n", 0.9), ("a", 0.9)]}, QRELS, k=1, precision_k=1))["1"] == (0.0, 0.0)
 
 
 def test_every_measure_by_hand() -> None:
-    """Grades 3, 0, 1 found at ranks 1, 2, 4 of a query whose ideal order is 3, 2, 1."""
+    """Grades 3, 0, 1 at ranks 1, 2, 4, for a query with the ideal order 3, 2, 1."""
     qrels = {"q": {"a": 3, "b": 0, "c": 1, "d": 2}}
     run = {"q": [("a", 4.0), ("b", 3.0), ("n", 2.0), ("c", 1.0)]}
     discount = {2: 1.584962500721156, 3: 2.0, 4: 2.321928094887362}  # log2(rank + 1)
@@ -52,7 +52,7 @@ def test_every_measure_by_hand() -> None:
     )
 
 
-def test_a_grade_counts_from_relevant_from_on() -> None:
+def test_items_are_relevant_from_the_configured_grade() -> None:
     qrels = {"q": {"a": 1, "b": 2}, "none": {"a": 1}}
     run = {"q": [("a", 2.0), ("b", 1.0)], "none": [("a", 1.0)]}
     lenient, strict = per_query(run, qrels, 1, 1), per_query(run, qrels, 1, 1, relevant_from=2)
@@ -60,10 +60,10 @@ def test_a_grade_counts_from_relevant_from_on() -> None:
     assert (strict["q"]["hit_rate"], strict["q"]["RR@10"], strict["q"]["AP"]) == (0.0, 0.5, 0.5)
     assert strict["q"]["nDCG@10"] == lenient["q"]["nDCG@10"] == pytest.approx(0.8597186998521972)
     assert strict["none"]["nDCG@10"] == 1.0
-    assert sum(strict["none"].values()) == 1.0  # nDCG alone: no item is relevant
+    assert sum(strict["none"].values()) == 1.0  # only nDCG: no item is relevant
 
 
-def test_one_measure_under_two_names_and_nothing_found() -> None:
+def test_equal_cut_offs_and_an_empty_run() -> None:
     run = {"1": [("a", 1.0)]}
     scores = per_query(run, QRELS, k=DEPTH, precision_k=DEPTH)
     assert scores["1"]["hit_rate"] == scores["1"]["R@100"] == 0.25
@@ -73,7 +73,7 @@ def test_one_measure_under_two_names_and_nothing_found() -> None:
 
 
 def graded(seed: int, queries: int = 40) -> tuple[dict[str, dict[str, int]], dict[str, list[tuple[str, float]]]]:
-    """Grades 0 to 3 of few items; runs up to 150 deep, many scores equal, some queries without a result."""
+    """Return grades 0 to 3 of few items, and a run up to 150 deep with many ties and some queries without results."""
     draw = random.Random(seed)
     items = [f"i{number}" for number in range(300)]
     qrels = {
@@ -82,12 +82,14 @@ def graded(seed: int, queries: int = 40) -> tuple[dict[str, dict[str, int]], dic
     }
     run = {}
     for query_id in draw.sample(list(qrels), queries - 3):
-        found = draw.sample(items, draw.randint(1, 150))
-        run[query_id] = [(item, score / 7) for item, score in zip(found, falling(draw, len(found)), strict=True)]
+        items_found = draw.sample(items, draw.randint(1, 150))
+        run[query_id] = [
+            (item, score / 7) for item, score in zip(items_found, decreasing(draw, len(items_found)), strict=True)
+        ]
     return qrels, run
 
 
-def falling(draw: random.Random, number: int) -> list[int]:
+def decreasing(draw: random.Random, number: int) -> list[int]:
     return sorted((draw.randint(-9, 30) for _ in range(number)), reverse=True)
 
 
@@ -96,10 +98,12 @@ def falling(draw: random.Random, number: int) -> list[int]:
 def test_equal_to_trec_eval(tmp_path: Path, k: int, precision_k: int, relevant_from: int) -> None:
     qrels, run = graded(seed=k)
     with write_qrels(qrels, tmp_path / "qrels.txt").open() as lines:
-        judged = pytrec_eval.parse_qrel(lines)
+        parsed_qrels = pytrec_eval.parse_qrel(lines)
     with write_run(run, tmp_path / "run.txt", "test").open() as lines:
-        found = pytrec_eval.parse_run(lines)
-    first_ten = {query_id: dict(sorted(hits.items(), key=lambda hit: -hit[1])[:10]) for query_id, hits in found.items()}
+        parsed_run = pytrec_eval.parse_run(lines)
+    first_ten = {
+        query_id: dict(sorted(hits.items(), key=lambda hit: -hit[1])[:10]) for query_id, hits in parsed_run.items()
+    }
     theirs = {
         "hit_rate": f"recall_{k}",
         "precision": f"P_{precision_k}",
@@ -110,14 +114,18 @@ def test_equal_to_trec_eval(tmp_path: Path, k: int, precision_k: int, relevant_f
         "Success@10": "success_10",
         "AP": "map",
     }
-    asked = {*theirs.values(), "recip_rank"}
-    whole = pytrec_eval.RelevanceEvaluator(judged, asked, relevance_level=relevant_from).evaluate(found)
-    top = pytrec_eval.RelevanceEvaluator(judged, asked, relevance_level=relevant_from).evaluate(first_ten)
+    measures_requested = {*theirs.values(), "recip_rank"}
+    whole = pytrec_eval.RelevanceEvaluator(parsed_qrels, measures_requested, relevance_level=relevant_from).evaluate(
+        parsed_run
+    )
+    top = pytrec_eval.RelevanceEvaluator(parsed_qrels, measures_requested, relevance_level=relevant_from).evaluate(
+        first_ten
+    )
     scores = per_query(run, qrels, k, precision_k, relevant_from)
     assert len(whole) == len(run) == len(qrels) - 3
     for query_id in run:
         expected = {name: whole[query_id][key] for name, key in theirs.items()}
-        expected["RR@10"] = top[query_id]["recip_rank"]  # trec_eval has no cut-off for it
+        expected["RR@10"] = top[query_id]["recip_rank"]  # trec_eval has no cut-off for the reciprocal rank
         assert scores[query_id] == pytest.approx(expected, abs=1e-9, rel=0)
     assert all(not any(scores[query_id].values()) for query_id in qrels.keys() - run.keys())
     assert all(sum(scores[query_id][name] for query_id in run) > 0 for name in NAMES)
@@ -157,34 +165,34 @@ def test_slices_by_other_columns() -> None:
     }
 
 
-def test_no_slice_is_empty_and_none_counts_a_query_twice() -> None:
+def test_no_slice_is_empty_or_has_a_query_twice() -> None:
     assert slices_of({"1": {}}) == {"all": ["1"], "uncategorised": ["1"]}
     own = {"1": {"category": "hard"}, "2": {"category": "all"}, "3": {"category": "negative"}}
     assert slices_of(own) == {"all": ["1", "2", "3"], "hard": ["1", "3"], "negative": ["3"]}
     assert slices_of({}) == {}
 
 
-def test_queries_without_judgements_are_in_no_mean() -> None:
+def test_queries_without_judgements_do_not_enter_a_mean() -> None:
     scores = {"1": {"AP": 1.0, "RR@10": 0.5}, "2": {"AP": 0.0, "RR@10": 0.25}}
     means = summarise(scores, {"all": ["1", "2", "3"], "set": {"2", "3"}, "unjudged": ["3"]})
     assert means == {"all": {"AP": 0.5, "RR@10": 0.375}, "set": {"AP": 0.0, "RR@10": 0.25}}
 
 
-def test_unjudged() -> None:
+def test_unjudged_share() -> None:
     qrels = {"1": {"a": 1, "b": 0}, "2": {"a": 1}, "3": {"a": 1}, "4": {}}
     run = {
         "1": [("a", 3.0), ("b", 2.0), ("x", 1.0)],  # none of two
         "2": [("x", 1.0)],  # one of one
-        "3": [],  # no result: in no mean
+        "3": [],  # no result: ignored
         "4": [("x", 2.0), ("y", 1.0)],  # no judgement at all
-        "5": [("a", 1.0)],  # no query of ours
+        "5": [("a", 1.0)],  # not in the judgements
     }
     assert unjudged_share(run, qrels, 2) == pytest.approx((0 + 1 + 1) / 3)
     assert unjudged_share(run, qrels, 3) == pytest.approx((1 / 3 + 1 + 1) / 3)
     assert unjudged_share({}, qrels, 2) == 0.0
 
 
-def test_unjudged_keeps_the_runs_order() -> None:
-    """With equal scores trec_eval and ir-measures alone would take other items."""
+def test_unjudged_share_keeps_the_order_of_the_run() -> None:
+    """trec_eval and ir-measures alone would take other items of equal scores."""
     assert unjudged_share({"q": [("b", 1.0), ("a", 1.0), ("c", 1.0)]}, {"q": {"b": 1}}, 1) == 0.0
     assert unjudged_share({"q": [("a", 1.0), ("b", 1.0), ("c", 1.0)]}, {"q": {"b": 1}}, 1) == 1.0

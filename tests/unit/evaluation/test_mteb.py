@@ -1,4 +1,4 @@
-"""A model folder in mteb: the scores of a real task are those of the model's own embeddings."""
+"""A model folder in mteb: a task scores exactly as the model's own embeddings do."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from ray_apps.rollouts.engines import TransformersEngine
 
 MATERIALS, KINDS = ("wool", "linen", "silk"), ("coat", "shirt", "scarf", "hat")
-# a document without a title, and one with: mteb joins the two with a space
+# documents with and without a title; mteb joins title and text with a space
 CORPUS = [
     {"id": f"{colour}-{material}-{kind}", "title": title, "text": text}
     for colour in ("red", "blue", "green", "black")
@@ -34,7 +34,7 @@ CORPUS = [
 DOCUMENTS = [f"{row['title']} {row['text']}".strip() for row in CORPUS]
 QUERIES = ["hat", "something red and warm", "blue linen", "a scarf for a green coat in winter", "silk", "black wool"]
 QRELS: dict[str, dict[str, int]] = {f"q{i}": {} for i in range(len(QUERIES))}
-for i, query in enumerate(QUERIES):  # a document is relevant by any word, and more so by its colour
+for i, query in enumerate(QUERIES):  # any shared word makes a document relevant, a shared colour makes it more relevant
     for row, title in zip(CORPUS, DOCUMENTS, strict=True):
         words = title.split()
         if set(words) & set(query.split()):
@@ -42,7 +42,7 @@ for i, query in enumerate(QUERIES):  # a document is relevant by any word, and m
 
 
 class TinyShop(AbsTaskRetrieval):
-    """A retrieval task of mteb whose data is made here."""
+    """An mteb retrieval task with data from this file."""
 
     metadata = TaskMetadata(
         name="TinyShop",
@@ -66,14 +66,14 @@ class TinyShop(AbsTaskRetrieval):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's client reads the variable when it is imported, which it is by now: so its constant too."""
+    """Forbid downloads. The hub's client has read the variable at import, so its constant is changed too."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with weights far apart: it thinks something else about each query, and about each padding."""
+    """A model with widely varied weights: its reasoning differs by query, and would differ with the padding."""
     made = ReasoningEmbedder.load(tiny_folder)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -86,26 +86,26 @@ def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> ReasoningEmbedder:
-    """The same, loaded."""
+    """The model in that folder."""
     return ReasoningEmbedder.load(folder).eval()
 
 
 @pytest.fixture(scope="module")
 def thoughts(folder: Path) -> list[str]:
-    """Of another implementation: the engine that takes one prompt at a time."""
+    """Reasonings by another implementation: the engine that takes one prompt at a time."""
     engine = TransformersEngine(str(folder), RolloutConfig(dtype="float32"))
     return engine.reason(QUERIES, must_think=True)
 
 
 def ndcg(model: ReasoningEmbedder, reasonings: list[str]) -> float:
-    """nDCG@10 by ir-measures from the model's own embeddings."""
+    """Return nDCG@10 by ir-measures from the model's own embeddings."""
     scores = model.encode_queries(QUERIES, reasonings) @ model.encode_items(DOCUMENTS).T
     ids = [row["id"] for row in CORPUS]
     run = {f"q{i}": dict(zip(ids, map(float, row), strict=True)) for i, row in enumerate(scores)}
     return float(ir_measures.calc_aggregate([nDCG @ 10], QRELS, run)[nDCG @ 10])
 
 
-def test_a_task_scores_as_the_models_own_embeddings(
+def test_a_task_scores_as_the_models_own_embeddings_do(
     model: ReasoningEmbedder, folder: Path, thoughts: list[str], tmp_path: Path
 ) -> None:
     cache = mteb.ResultCache(tmp_path)
@@ -119,12 +119,12 @@ def test_a_task_scores_as_the_models_own_embeddings(
         assert 0 < found[reason] < 1
         kept = cache.load_task_result("TinyShop", adapter.mteb_model_meta)
         assert kept.scores["test"][0]["ndcg_at_10"] == found[reason]
-    assert found["never"] != found["always"]  # so neither came from the other's place in the cache
+    assert found["never"] != found["always"]  # so neither result was served from the other's cache entry
     assert len(list(tmp_path.rglob("TinyShop.json"))) == 2
 
 
-def test_what_is_embedded(model: ReasoningEmbedder, folder: Path, thoughts: list[str]) -> None:
-    """Batches of prompts of many lengths get the thoughts that each prompt gets alone."""
+def test_batches_do_not_change_a_reasoning(model: ReasoningEmbedder, folder: Path, thoughts: list[str]) -> None:
+    """Prompts of many lengths get the same reasoning in a batch as alone."""
     assert all(thoughts)
     batch = [{"text": QUERIES[:4]}, {"text": QUERIES[4:]}]
     always, never = MtebModel(folder), MtebModel(folder, "never")
@@ -152,7 +152,7 @@ def test_auto_thinks_where_nothing_is_unlikely(model: ReasoningEmbedder, folder:
     assert MtebModel(folder, "auto", think_below=middle).reasonings(QUERIES, 4) == expected
 
 
-def test_the_meta_tells_models_and_settings_apart(model: ReasoningEmbedder, folder: Path) -> None:
+def test_metadata_distinguishes_models_and_settings(model: ReasoningEmbedder, folder: Path) -> None:
     adapter = MtebModel(folder, "auto", think_below=0.25, limits=ModelConfig(budget=3))
     meta = adapter.mteb_model_meta
     assert isinstance(adapter, mteb.EncoderProtocol)
@@ -164,8 +164,8 @@ def test_the_meta_tells_models_and_settings_apart(model: ReasoningEmbedder, fold
     assert meta.experiment_kwargs == {"reason": "auto", "dtype": "float32", "think_below": 0.25, "budget": 3}
 
 
-def test_limits_override_the_folders_own(model: ReasoningEmbedder, folder: Path) -> None:
-    """A budget of one token: the likeliest of those that are not special, </think> included."""
+def test_limits_override_those_of_the_folder(model: ReasoningEmbedder, folder: Path) -> None:
+    """A budget of one token gives the likeliest token that is not special (</think> is special)."""
     renderer, first = model.renderer, []
     for query in QUERIES:
         with torch.no_grad():
@@ -175,9 +175,7 @@ def test_limits_override_the_folders_own(model: ReasoningEmbedder, folder: Path)
     assert MtebModel(folder, limits=ModelConfig(budget=1)).reasonings(QUERIES) == first
 
 
-def test_a_model_trained_without_reasoning_is_embedded_as_it_was_trained(
-    model: ReasoningEmbedder, tmp_path: Path
-) -> None:
+def test_a_model_trained_without_reasoning_embeds_without(model: ReasoningEmbedder, tmp_path: Path) -> None:
     model.save(tmp_path / "direct", record={"objective": "direct"})
     with pytest.raises(DataError, match="direct.*pass reason='never'"):
         MtebModel(tmp_path / "direct")
@@ -185,7 +183,7 @@ def test_a_model_trained_without_reasoning_is_embedded_as_it_was_trained(
     np.testing.assert_allclose(found, model.encode_queries(QUERIES, [None] * len(QUERIES)), atol=1e-6)
 
 
-def test_what_is_missing_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no \*.safetensors"):
         MtebModel(tmp_path / "none")
     with pytest.raises(DataError, match="reason='often'.* never, always, auto"):

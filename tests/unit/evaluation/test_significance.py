@@ -1,4 +1,4 @@
-"""Intervals, tests and corrections against closed forms; fusion against its formula."""
+"""Intervals, paired tests and Holm's correction against closed forms and SciPy."""
 
 import itertools
 import time
@@ -10,17 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lrem.errors import DataError
-from lrem.evaluation.fusion import rrf
-from lrem.evaluation.metrics import Run
 from lrem.evaluation.significance import Comparison, compare, holm, interval
 
 VALUES = st.sampled_from([0.0, 0.1, 0.25, 0.5, 2 / 3, 1.0])
 PAIRS = st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=25)
 IDS = st.text("abcdef", min_size=1, max_size=2)
-RUNS = st.dictionaries(
-    st.sampled_from(["p", "q", "r"]),
-    st.lists(IDS, max_size=8, unique=True).map(lambda items: [(item, -1.0 * n) for n, item in enumerate(items)]),
-)
 
 
 def named(values: list[float]) -> dict[str, float]:
@@ -28,40 +22,40 @@ def named(values: list[float]) -> dict[str, float]:
 
 
 def test_p_of_few_queries_is_exact() -> None:
-    """Against all 2^8 signs, counted here."""
+    """The reference enumerates all 2^8 sign patterns."""
     a, b = [0.9, 0.5, 1.0, 0.3, 0.2, 0.7, 0.6, 0.45], [0.2, 0.6, 0.1, 0.0, 0.25, 0.3, 0.58, 0.1]
     differences = np.subtract(a, b)
     means = np.array([np.mean(differences * signs) for signs in itertools.product((1, -1), repeat=8)])
     expected = np.mean(np.abs(means) >= abs(differences.mean()) - 1e-12)
-    found = compare(named(a), named(b))
-    assert found.difference == pytest.approx(differences.mean())
-    assert found.p == pytest.approx(expected)
-    assert found.low < found.difference < found.high
+    result = compare(named(a), named(b))
+    assert result.difference == pytest.approx(differences.mean())
+    assert result.p == pytest.approx(expected)
+    assert result.low < result.difference < result.high
 
 
-def test_p_and_interval_of_many_queries_are_near_the_normal_ones() -> None:
+def test_p_and_interval_of_many_queries_agree_with_the_t_test() -> None:
     rng = np.random.default_rng(5)
     b = rng.normal(0.5, 0.1, 400)
     a = b + rng.normal(0.011, 0.1, 400)
     t = stats.ttest_rel(a, b)
-    found = compare(named(a.tolist()), named(b.tolist()))
-    assert 0.005 < found.p < 0.2
-    assert found.p == pytest.approx(t.pvalue, abs=0.01)
+    result = compare(named(a.tolist()), named(b.tolist()))
+    assert 0.005 < result.p < 0.2
+    assert result.p == pytest.approx(t.pvalue, abs=0.01)
     low, high = t.confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.001)
+    assert (result.low, result.high) == pytest.approx((low, high), abs=0.001)
 
 
-def test_pairing_counts() -> None:
-    """Queries differ far more than systems do: unpaired, the same values would say nothing."""
+def test_the_test_is_paired() -> None:
+    """Queries differ far more than systems do, so an unpaired test of the same values would find nothing."""
     level = np.linspace(0, 0.9, 40)
     a, b = level + np.tile([0.01, 0.03], 20), level
     assert stats.ttest_ind(a, b).pvalue > 0.5
-    found = compare(named(a.tolist()), named(b.tolist()))
-    assert found.p == pytest.approx(2 / 10_001)
-    assert 0.015 < found.low < 0.02 < found.high < 0.025
+    result = compare(named(a.tolist()), named(b.tolist()))
+    assert result.p == pytest.approx(2 / 10_001)
+    assert 0.015 < result.low < 0.02 < result.high < 0.025
 
 
-def test_a_seed_gives_the_same_and_the_order_does_not_matter() -> None:
+def test_a_seed_is_reproducible_and_the_order_does_not_matter() -> None:
     rng = np.random.default_rng(8)
     a, b = named(rng.random(60).tolist()), named(rng.random(60).tolist())
     assert compare(a, b, seed=3) == compare(a, b, seed=3)
@@ -70,7 +64,7 @@ def test_a_seed_gives_the_same_and_the_order_does_not_matter() -> None:
 
 
 @given(PAIRS)
-def test_the_other_way_round(pairs: list[tuple[float, float]]) -> None:
+def test_swapping_the_systems_negates_the_difference(pairs: list[tuple[float, float]]) -> None:
     a, b = named([left for left, _ in pairs]), named([right for _, right in pairs])
     forth, back = compare(a, b), compare(b, a)
     assert (back.difference, back.low, back.high) == pytest.approx(
@@ -81,13 +75,13 @@ def test_the_other_way_round(pairs: list[tuple[float, float]]) -> None:
     assert forth.low - 1e-9 <= forth.difference <= forth.high + 1e-9
 
 
-def test_samples_without_chance() -> None:
+def test_samples_without_variance() -> None:
     assert compare(named([0.5, 0.25, 1.0]), named([0.5, 0.25, 1.0])) == Comparison(0.0, 0.0, 0.0, 1.0)
     assert compare(named([0.75]), named([0.5])) == Comparison(0.25, 0.25, 0.25, 1.0)
     one_of_many = compare(named([0.5] * 30 + [1.0]), named([0.5] * 31))
     assert one_of_many.p == 1.0
     assert one_of_many.low == 0.0 < one_of_many.difference < one_of_many.high
-    same_gain = compare(named([0.5 + 0.1, 0.3 + 0.1, 0.7 + 0.1]), named([0.5, 0.3, 0.7]))  # equal but for rounding
+    same_gain = compare(named([0.5 + 0.1, 0.3 + 0.1, 0.7 + 0.1]), named([0.5, 0.3, 0.7]))  # equal except for rounding
     assert same_gain == pytest.approx((0.1, 0.1, 0.1, 0.25))
 
 
@@ -100,14 +94,14 @@ def test_queries_must_be_the_same() -> None:
         interval([])
 
 
-def test_interval_covers_the_true_mean_in_95_of_100() -> None:
+def test_interval_covers_the_true_mean_in_95_of_100_samples() -> None:
     rng = np.random.default_rng(2)
     ends = [interval(rng.binomial(4, 0.3, 60) / 4) for _ in range(300)]
     covered = np.mean([low <= 0.3 <= high for low, high in ends])
     assert 0.91 <= covered <= 0.98
 
 
-def test_null_hypothesis_is_rejected_in_5_of_100() -> None:
+def test_a_true_null_hypothesis_is_rejected_in_5_of_100_samples() -> None:
     rng = np.random.default_rng(9)
     p_values = [compare(named(rng.random(40).tolist()), named(rng.random(40).tolist())).p for _ in range(300)]
     assert 0.02 <= np.mean(np.array(p_values) <= 0.05) <= 0.08
@@ -115,7 +109,7 @@ def test_null_hypothesis_is_rejected_in_5_of_100() -> None:
 
 def test_holm() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
-        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}  # the textbook's: b is held up by c
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}  # the textbook example: b is raised to c
     )
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
     assert holm({"a": 0.04}) == {"a": 0.04}
@@ -132,8 +126,8 @@ def test_holm_lies_between_no_correction_and_bonferroni(p_values: dict[str, floa
     assert [adjusted[name] for name in order] == sorted(adjusted.values())
 
 
-def test_drawn_signs_are_scipys_own_test() -> None:
-    """Drawing signs is quicker than scipy's permutation_test, and the same test; also where means are tied."""
+def test_drawn_signs_agree_with_scipys_permutation_test() -> None:
+    """Drawing signs is faster than scipy's permutation_test, and gives the same result, also with tied means."""
     rng = np.random.default_rng(4)
     a, b = rng.integers(0, 5, 50) / 10, rng.integers(0, 5, 50) / 10
     theirs = stats.permutation_test((a - b,), np.mean, permutation_type="samples", vectorized=True, rng=rng)
@@ -141,52 +135,13 @@ def test_drawn_signs_are_scipys_own_test() -> None:
     assert compare(named(a.tolist()), named(b.tolist())).p == pytest.approx(theirs.pvalue, abs=0.02)
 
 
-def test_a_whole_report_takes_seconds() -> None:
-    """Nine measures of eight systems over 600 queries that all differ; the processor's time, not the wall's."""
+def test_a_report_takes_seconds() -> None:
+    """Two measures of eight systems over 600 queries that all differ; CPU time, since the machine is shared."""
     scores = [
-        [named(values) for values in systems] for systems in np.random.default_rng(1).random((9, 8, 600)).tolist()
+        [named(values) for values in systems] for systems in np.random.default_rng(1).random((2, 8, 600)).tolist()
     ]
     started = time.process_time()
     for first, *others in scores:
         for system in others:
             compare(system, first)
-    assert time.process_time() - started < 30
-
-
-def test_rrf_by_hand() -> None:
-    first: Run = {"q": [("a", 9.0), ("b", 8.0), ("c", 7.0)], "p": [("x", 1.0)]}
-    second: Run = {"q": [("c", 0.9), ("d", 0.8)], "r": [("y", 1.0), ("z", 0.5)]}
-    fused = rrf([first, second], depth=10)
-    assert list(fused) == ["q", "p", "r"]
-    assert fused["q"] == [
-        ("c", pytest.approx(1 / 63 + 1 / 61)),
-        ("a", pytest.approx(1 / 61)),
-        ("b", pytest.approx(1 / 62)),  # b and d are equal, and of equal best rank: by id
-        ("d", pytest.approx(1 / 62)),
-    ]
-    assert fused["r"] == [("y", pytest.approx(1 / 61)), ("z", pytest.approx(1 / 62))]
-    assert [item for item, _ in rrf([first, second], depth=1)["q"]] == ["c"]
-    assert rrf([first, second], depth=1, k=0)["q"] == [("c", pytest.approx(1 / 3 + 1))]
-    assert rrf([], depth=3) == {}
-
-
-def test_rrf_breaks_ties_by_the_best_rank() -> None:
-    """With k = 0, twice rank 2 makes as much as once rank 1."""
-    runs: list[Run] = [{"q": [("z", 1.0), ("a", 0.5)]}, {"q": [("y", 1.0), ("a", 0.5)]}]
-    assert rrf(runs, depth=3, k=0)["q"] == [("y", 1.0), ("z", 1.0), ("a", 1.0)]
-
-
-@given(st.lists(RUNS, max_size=4), st.integers(1, 5))
-def test_rrf_does_not_depend_on_the_order_of_the_runs(runs: list[Run], depth: int) -> None:
-    fused = rrf(runs, depth)
-    for order in itertools.permutations(runs):
-        assert rrf(order, depth) == fused
-    assert all(len(hits) <= depth for hits in fused.values())
-    assert all(scores == sorted(scores, reverse=True) for scores in ([s for _, s in hits] for hits in fused.values()))
-
-
-@given(RUNS)
-def test_rrf_of_one_run_keeps_its_order(run: Run) -> None:
-    assert {q: [item for item, _ in hits] for q, hits in rrf([run], 9).items()} == {
-        q: [item for item, _ in hits] for q, hits in run.items()
-    }
+    assert time.process_time() - started < 6.6

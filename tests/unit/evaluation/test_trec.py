@@ -1,4 +1,4 @@
-"""TREC files: round trips, trec_eval's own order, and every line that cannot be read."""
+"""TREC files: round trips, the order of trec_eval, and every kind of invalid line."""
 
 import random
 from pathlib import Path
@@ -27,21 +27,21 @@ def ids(run: dict[str, list[tuple[str, float]]]) -> dict[str, list[str]]:
 @given(RUNS)
 @example({"q": [("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", -1e-42)]})
 @example({"q": [("a", -3.0), ("b", 5.0)]})
-def test_a_run_comes_back_in_its_order(run: dict[str, list[tuple[str, float]]]) -> None:
-    """Also where its scores are equal or rise; and what was read is written again byte for byte."""
+def test_a_run_keeps_its_order_in_a_round_trip(run: dict[str, list[tuple[str, float]]]) -> None:
+    """Also if its scores are equal or increase; a run that was read is written again byte for byte."""
     with TemporaryDirectory() as folder:
         first = write_run(run, Path(folder) / "first.txt", "tag")
-        found = read_run(first)
-        second = write_run(found, Path(folder) / "second.txt", "tag")
-        assert ids(found) == ids(run)
+        read = read_run(first)
+        second = write_run(read, Path(folder) / "second.txt", "tag")
+        assert ids(read) == ids(run)
         assert second.read_bytes() == first.read_bytes()
-    for hits in found.values():
+    for hits in read.values():
         scores = np.array([score for _, score in hits], np.float32)
         assert np.all(np.diff(scores) < 0)
 
 
 @given(QRELS)
-def test_qrels_come_back(qrels: dict[str, dict[str, int]]) -> None:
+def test_qrels_survive_a_round_trip(qrels: dict[str, dict[str, int]]) -> None:
     with TemporaryDirectory() as folder:
         assert read_qrels(write_qrels(qrels, Path(folder) / "qrels.txt")) == qrels
 
@@ -55,14 +55,14 @@ def test_the_formats(tmp_path: Path) -> None:
     assert write_qrels(qrels, tmp_path / "qrels.txt").read_text() == "q1 0 a 0\nq1 0 b 3\n"
 
 
-def test_falling_scores_are_written_unchanged(tmp_path: Path) -> None:
+def test_decreasing_scores_are_written_unchanged(tmp_path: Path) -> None:
     draw = random.Random(3)
     run = {"q": [(str(place), score) for place, score in enumerate(sorted(draw.random() for _ in range(99))[::-1])]}
     assert read_run(write_run(run, tmp_path / "run.txt", "tag")) == run
 
 
-def test_scores_that_only_a_double_tells_apart(tmp_path: Path) -> None:
-    """trec_eval reads a float32: 1 and 1 - 1e-12 would be a tie, and go by id."""
+def test_scores_that_differ_only_as_doubles(tmp_path: Path) -> None:
+    """trec_eval reads float32, in which 1 and 1 - 1e-12 would be a tie that the id breaks."""
     run = {"q": [("a", 1.0), ("b", 1.0 - 1e-12), ("c", 1.0 - 2e-12)]}
     write_run(run, tmp_path / "run.txt", "tag")
     scored = list(ir_measures.read_trec_run(str(tmp_path / "run.txt")))
@@ -72,7 +72,7 @@ def test_scores_that_only_a_double_tells_apart(tmp_path: Path) -> None:
         assert metric.value == pytest.approx(1 / place)
 
 
-def test_another_programs_run_is_sorted_by_score_then_rank(tmp_path: Path) -> None:
+def test_an_external_run_is_sorted_by_score_then_rank(tmp_path: Path) -> None:
     path = tmp_path / "run.txt"
     path.write_text("q\tQ0\tlow\t1\t0.5\tx\r\nq Q0 second 7 2 x\n\np Q0 a 0 1e-3 x\nq Q0 first 3 2.0 x\n")
     assert read_run(path) == {"q": [("first", 2.0), ("second", 2.0), ("low", 0.5)], "p": [("a", 0.001)]}
@@ -89,7 +89,7 @@ def test_another_programs_run_is_sorted_by_score_then_rank(tmp_path: Path) -> No
         ("q Q0 b 2 0.5 x", "run.txt:2: item 'b' appears twice for query 'q'"),
     ],
 )
-def test_a_bad_line_of_a_run(tmp_path: Path, line: str, message: str) -> None:
+def test_an_invalid_line_of_a_run(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "run.txt"
     path.write_text(f"q Q0 b 1 0.9 x\n{line}\n")
     with pytest.raises(DataError, match=message):
@@ -104,14 +104,14 @@ def test_a_bad_line_of_a_run(tmp_path: Path, line: str, message: str) -> None:
         ("q 0 b 0", "qrels.txt:2: item 'b' appears twice for query 'q'"),
     ],
 )
-def test_a_bad_line_of_qrels(tmp_path: Path, line: str, message: str) -> None:
+def test_an_invalid_line_of_qrels(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "qrels.txt"
     path.write_text(f"q 0 b 1\n{line}\n")
     with pytest.raises(DataError, match=message):
         read_qrels(path)
 
 
-def test_no_file_and_no_text(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_binary_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run.txt does not exist"):
         read_run(tmp_path / "run.txt")
     (tmp_path / "run.gz").write_bytes(b"\x1f\x8b\x08\x00\xff\xff")
@@ -130,7 +130,7 @@ def test_no_file_and_no_text(tmp_path: Path) -> None:
         ({"q": [("a", 1e39)]}, "query 'q' has the score 1e.39, which is not a finite float32"),
     ],
 )
-def test_what_cannot_be_written_leaves_the_old_file(
+def test_an_invalid_run_keeps_the_previous_file(
     tmp_path: Path, run: dict[str, list[tuple[str, float]]], message: str
 ) -> None:
     path = tmp_path / "run.txt"
@@ -141,7 +141,7 @@ def test_what_cannot_be_written_leaves_the_old_file(
     assert [file.name for file in tmp_path.iterdir()] == ["run.txt"]
 
 
-def test_names_that_are_no_columns(tmp_path: Path) -> None:
+def test_names_with_whitespace_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="tag 'my run' is empty or contains whitespace"):
         write_run({}, tmp_path / "run.txt", "my run")
     with pytest.raises(DataError, match="item_id 'a\tb' is empty or contains whitespace"):

@@ -11,12 +11,12 @@ from lrem.data.files import write_parquet
 from lrem.errors import DataError
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.retrieval.retrievers import load_text_model, model_fingerprint, open_retriever, retriever_kind
-from tests.tiny_encoder import MEANINGS, TITLES, save_meanings
+from tests.tiny_encoder import SYNONYMS, TITLES, save_tiny_encoder
 
 
 @pytest.fixture(scope="module")
 def sentence_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_meanings(tmp_path_factory.mktemp("retriever") / "sentences")
+    return save_tiny_encoder(tmp_path_factory.mktemp("retriever") / "sentences")
 
 
 def test_bm25_retrieves_by_words(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_sentence_transformers_folder_gives_unit_vectors(sentence_model: Path)
     assert retriever_kind(str(sentence_model)) == "sentence-transformers"
     model = load_text_model(str(sentence_model))
     vectors = model.encode_queries(["bicycle bell", "cycling BELL bell"])
-    by_hand = np.zeros((2, len(MEANINGS)))
+    by_hand = np.zeros((2, len(SYNONYMS)))
     by_hand[:, 0], by_hand[:, 3] = (1, 1), (1, 2)
     by_hand /= np.linalg.norm(by_hand, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors, by_hand, atol=1e-6)
