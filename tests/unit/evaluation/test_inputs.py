@@ -162,27 +162,15 @@ def test_the_two_best_systems_are_compared_once() -> None:
     ]
 
 
-<<<<<<< HEAD:tests/ray/evaluation/test_inputs.py
-def test_a_share_is_kept_for_the_test_where_nothing_else_says_so(config: Config) -> None:
-    def share(**change: Any) -> float | None:
-        return resolve_settings(changed(config, "curate", **change)).curate.test_share
+def test_curation_sets_a_test_share_aside_unless_something_says_otherwise(config: Config) -> None:
+    def share(**values: Any) -> float | None:
+        return resolve_settings(with_settings(config, "curate", **values)).curate.test_share
 
     assert (share(), share(test_share=0.0), share(test_share=0.3)) == (0.1, 0.0, 0.3)
     assert bootstrap_settings(config).curate.test_share == 0
-    wanted = changed(config, "curate", test_share=0.2)
-    assert bootstrap_settings(wanted).curate.test_share == 0.2
-    table(config.path("queries"), asked(split="train"))
-=======
-def test_curation_sets_a_test_share_aside_unless_something_says_otherwise(config: Config) -> None:
-    def share(**values: Any) -> float | None:
-        return curate.resolved(with_settings(config, "curate", **values)).curate.test_share
-
-    assert (share(), share(test_share=0.0), share(test_share=0.3)) == (0.1, 0.0, 0.3)
-    assert bootstrap.taught_by_catalogue(config).curate.test_share == 0
     requested = with_settings(config, "curate", test_share=0.2)
-    assert bootstrap.taught_by_catalogue(requested).curate.test_share == 0.2
+    assert bootstrap_settings(requested).curate.test_share == 0.2
     write_rows(config.path("queries"), query_rows(split="train"))
->>>>>>> 6ec8660 (Split the evaluation tests by subject; the browser tests of the report page move to tests/deploy):tests/unit/evaluation/test_inputs.py
     assert (share(), share(test_share=0.3)) == (0.0, 0.3)
     config.path("queries").unlink()
     with pytest.raises(DataError, match=r"queries\.parquet does not exist"):
@@ -201,19 +189,10 @@ def test_no_near_duplicate_of_another_split_is_curated(config: Config) -> None:
         [{"query_id": q, "query": text, "split": split} for q, (text, split) in rows.items()],
     )
     left_out = Counter[str]()
-<<<<<<< HEAD:tests/ray/evaluation/test_inputs.py
-    kept = [q for found in train_queries(config, left_out) for q in found["query_id"].to_pylist()]
-    # "a" and "d" have the very words; "c" has four of its five; "b" two more than t1, "e" is too short to lose one
-=======
-    kept = [q for batch in inputs.queries(config, left_out) for q in batch["query_id"].to_pylist()]
+    kept = [q for batch in train_queries(config, left_out) for q in batch["query_id"].to_pylist()]
     # "a" and "d" have the same words; "c" shares four of five; "b" has two more than t1; "e" is too short
->>>>>>> 6ec8660 (Split the evaluation tests by subject; the browser tests of the report page move to tests/deploy):tests/unit/evaluation/test_inputs.py
     assert (kept, left_out) == (["b", "e", "f"], {NEAR_OTHERS: 3})
     write_rows(config.path("queries"), query_rows())
     left_out = Counter[str]()
-<<<<<<< HEAD:tests/ray/evaluation/test_inputs.py
-    assert sum(found.num_rows for found in train_queries(config, left_out)) == 3
-=======
-    assert sum(batch.num_rows for batch in inputs.queries(config, left_out)) == 3
->>>>>>> 6ec8660 (Split the evaluation tests by subject; the browser tests of the report page move to tests/deploy):tests/unit/evaluation/test_inputs.py
+    assert sum(batch.num_rows for batch in train_queries(config, left_out)) == 3
     assert not left_out
