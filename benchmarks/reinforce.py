@@ -218,49 +218,13 @@ def run_side(side: str, folder: Path) -> None:
 
 def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Make our trainer's step whenever the parent asks: one rank in this process, one vLLM actor on Ray."""
-    import numpy as np
     import ray
-    import torch
     import torch.distributed as dist
 
     from lrem.config import load_config
-    from lrem.data.known_positives import KnownPositives
-    from lrem.modeling.model import ReasoningEmbedder
-    from lrem.modeling.sequences import Group
-    from lrem.training.grpo_step import Candidates
     from ray_apps.cluster.session import cluster
     from ray_apps.rollouts.client import start_pool
-    from ray_apps.training.deepspeed_engine import make_engine
-    from ray_apps.training.reinforce_trainer import ReinforceTrainer
-    from ray_apps.training.row_shards import StepRows
 
-    class Rows:
-        """The same rows at every step."""
-
-        def rows_of(self, step: int) -> StepRows:
-            return StepRows(step, 0, np.arange(len(rows)))
-
-        def read(self, step_rows: StepRows) -> list[dict[str, Any]]:
-            return pairs
-
-    class NoCandidates:
-        """The batch alone: no further items are ranked."""
-
-        def sample(self, step: int, groups: Sequence[Group]) -> Candidates:
-            return Candidates(torch.empty(0, trainer.engine.module.dimension), torch.empty(0, dtype=torch.long))
-
-    class OneRank(ReinforceTrainer):
-        """A trainer outside Ray Train, whose rows are in memory."""
-
-        def __init__(self) -> None:
-            self.config, self.stage, self.steps = config, config.reinforce, 1000
-            self.shard, self.pool, self.reference, self.candidates = Rows(), pool, None, NoCandidates()
-            self.known_positives = KnownPositives(np.arange(len(rows)), np.arange(len(rows)))
-            self.version, self.syncs, self.pending = 0, 0, deque()
-            self.engine = make_engine(ReasoningEmbedder.load(folder / "model"), self.stage.optim, len(rows), self.steps)
-            self.engine.train()
-
-    pairs = [{**row, "row": i, "query_key": i, "item_key": i} for i, row in enumerate(rows)]
     fixed = ["extra_candidates=0", f"optim.lr={LEARNING_RATE}", "optim.zero_stage=0", "samples=0"]
     settings = [
         "ray.num_cpus=4",
@@ -275,7 +239,7 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
     with cluster(config):
         pool = start_pool(folder / "model", config)
         [actor] = ray.get(pool.actors.remote(), timeout=60)
-        trainer = OneRank()
+        trainer = one_rank(folder, rows, config, pool)
         trainer.sync(0)
         for number in itertools.count():
             wait_for_step()
@@ -284,6 +248,45 @@ def ours(folder: Path, rows: list[dict[str, Any]]) -> None:
             seconds = time.perf_counter() - started
             in_actor = psutil.Process(ray.get(actor.pid.remote(), timeout=60)).memory_info().rss / 2**20
             answer(seconds, **{name: values[key] for name, key in parts.items()}, actor_mib=in_actor)
+
+
+def one_rank(folder: Path, rows: list[dict[str, Any]], config: Any, pool: Any) -> Any:
+    """Return a trainer outside Ray Train, whose rows are in memory and the same at every step."""
+    import numpy as np
+    import torch
+
+    from lrem.data.known_positives import KnownPositives
+    from lrem.modeling.model import ReasoningEmbedder
+    from lrem.modeling.sequences import Group
+    from lrem.training.grpo_step import Candidates
+    from ray_apps.training.deepspeed_engine import make_engine
+    from ray_apps.training.reinforce_trainer import ReinforceTrainer
+    from ray_apps.training.row_shards import StepRows
+
+    pairs = [{**row, "row": i, "query_key": i, "item_key": i} for i, row in enumerate(rows)]
+
+    class SameRows:
+        def rows_of(self, step: int) -> StepRows:
+            return StepRows(step, 0, np.arange(len(pairs)))
+
+        def read(self, step_rows: StepRows) -> list[dict[str, Any]]:
+            return pairs
+
+    class NoCandidates:
+        def sample(self, step: int, groups: Sequence[Group]) -> Candidates:
+            return Candidates(torch.empty(0, trainer.engine.module.dimension), torch.empty(0, dtype=torch.long))
+
+    class OneRank(ReinforceTrainer):
+        def __init__(self) -> None:
+            self.config, self.stage, self.steps = config, config.reinforce, 1000
+            self.shard, self.pool, self.reference, self.candidates = SameRows(), pool, None, NoCandidates()
+            self.known_positives = KnownPositives(np.arange(len(rows)), np.arange(len(rows)))
+            self.version, self.syncs, self.pending = 0, 0, deque()
+            self.engine = make_engine(ReasoningEmbedder.load(folder / "model"), self.stage.optim, len(rows), self.steps)
+            self.engine.train()
+
+    trainer = OneRank()
+    return trainer
 
 
 def engine(*given: Any) -> Any:
