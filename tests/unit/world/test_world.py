@@ -129,7 +129,7 @@ def test_write_gives_the_stage_tables_and_leaves_no_parts(tmp_path: Path) -> Non
 def test_too_much_asked_says_what_to_lower() -> None:
     with pytest.raises(ValueError, match="'olive oil' has 96 distinct titles"):
         make_world(0, products=20000)
-    with pytest.raises(ValueError, match="5000 .* test queries"):
+    with pytest.raises(ValueError, match="1000 question test queries"):
         make_world(0, products=600, train_queries=300, test_queries=5000)
 
 
