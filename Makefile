@@ -45,8 +45,8 @@ bench-serve: setup ## search, HTTP and embedding, and their peers: raw Faiss, hn
 chaos-serve: setup ## the service under load while its processes are killed and a new model takes over
 	$(BIN)/python benchmarks/chaos_serve.py --out benchmarks/results/chaos_serve.json
 
-bench-capacity: setup ## `lrem plan`'s estimates and measurements at 10k, 100k and 1M vectors
-	$(BIN)/python benchmarks/capacity.py --out benchmarks/results/capacity.json --constants lrem/capacity/constants.json
+bench-capacity: setup ## memory, latency and recall of the index structures at 10k, 100k and 1M vectors, for `lrem plan`
+	$(BIN)/python benchmarks/capacity.py --out benchmarks/results/capacity.json
 
 bench-curate: setup ## curation of a million generated queries: rows per second, memory, one actor and two
 	$(BIN)/python benchmarks/curate.py --out benchmarks/results/curate.json

@@ -1,1 +1,1 @@
-"""What a catalogue and its traffic need: a table and a formula."""
+"""Capacity planning: a table of measured constants and one formula per quantity."""

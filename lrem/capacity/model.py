@@ -1,226 +1,179 @@
-"""What a catalogue and its traffic need: shards, replicas, machines, GPUs, and what each index choice costs and finds.
-
-Computes from measured constants (`Constants`) and sizes (lrem.capacity.footprint). The model, what it leaves out and
-how it was checked: docs/capacity.md.
-"""
+"""The capacity model of docs/capacity.md: bytes, milliseconds, shards, replicas, machines, GPUs of each structure."""
 
 import math
 from typing import NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from lrem.capacity.footprint import Held, Item, Structure, held, rebuilt, saved, store, structure, trained_on
-from lrem.capacity.search_cost import Asked, Constants, candidates, expected_recall, pages, search_ms
 from lrem.config import Section
 from lrem.errors import DataError
-
-FAMILIES = ("Flat", "HNSW32", "IVF,Flat", "IVF,SQ8", "IVF,PQ")
-SHARDS = [*range(1, 65), *(round(64 * 1.05**i) for i in range(1, 86))]  # what is tried: all, from 64 on twentieths
-USABLE = 0.9  # of a machine's memory: the rest is the system's, and the node's own Ray processes'
-HOURS = 730  # of a month
+from lrem.index.ann import NPROBE, NPROBE_SHARE, training_need, usual_lists, usual_parts
 
 
-class Needs(Section):
-    """What is asked for. Bytes and milliseconds where nothing else is said."""
+class Measured(NamedTuple):
+    """One core that searches one structure for 10 hits: milliseconds = fixed_ms + work × ns / 10⁶."""
+
+    fixed_ms: float
+    ns: float
+    recall: float  # at a million vectors
+
+
+STRUCTURES = {  # as benchmarks/capacity.py prints it (x86_64, 2 cores, one thread)
+    "Flat": Measured(0.0158, 0.2036, 1.0),
+    "HNSW32": Measured(0.0, 129.9915, 0.996),
+    "IVF,Flat": Measured(0.5314, 0.2786, 1.0),
+    "IVF,SQ8": Measured(0.4376, 0.3022, 1.0),
+    "IVF,PQ": Measured(0.3547, 1.1112, 1.0),
+}
+SHARDS = sorted({round(1.02**i) for i in range(421)})  # tried: every number up to 50, then 2 % steps up to 4,000
+GIB = 2**30
+PROCESS = 123e6  # bytes of a shard's process without items
+USABLE = 0.9  # of a machine's memory: the rest is for the system and the node's own Ray processes
+REBUILD = 1.2  # peak memory of a build ÷ memory of the index; measured: 1.0 to 1.2 at a million vectors
+PAYLOAD = 2.3  # memory of the columns that filters read ÷ bytes of the payload as JSON; measured for short fields
+PAGE = 4096  # of SQLite
+HOURS = 730  # per month
+
+
+class Requirements(Section):
+    """Catalogue, traffic and machines: the options of `lrem plan`."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    items: int = Field(ge=1)
-    dim: int = Field(ge=2)
-    qps: float = Field(gt=0)
-    think: float = Field(0.75, ge=0, le=1)  # share of the queries that are thought over
-    tokens: float = Field(16, ge=1)  # of a reasoning
-    cached: float = Field(0.0, ge=0, lt=1)  # share of the queries whose thought and vector an ingress still has
-    k: int = Field(10, ge=1, le=1000)
-    recall: float = Field(0.95, ge=0, le=1)
-    payload: int = Field(200, ge=2, le=65_536)  # of an item, as JSON
-    texts: int = Field(1, ge=0, le=256)  # fields of words that no two items share
-    text: int = Field(80, ge=0)  # of one of them
-    fields: int = Field(4, ge=0, le=256)  # others that filters can ask
-    memory: float = Field(64 * 2**30, gt=0)  # of a machine
-    cores: int = Field(16, ge=1)
-    spare: int = Field(1, ge=0)  # replicas of each part that may be lost
-    load: float = Field(0.6, gt=0, le=1)  # share of a replica's time that is used
-    search_ms: float = Field(100.0, gt=0)  # that a search of a shard may take
-    store_cached: float = Field(1.0, ge=0, le=1)  # share of items.sqlite that the system's page cache holds
-    rebuild: bool = True  # keep room for a rebuild, or for a new generation beside the old one
-    structures: tuple[str, ...] = FAMILIES
-    embedder_qps: float | None = Field(None, gt=0)  # of one replica; None: as measured
-    reasoner_tokens: float | None = Field(None, gt=0)  # a second, of one replica; None: as measured
-    embedder_gpus: float = Field(0.0, ge=0)  # of one replica
-    reasoner_gpus: float = Field(0.0, ge=0)
-    machine_price: float | None = Field(None, ge=0)  # of an hour
-    gpu_price: float | None = Field(None, ge=0)
+    items: float = Field(ge=1, description="Items in the catalogue, e.g. 76e6.")
+    dim: int = Field(ge=2, description="Dimensions of a vector.")
+    qps: float = Field(gt=0, description="Queries per second at the peak.")
+    structure: list[str] = Field([*STRUCTURES], description="Index structure to compare; repeatable.")
+    recall: float = Field(0.95, ge=0, le=1, description="Recall that the recommended structure must reach.")
+    payload: int = Field(200, ge=2, le=65_536, description="Bytes of an item's payload as JSON.")
+    memory: float = Field(64, gt=0, description="GiB of memory per machine.")
+    cores: int = Field(16, ge=1, description="Cores per machine.")
+    spare: int = Field(1, ge=0, description="Replicas of each shard and model that may fail.")
+    load: float = Field(0.6, gt=0, le=1, description="Share of a replica's time that may be busy.")
+    search_ms: float = Field(100, gt=0, description="Milliseconds that searching a shard may take.")
+    rebuild: bool = Field(True, description="Keep memory for a rebuild or a new generation.")
+    think: float = Field(0.75, ge=0, le=1, description="Share of the queries that need reasoning.")
+    tokens: float = Field(16, ge=1, description="Tokens per reasoning.")
+    cached: float = Field(0, ge=0, lt=1, description="Share of the queries that a cache answers.")
+    embedder_qps: float = Field(1080, gt=0, description="Queries per second of one embedder.")
+    reasoner_tokens: float = Field(4870, gt=0, description="Tokens per second of one reasoner.")
+    embedder_gpus: float = Field(0, ge=0, description="GPUs of one embedder, e.g. 0.5; without one it takes a core.")
+    reasoner_gpus: float = Field(0, ge=0, description="GPUs of one reasoner; without one it takes two cores.")
+    machine_price: float = Field(0, ge=0, description="Price of a machine per hour.")
+    gpu_price: float = Field(0, ge=0, description="Price of a GPU per hour.")
+
+
+def factory(name: str, count: int, dim: int) -> str:
+    """Return the Faiss factory string, with lists and parts as the index chooses them.
+
+    >>> factory("IVF,PQ", 5_000_000, 256), factory("HNSW32", 10, 256)
+    ('IVF8192,PQ128', 'HNSW32')
+    """
+    if name not in STRUCTURES:
+        raise DataError(f"structure '{name}' is not modelled: choose from {' '.join(STRUCTURES)}")
+    return name.replace("IVF", f"IVF{usual_lists(count)}").replace("PQ", f"PQ{usual_parts(dim)}")
+
+
+def vector_bytes(name: str, dim: int) -> int:
+    """Return the bytes of one vector in a structure: its numbers or its code, and its links or its id."""
+    code = {"IVF,SQ8": dim, "IVF,PQ": usual_parts(dim)}.get(name, 4 * dim)
+    return code + {"Flat": 0, "HNSW32": 4 * (2 * 32 + 1) + 12}.get(name, 8)
+
+
+def item_bytes(name: str, needs: Requirements) -> float:
+    """Return the memory of one item in a replica: vector, row number, deletion mark, payload columns."""
+    return vector_bytes(name, needs.dim) + 9 + PAYLOAD * needs.payload
+
+
+def stored_bytes(needs: Requirements) -> int:
+    """Return the bytes of one item in items.sqlite; a row longer than a page takes whole pages."""
+    row = 4 * needs.dim + needs.payload + 50
+    return row if row <= PAGE else PAGE * math.ceil(row / PAGE)
+
+
+def work(name: str, count: int, dim: int) -> float:
+    """Return how many numbers one search compares: docs/capacity.md has the formulas."""
+    if name == "Flat":
+        return count * dim
+    if name == "HNSW32":
+        return math.log2(count + 1) * (dim + 128)  # hops to a vector and its links, which cost as much as 128 numbers
+    lists = usual_lists(count)
+    probed = min(1.0, max(NPROBE / lists, NPROBE_SHARE))
+    return lists * dim + probed * count * (usual_parts(dim) if name == "IVF,PQ" else dim)
 
 
 class Layout(NamedTuple):
-    """One index choice, laid out: `items`, `parts`, `rebuilt`, `store`, `saved` and `ms` are one shard's."""
+    """One structure on machines; `problem` says why that is impossible, and is empty otherwise."""
 
-    what: Structure
+    factory: str
+    item_bytes: float
+    replica_bytes: float  # of memory
     shards: int
-    replicas: int  # of each shard
-    together: int  # shards on one machine, with all their replicas
+    replicas: int  # of each shard, all on one machine
     machines: int
-    items: int
-    parts: Held
-    process: float
-    rebuilt: float
-    store: float
-    saved: float
-    memory: float  # of a machine, as used
+    disk: float  # bytes per machine
     ms: float
     recall: float
-    reads: float  # of a machine's disk a second
-
-    @property
-    def replica(self) -> float:
-        """Bytes that one replica holds while it serves."""
-        return self.process + self.parts.total
-
-    @property
-    def disk(self) -> float:
-        """Bytes of a machine's disk for the shards that live there."""
-        return self.together * (self.store + self.saved)
-
-    @property
-    def start_disk(self) -> float:
-        """And more while it is filled for the first time: each shard restores the whole snapshot beside its part."""
-        return self.together * self.shards * (self.store + self.saved) if self.shards > 1 else 0.0
+    problem: str
 
 
-class Refused(NamedTuple):
-    """An index choice that cannot be laid out, and what would change that."""
+def lay_out(name: str, needs: Requirements) -> Layout:
+    """Return the layout with the fewest machines, then the fewest shards, or one that says why there is none."""
+    layouts = [divide(name, shards, needs) for shards in SHARDS if shards <= needs.items]
+    trained = [layout for layout in layouts if not layout.problem.startswith("training")] or layouts[:1]
+    possible = [layout for layout in trained if not layout.problem] or trained[-1:]
+    return min(possible, key=lambda layout: (layout.machines, layout.shards))
 
-    family: str
-    why: str
+
+def divide(name: str, shards: int, needs: Requirements) -> Layout:
+    """Return the layout with this many shards. Machines keep items.sqlite in their page cache."""
+    count = math.ceil(needs.items / shards)
+    index, measured = factory(name, count, needs.dim), STRUCTURES[name]
+    ms = measured.fixed_ms + work(name, count, needs.dim) * measured.ns / 1e6
+    copies, memory = replicas(needs.qps, 1000 / ms, needs), count * item_bytes(name, needs)
+    shard = copies * (PROCESS + memory * (1 + REBUILD * needs.rebuild)) + count * stored_bytes(needs)
+    fit = min(shards, int(USABLE * needs.memory * GIB // shard), needs.cores // copies)
+    problem = ""
+    if count < (trained_on := training_need(needs.dim, index)):
+        problem = f"training needs {trained_on:,} items per shard, not {count:,}"
+    elif ms > needs.search_ms:
+        problem = f"searching {count:,} items takes {ms:.3g} ms: raise --search-ms, or use faster cores"
+    elif not fit:
+        problem = f"a shard of {count:,} items takes {shard / GIB:.3g} GiB and {copies} cores: use larger machines"
+    return Layout(
+        factory=index,
+        item_bytes=item_bytes(name, needs),
+        replica_bytes=PROCESS + memory,
+        shards=shards,
+        replicas=copies,
+        machines=math.ceil(shards / max(1, fit)),
+        disk=fit * count * (stored_bytes(needs) + vector_bytes(name, needs.dim) + 8),
+        ms=ms,
+        recall=measured.recall,
+        problem=problem,
+    )
 
 
-class Models(NamedTuple):
-    """Replicas of embedder and reasoner, the GPUs that they share, machines for those without."""
+def replicas(rate: float, capacity: float, needs: Requirements) -> int:
+    """Return the replicas for `rate` per second if one can do `capacity`, and the spare ones."""
+    return math.ceil(rate / (capacity * needs.load)) + needs.spare
+
+
+class ModelReplicas(NamedTuple):
+    """Replicas of embedder and reasoner, their GPUs, and the machines for those without."""
 
     embedders: int
     reasoners: int
     gpus: int
     machines: int
-    tokens: float  # that are written a second
 
 
-def replicas(work: float, one: float, load: float, spare: int) -> int:
-    """Replicas for `work` a second of which one can do `one` at full load, and those that may be lost.
-
-    >>> replicas(100, 50, 0.5, 1)
-    5
-    """
-    return math.ceil(work / (one * load)) + spare
-
-
-def lay_out(family: str, needs: Needs, known: Constants) -> Layout | Refused:
-    """The fewest machines, and on them the fewest shards. Replicas of a shard share one machine (docs/serving.md).
-
-    A machine holds `together` shards: what their replicas hold and need for a rebuild, and the cached share of their
-    stores; a core for each replica.
-    """
-    found: Layout | None = None
-    for shards in (some for some in SHARDS if some <= needs.items):
-        if found is not None and math.ceil(shards / (needs.cores // (1 + needs.spare))) > found.machines:
-            break
-        tried = _divided(family, shards, needs, known)
-        if tried.together and tried.ms <= needs.search_ms and (found is None or tried.machines < found.machines):
-            found = tried
-    if found is None:
-        return Refused(family, _why(tried, needs))
-    if found.items < (need := trained_on(found.what, needs.dim)):
-        return Refused(family, f"shards of {found.items:,} items are too few to train it, {need:,} are needed")
-    return found
-
-
-def best(laid: list[Layout], recall: float) -> Layout | None:
-    """The fewest machines, then the fewest busy cores, among the layouts that are expected to find enough."""
-    enough = [one for one in laid if one.recall >= recall]
-    return min(enough, key=lambda one: (one.machines, one.shards * one.ms), default=None)
-
-
-def _divided(family: str, shards: int, needs: Needs, known: Constants) -> Layout:
-    count = math.ceil(needs.items / shards)
-    item = Item(needs.dim, needs.payload, needs.texts, needs.text, needs.fields)
-    what = structure(family, count, needs.dim)
-    asked = Asked(needs.dim, needs.k, needs.store_cached)
-    ms, parts = search_ms(what, count, asked, known), held(what, count, item)
-    more = rebuilt(what, count, item) if needs.rebuild else 0.0
-    copies = replicas(needs.qps, 1000 / ms, needs.load, needs.spare)
-    size = store(count, item)
-    shard = copies * (known.process_bytes + parts.total + more) + needs.store_cached * size
-    together = min(shards, int(USABLE * needs.memory // shard), needs.cores // copies)
-    reads = needs.qps * together * (candidates(what, needs.k) * pages(needs.dim) + needs.k) * (1 - needs.store_cached)
-    return Layout(
-        what=what,
-        shards=shards,
-        replicas=copies,
-        together=together,
-        machines=math.ceil(shards / together) if together else 0,
-        items=count,
-        parts=parts,
-        process=known.process_bytes,
-        rebuilt=more,
-        store=size,
-        saved=saved(what, count, item),
-        memory=shard * max(1, together),
-        ms=ms,
-        recall=expected_recall(what, count, known),
-        reads=reads,
-    )
-
-
-def _why(tried: Layout, needs: Needs) -> str:
-    """What stands in the way of the most shards."""
-    if tried.ms > needs.search_ms:
-        return f"a search of {tried.items:,} items takes {tried.ms:.3g} ms: allow more, or use machines of faster cores"
-    if tried.memory > USABLE * needs.memory:
-        return (
-            f"{tried.replicas} replicas of {tried.items:,} items need {tried.memory / 2**30:.3g} GiB, of a machine "
-            f"{USABLE * needs.memory / 2**30:.3g} GiB can be used: take larger machines"
-        )
-    return f"a shard needs {tried.replicas} replicas, a machine has {needs.cores} cores: take larger machines"
-
-
-def models(needs: Needs, known: Constants) -> Models:
-    """Embedder and reasoner. Every query that no cache answers is embedded once; it writes `tokens` where it is thought
-    over, and one, by which the model decides, where it is not.
-
-    Raises:
-        DataError: nobody has measured the reasoner, and no rate is given.
-    """
-    rate = needs.reasoner_tokens or known.reasoner_tokens
-    if rate is None:
-        raise DataError("the constants have no rate of the reasoner: give one, in tokens a second of a replica")
-    asked = needs.qps * (1 - needs.cached)
-    tokens = asked * (needs.think * needs.tokens + 1 - needs.think)
-    embedders = replicas(asked, needs.embedder_qps or known.embedder_qps, needs.load, needs.spare)
-    reasoners = replicas(tokens, rate, needs.load, needs.spare)
-    gpus = devices(embedders, needs.embedder_gpus) + devices(reasoners, needs.reasoner_gpus)
-    cores = 0 if needs.embedder_gpus else embedders
-    cores += 0 if needs.reasoner_gpus else reasoners * known.reasoner_cores
-    return Models(embedders, reasoners, gpus, math.ceil(cores / needs.cores), tokens)
-
-
-def devices(count: int, share: float) -> int:
-    """GPUs for replicas that take `share` of one each, or several whole ones.
-
-    >>> devices(3, 0.5), devices(3, 2), devices(3, 0)
-    (2, 6, 0)
-    """
-    if share == 0:
-        return 0
-    return math.ceil(count * share) if share >= 1 else math.ceil(count / int(1 / share + 1e-9))
-
-
-def monthly(needs: Needs, machines: int, gpus: int) -> float | None:
-    """Of a month, in the unit of the prices; None where a price that counts is not given.
-
-    >>> monthly(Needs(items=1, dim=2, qps=1, machine_price=1, gpu_price=10), machines=2, gpus=1)
-    8760.0
-    """
-    prices = [(machines, needs.machine_price), (gpus, needs.gpu_price)]
-    if any(count and price is None for count, price in prices) or needs.machine_price is needs.gpu_price is None:
-        return None
-    return HOURS * sum(count * (price or 0.0) for count, price in prices)
+def model_replicas(needs: Requirements) -> ModelReplicas:
+    """Return what the models need. A query that no cache answers writes a reasoning or one token, and is embedded."""
+    queries = needs.qps * (1 - needs.cached)
+    embedders = replicas(queries, needs.embedder_qps, needs)
+    reasoners = replicas(queries * (needs.think * needs.tokens + 1 - needs.think), needs.reasoner_tokens, needs)
+    shares = ((embedders, needs.embedder_gpus), (reasoners, needs.reasoner_gpus))  # a GPU has whole replicas only
+    gpus = sum(math.ceil(n / int(1 / gpu + 1e-9) if 0 < gpu < 1 else n * gpu) for n, gpu in shares)
+    cores = embedders * (not needs.embedder_gpus) + 2 * reasoners * (not needs.reasoner_gpus)
+    return ModelReplicas(embedders, reasoners, gpus, math.ceil(cores / needs.cores))

@@ -52,9 +52,27 @@ def choose(count: int, dimension: int, factory: str | None = None) -> tuple[str,
         return "Flat", f"{count} vectors: exact search is fast up to {EXACT_UP_TO}"
     if count < COMPRESS_FROM:
         return "HNSW32", f"{count} vectors: a graph is fast and fits in memory below {COMPRESS_FROM}"
-    lists = 2 ** round(np.log2(4 * np.sqrt(count)))
-    parts = max(part for part in range(1, dimension // 2 + 1) if dimension % part == 0)
-    return f"IVF{lists},PQ{parts}", f"{count} vectors: compressed, then scored again from the stored vectors"
+    factory = f"IVF{usual_lists(count)},PQ{usual_parts(dimension)}"
+    return factory, f"{count} vectors: compressed, then scored again from the stored vectors"
+
+
+def usual_lists(count: int) -> int:
+    """Return the inverted lists for `count` vectors: the power of two nearest to 4 √count.
+
+    >>> usual_lists(5_000_000)
+    8192
+    """
+    return int(2 ** round(np.log2(4 * np.sqrt(count))))
+
+
+@lru_cache
+def usual_parts(dimension: int) -> int:
+    """Return the parts of a product quantizer: two dimensions per part, or the nearest larger divisor.
+
+    >>> usual_parts(256), usual_parts(255)
+    (128, 85)
+    """
+    return max(part for part in range(1, dimension // 2 + 1) if dimension % part == 0)
 
 
 @lru_cache

@@ -1,46 +1,93 @@
-"""`lrem plan`: the command's options. What is reckoned with them: ray_apps/cli/capacity_plan.py."""
+"""`lrem plan`: compare index structures for a catalogue and its traffic, and recommend one. Starts nothing."""
 
-from pathlib import Path
+from collections.abc import Mapping
+from inspect import Parameter, Signature
 from typing import Annotated
 
-import typer
+from pydantic import ValidationError
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from typer import Option
 
+from lrem.capacity import model as capacity
+from lrem.capacity.model import GIB, Layout, ModelReplicas, Requirements
+from lrem.errors import DataError
 from ray_apps.cluster.progress import console
 
+COLUMNS = ("index", "bytes/item", "GiB/replica", "shards", "replicas", "queries/s", "ms", "recall", "machines", "GPUs")
 
-def plan(
-    items: Annotated[str, typer.Option(help="Items of the catalogue, as 76e6 or 500k.")],
-    dim: Annotated[str, typer.Option(help="Numbers of a vector.")],
-    qps: Annotated[str, typer.Option(help="Queries a second at the peak.")],
-    k: Annotated[str | None, typer.Option("-k", "--k", help="Items that a query wants.")] = None,
-    recall: Annotated[str | None, typer.Option(help="Share of the best items that is to be found.")] = None,
-    payload: Annotated[str | None, typer.Option(help="Bytes of an item's payload as JSON.")] = None,
-    texts: Annotated[str | None, typer.Option(help="Its fields of words that no two items share, as titles.")] = None,
-    text: Annotated[str | None, typer.Option(help="Bytes of one of them.")] = None,
-    fields: Annotated[str | None, typer.Option(help="Other fields.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Of a machine, as 64GiB.")] = None,
-    cores: Annotated[str | None, typer.Option(help="Of a machine.")] = None,
-    spare: Annotated[str | None, typer.Option(help="Replicas of each part that may be lost.")] = None,
-    load: Annotated[str | None, typer.Option(help="Share of a replica's time that may be used.")] = None,
-    search_ms: Annotated[str | None, typer.Option(help="Milliseconds that a search in a shard may take.")] = None,
-    store_cached: Annotated[str | None, typer.Option(help="Share of items.sqlite in the page cache.")] = None,
-    rebuild: Annotated[bool, typer.Option(help="Keep room for a rebuild or a new generation.")] = True,
-    structure: Annotated[list[str] | None, typer.Option(help="An index choice to reckon; may be repeated.")] = None,
-    think: Annotated[str | None, typer.Option(help="Share of the queries that are thought over.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Tokens of a thought.")] = None,
-    cached: Annotated[str | None, typer.Option(help="Share of the queries that the ingress still knows.")] = None,
-    embedder_qps: Annotated[str | None, typer.Option(help="Queries a second of one embedder.")] = None,
-    reasoner_tokens: Annotated[str | None, typer.Option(help="Tokens a second of one reasoner.")] = None,
-    embedder_gpus: Annotated[str | None, typer.Option(help="GPUs of one embedder, as 0.5.")] = None,
-    reasoner_gpus: Annotated[str | None, typer.Option(help="GPUs of one reasoner.")] = None,
-    machine_price: Annotated[str | None, typer.Option(help="Of a machine for an hour.")] = None,
-    gpu_price: Annotated[str | None, typer.Option(help="Of a GPU for an hour.")] = None,
-    constants: Annotated[Path | None, typer.Option(help="Constants that benchmarks/capacity.py wrote.")] = None,
-) -> None:
-    """Reckon shards, replicas, memory, machines, GPUs, recall and cost of each index choice; starts nothing."""
-    given = dict(locals())
-    from ray_apps.cli.capacity_plan import plan as reckon
 
-    file = given.pop("constants")
-    given["structures"] = tuple(given.pop("structure") or ()) or None
-    console.print(reckon(given, file))
+def plan(**options: object) -> None:
+    """Compare index structures: memory, shards, replicas, machines, GPUs, recall, latency, cost. Starts nothing."""
+    console.print(report(options))
+
+
+plan.__signature__ = Signature(  # type: ignore[attr-defined]  # typer reads the options from here
+    [
+        Parameter(
+            name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if field.is_required() else field.default,
+            annotation=Annotated[field.annotation, Option(help=field.description)],
+        )
+        for name, field in Requirements.model_fields.items()
+    ]
+)
+
+
+def report(options: Mapping[str, object]) -> Group:
+    """Return the table and the recommendation. Raises DataError if an option is invalid, or nothing fits."""
+    try:
+        needs = Requirements.model_validate(options)
+    except ValidationError as error:
+        problems = (f"--{e['loc'][0]}".replace("_", "-") + f" {e['input']}: {e['msg']}" for e in error.errors())
+        raise DataError("; ".join(problems)) from error
+    models, layouts = capacity.model_replicas(needs), [capacity.lay_out(name, needs) for name in needs.structure]
+    possible = [layout for layout in layouts if not layout.problem]
+    impossible = [f"{layout.factory}: {layout.problem}" for layout in layouts if layout.problem]
+    if not possible:
+        raise DataError("; ".join(impossible))
+    lines = [
+        *recommendation(possible, needs),
+        *impossible,
+        f"models: {models.embedders} embedders and {models.reasoners} reasoners on {models.gpus} GPUs and "
+        f"{models.machines} machines, with --embedder-qps {needs.embedder_qps:g} and --reasoner-tokens "
+        f"{needs.reasoner_tokens:g}: set your own model's rates",
+    ]
+    return Group(table(possible, needs, models), *map(Text, lines))
+
+
+def table(layouts: list[Layout], needs: Requirements, models: ModelReplicas) -> Table:
+    """Return one row per structure; machines and cost include those of the models."""
+    result = Table(title=f"{needs.items:,.0f} items × {needs.dim} dimensions, {needs.qps:g} queries/s")
+    for i, column in enumerate([*COLUMNS, "month"]):
+        result.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
+    for layout in layouts:
+        machines = layout.machines + models.machines
+        cost = capacity.HOURS * (machines * needs.machine_price + models.gpus * needs.gpu_price)
+        result.add_row(
+            layout.factory,
+            f"{layout.item_bytes:,.0f}",
+            f"{layout.replica_bytes / GIB:.2f}",
+            f"{layout.shards}",
+            f"{layout.replicas}",
+            f"{1000 * needs.load / layout.ms:,.0f}",
+            f"{layout.ms:.2f}",
+            f"{layout.recall:.3f}{'' if layout.recall >= needs.recall else ' !'}",
+            f"{machines}",
+            f"{models.gpus}",
+            f"{cost:,.0f}" if cost else "–",
+        )
+    return result
+
+
+def recommendation(layouts: list[Layout], needs: Requirements) -> list[str]:
+    """Return the layout of sufficient recall with the fewest machines, then the fewest busy cores."""
+    sufficient = [layout for layout in layouts if layout.recall >= needs.recall]
+    if not sufficient:
+        return [f"no structure reaches recall {needs.recall:g}"]
+    best = min(sufficient, key=lambda layout: (layout.machines, layout.shards * layout.ms))
+    lines = f"""recommended: {best.factory} on {best.machines} machines, each with {best.disk / GIB:,.0f} GiB of disk:
+  lrem serve serve.shards={best.shards} serve.shard.replicas={best.replicas} index.factory={best.factory}"""
+    return [lines]
