@@ -3,7 +3,7 @@
 from typing import Any
 
 from lrem.config import Config
-from lrem.curation.bootstrap import bootstrap
+from lrem.curation.bootstrap import bootstrap_queries
 from lrem.data.files import write_parquet
 from lrem.data.schema import read_items
 from ray_apps.curation import curate
@@ -16,7 +16,7 @@ def run(config: Config) -> dict[str, Any]:
         DataError: the catalogue cannot be read, or nothing is left to train on.
     """
     folder = config.run_dir / "bootstrap"
-    queries, qrels = bootstrap(read_items(config.path("items")), config.bootstrap, config.seed)
+    queries, qrels = bootstrap_queries(read_items(config.path("items")), config.bootstrap, config.seed)
     write_parquet(queries, folder / "queries.parquet")
     write_parquet(qrels, folder / "qrels.parquet")
     return curate.run(bootstrap_settings(config))

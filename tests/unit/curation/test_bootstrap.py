@@ -8,7 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from lrem.config import BootstrapConfig
-from lrem.curation.bootstrap import FOR, INSTEAD, WITHOUT, bootstrap
+from lrem.curation.bootstrap import (
+    ALTERNATIVE_TEMPLATES,
+    NEGATIVE_TEMPLATES,
+    QUESTION_TEMPLATES,
+    bootstrap_queries,
+)
 from lrem.data.known_positives import query_identity
 from lrem.data.schema import QRELS, QUERIES
 from lrem.data.words import content_words
@@ -55,7 +60,7 @@ def shop() -> pa.Table:
 
 def made(items: pa.Table, config: BootstrapConfig = ALL, seed: int = 0) -> dict[str, dict[str, set[str]]]:
     """Kind of need → query → item ids."""
-    queries, qrels = bootstrap(items, config, seed)
+    queries, qrels = bootstrap_queries(items, config, seed)
     wanted: dict[str, set[str]] = defaultdict(set)
     for pair in qrels.to_pylist():
         assert pair["grade"] == 1
@@ -75,14 +80,14 @@ def ids(letter: str, places: range | tuple[int, ...]) -> set[str]:
 def test_negative_queries_want_the_items_that_lack_the_feature() -> None:
     found = made(shop())["negative"]
     assert len(found) == 2  # two wordings; a zip stands in no title: it may be no thing
-    assert set(found) <= {wording.format(kind="boots", feature="laces") for wording in WITHOUT}
+    assert set(found) <= {wording.format(kind="boots", feature="laces") for wording in NEGATIVE_TEMPLATES}
     assert all(items == ids("b", range(5, 10)) for items in found.values())
 
 
 def test_alternatives_are_of_another_brand_for_sure() -> None:
     found = made(shop())["alternative"]
     others = {"alpa": range(4, 9), "bero tex": (0, 1, 2, 3, 7, 8), "cima": range(7)}  # b9 names no brand in its column
-    told = {brand: {text.format(kind="boots", brand=brand) for text in INSTEAD} for brand in others}
+    told = {brand: {text.format(kind="boots", brand=brand) for text in ALTERNATIVE_TEMPLATES} for brand in others}
     assert len(found) == 3  # no alternative to the only brand of tents
     for brand, wordings in told.items():
         [query] = set(found) & wordings
@@ -101,7 +106,7 @@ def test_attributes_are_the_colours_of_the_column() -> None:
 def test_questions_are_what_the_texts_say_a_product_is_for() -> None:
     found = made(shop())["question"]
     assert len(found) == 3
-    assert set(found) <= {wording.format(use="camping") for wording in FOR}
+    assert set(found) <= {wording.format(use="camping") for wording in QUESTION_TEMPLATES}
     assert all(items == ids("t", range(5)) for items in found.values())
 
 
@@ -115,7 +120,7 @@ def test_easy_queries_want_every_title_that_holds_their_words() -> None:
 
 
 def test_the_tables_are_those_of_the_schema_and_no_query_stands_twice() -> None:
-    queries, qrels = bootstrap(shop(), ALL, 0)
+    queries, qrels = bootstrap_queries(shop(), ALL, 0)
     assert queries.select(QUERIES.names).schema == QUERIES
     assert qrels.schema == QRELS
     assert len({query_identity(text) for text in queries["query"].to_pylist()}) == queries.num_rows
@@ -123,10 +128,10 @@ def test_the_tables_are_those_of_the_schema_and_no_query_stands_twice() -> None:
 
 
 def test_the_same_seed_makes_the_same_tables() -> None:
-    one, other = bootstrap(shop(), ALL, 3), bootstrap(shop(), ALL, 3)
+    one, other = bootstrap_queries(shop(), ALL, 3), bootstrap_queries(shop(), ALL, 3)
     assert one[0].equals(other[0])
     assert one[1].equals(other[1])
-    assert not bootstrap(shop(), ALL, 4)[0].equals(one[0])
+    assert not bootstrap_queries(shop(), ALL, 4)[0].equals(one[0])
 
 
 def test_shares_and_the_size_are_upper_bounds() -> None:
@@ -152,7 +157,7 @@ def test_a_catalogue_without_columns_gives_easy_queries() -> None:
     said = [item["title"] + " with laces" * (item["item_id"] in laced) for item in bare.to_pylist()]
     told = made(bare.set_column(1, "title", [said]))["negative"]  # a kind is the pair of words that most titles share
     assert len(told) == 2
-    assert set(told) <= {wording.format(kind="camping tent", feature="laces") for wording in WITHOUT}
+    assert set(told) <= {wording.format(kind="camping tent", feature="laces") for wording in NEGATIVE_TEMPLATES}
     assert all(items == ids("t", range(2, 8)) for items in told.values())
 
 
@@ -167,8 +172,8 @@ def test_a_column_by_another_name_is_named_in_the_settings() -> None:
 @pytest.mark.parametrize("titles", [[], ["for the"], ["a"], ["!"]])
 def test_a_catalogue_that_says_nothing_is_an_error(titles: list[Any]) -> None:
     items = pa.table({"item_id": [f"i{i}" for i in range(len(titles))], "title": pa.array(titles, pa.string())})
-    with pytest.raises(DataError, match="the catalogue gives no query"):
-        bootstrap(items, ALL, 0)
+    with pytest.raises(DataError, match="no query"):
+        bootstrap_queries(items, ALL, 0)
 
 
 def test_a_catalogue_of_one_item_gives_its_title() -> None:

@@ -1,0 +1,140 @@
+"""Reading a table from parquet, CSV, TSV or JSON lines: a file, a folder of files, or a URI."""
+
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from lrem.curation.text_formats import infer_type, read_csv, read_json_lines
+from lrem.errors import DataError
+
+FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".json": "json"}
+COMPRESSED = {".gz", ".bz2", ".zst"}  # decompressed by pyarrow while it reads
+
+
+def read_table_files(
+    path: str, text_columns: Collection[str] = (), delimiter: str = ",", keep: tuple[str, str] | None = None
+) -> pa.Table:
+    """Read a table; the suffix of each file decides its format.
+
+    In CSV and TSV, columns that hold only numbers or only truth values get that type. Dictionary-encoded and large
+    strings become plain strings, as every later stage expects.
+
+    Args:
+        path: a file, a folder of files of one format, or a URI.
+        text_columns: columns of CSV and TSV that stay text, such as ids: `007` is not 7.
+        delimiter: of CSV.
+        keep: a column and a value; of parquet, only the rows with that value are read.
+
+    Raises:
+        DataError: there is nothing at `path`, the suffix is unknown, the content does not match the suffix, or the
+            files of a folder do not fit together.
+    """
+    system, names = _list_files(path)
+    formats = {_format(name) for name in names}
+    if len(formats) > 1:
+        raise DataError(
+            f"{path} holds files of several formats ({', '.join(sorted(formats))}): pass a folder of one format"
+        )
+    [file_format] = formats
+    tables = [_read_file(system, name, file_format, delimiter, keep) for name in names]
+    for table in tables:
+        repeated = [name for name, count in Counter(table.column_names).items() if count > 1]
+        if repeated:
+            raise DataError(f"{path} has two columns '{repeated[0]}': rename one")
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"the files in {path} have columns of different types ({error}): write them with one schema"
+        ) from error
+    untyped = file_format in ("csv", "tsv")
+    columns = {
+        name: infer_type(table[name]) if untyped and name not in text_columns else _plain(table[name])
+        for name in table.column_names
+    }
+    return pa.table(columns)
+
+
+def file_exists(path: str) -> bool:
+    """Return True if `path`, local or a URI, is a file."""
+    system, inner = locate(path)
+    return bool(system.get_file_info(inner).type == FileType.File)
+
+
+def locate(path: str) -> tuple[FileSystem, str]:
+    """Return the file system of a local path or a URI, and the path within it."""
+    if "://" in path:
+        return tuple(FileSystem.from_uri(path))
+    return LocalFileSystem(), str(Path(path).expanduser().absolute())
+
+
+def _list_files(path: str) -> tuple[FileSystem, list[str]]:
+    try:
+        system, inner = locate(path)
+        target = system.get_file_info(inner)
+        entries = system.get_file_info(FileSelector(inner, recursive=True)) if target.type == FileType.Directory else []
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{path} cannot be opened ({error}): check the address and your permission to read it"
+        ) from error
+    if target.type == FileType.NotFound:
+        raise DataError(f"{path} does not exist: pass another path")
+    if target.type == FileType.File:
+        _format(inner)
+        return system, [inner]
+    # Spark and similar tools write _SUCCESS, _temporary/ and .part.crc beside the data.
+    names = [entry.path for entry in entries if entry.type == FileType.File and _suffix(entry.path) in FORMATS]
+    names = [
+        name
+        for name in names
+        if not any(part[0] in "._" for part in PurePosixPath(name[len(inner) :].strip("/")).parts)
+    ]
+    if not names:
+        raise DataError(f"{path} holds no file that ends in {', '.join(FORMATS)}: pass another folder")
+    return system, sorted(names)
+
+
+def _suffix(name: str) -> str:
+    """Return the suffix without that of compression: `.csv` for `a/log.csv.gz`."""
+    path = PurePosixPath(name)
+    return (PurePosixPath(path.stem) if path.suffix in COMPRESSED else path).suffix.lower()
+
+
+def _format(name: str) -> str:
+    if _suffix(name) not in FORMATS:
+        raise DataError(f"{name} has the unknown suffix '{_suffix(name)}': convert it to one of {', '.join(FORMATS)}")
+    return FORMATS[_suffix(name)]
+
+
+def _read_file(
+    system: FileSystem, name: str, file_format: str, delimiter: str, keep: tuple[str, str] | None
+) -> pa.Table:
+    try:
+        if file_format == "parquet":
+            filters = [(keep[0], "=", keep[1])] if keep else None
+            return pq.read_table(name, filesystem=system, filters=filters, partitioning=None)
+        if file_format == "json":
+            return read_json_lines(system, name)
+        return read_csv(system, name, "\t" if file_format == "tsv" else delimiter)
+    except (pa.ArrowInvalid, OSError, EOFError) as error:
+        hint = "; in a clone, run `git lfs pull` first" if file_format == "parquet" else ""
+        raise DataError(
+            f"{name} is not readable as {file_format} ({error}): repair it or download it again{hint}"
+        ) from error
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    target = _plain_type(column.type)
+    return column if column.type == target else column.cast(target)
+
+
+def _plain_type(arrow_type: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(arrow_type):
+        return _plain_type(arrow_type.value_type)
+    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
+        return pa.list_(_plain_type(arrow_type.value_type))
+    return pa.string() if pa.types.is_large_string(arrow_type) or pa.types.is_string_view(arrow_type) else arrow_type
