@@ -28,9 +28,9 @@ from search import vectors
 from lrem.capacity.model import STRUCTURES, factory, work
 from lrem.data.files import write_json
 from lrem.index import Collection
-from lrem.index.ann import training_need
+from lrem.index.ann import training_size
 from lrem.index.building import BATCH
-from lrem.index.bulk_load import Batch, fill
+from lrem.index.bulk_load import ItemBatch, build_collection
 from lrem.index.recall import TIE
 
 K, QUERIES, ROUNDS = 10, 200, 3  # the fastest round counts: other processes only ever slow one down
@@ -50,7 +50,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="capacity-") as folder:
             for family in STRUCTURES:
                 what = factory(family, count, dim)
-                if count >= training_need(dim, what):
+                if count >= training_size(dim, what):
                     place = Path(folder, family)
                     built = isolated(build, place, count, dim, what, threads=os.cpu_count())
                     row = {"family": family, "items": count, "dim": dim, "build": built}
@@ -71,15 +71,15 @@ def build(folder: Path, count: int, dim: int, what: str) -> Row:
     """Fill a collection with clustered vectors, and build its structure."""
     started, starts = time.monotonic(), range(0, count, BATCH)
     batches = (batch(range(start, min(count, start + BATCH)), dim) for start in starts)
-    fill(folder, batches, "capacity", dim, what)
+    build_collection(folder, batches, "capacity", dim, what)
     return {"s": round(time.monotonic() - started, 1)}
 
 
-def batch(rows: range, dim: int) -> Batch:
+def batch(rows: range, dim: int) -> ItemBatch:
     title = "item {:010d} with a title of some words, as catalogues have"
     payloads: list[Row] = [{"title": title.format(row), "brand": f"brand {row % 500:03d}"} for row in rows]
     payloads = [p | {"price": float(row % 9973), "stock": row % 100} for p, row in zip(payloads, rows, strict=True)]
-    return Batch([f"p{row:09d}" for row in rows], payloads, vectors(len(rows), dim, 1 + rows[0]))
+    return ItemBatch([f"p{row:09d}" for row in rows], payloads, vectors(len(rows), dim, 1 + rows[0]))
 
 
 def search(folder: Path, what: str) -> Row:

@@ -40,7 +40,7 @@ from serve_common import free_port
 from lrem.config import Config, ModelConfig
 from lrem.data.files import write_json
 from lrem.index import Collection
-from lrem.index.bulk_load import Batch, write
+from lrem.index.bulk_load import ItemBatch, build_snapshot
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from ray_apps.cluster.session import cluster
@@ -93,8 +93,8 @@ def world(folder: Path, reasoners: int) -> tuple[Config, Config]:
             embedder.lm.get_input_embeddings().weight[embedder.renderer.think] = 0
         model = embedder.save(folder / f"model-{seed}")
         ids, payloads = [f"p{i}" for i in range(len(TITLES))], [{"title": title, "n": 0} for title in TITLES]
-        batch = Batch(ids, payloads, embedder.encode_items(TITLES))
-        write(folder / f"index-{seed}", [batch], model, embedder.dimension)
+        batch = ItemBatch(ids, payloads, embedder.encode_items(TITLES))
+        build_snapshot(folder / f"index-{seed}", [batch], model, embedder.dimension)
     parts = {name: {"replicas": 2} for name in ("ingress", "embedder", "shard")} | {"reasoner": {"replicas": reasoners}}
     common: dict[str, Any] = {"run_dir": folder, "serve": {"port": free_port(), "shards": SHARDS} | parts}
     common["ray"] = {"num_cpus": 32, "start_timeout_s": 2 * PATIENCE_S, "address": "local"}

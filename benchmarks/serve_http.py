@@ -76,14 +76,14 @@ def export(config: Any, folder: Path) -> list[str]:
     """Build the index if it is missing, write its items for the peer, and return the vocabulary of the queries."""
     import numpy as np
 
-    from lrem.index.snapshot import load
+    from lrem.index.snapshot import open_snapshot
     from ray_apps.indexing.embed import build_index, embed
 
     if not config.path("index").exists():
         with within(START_S, "the index"):
             embed(config, config.path("model"), config.path("vectors"))
             build_index(config, config.path("vectors"), config.path("index"))
-    collection = load(config.path("index"))
+    collection = open_snapshot(config.path("index"))
     try:
         items = collection.scroll(len(collection)).items
         stored = collection.get([item_id for item_id, _ in items])
@@ -217,12 +217,12 @@ def row(callers: int, reason: str, taken: list[dict[Turn, Measurement]]) -> dict
 def run_in_process(model: str, index: Path, vocabulary: list[str]) -> None:
     """Answer turns by calling reasoner, embedder and index one after the other."""
     from lrem.config import RolloutConfig
-    from lrem.index.snapshot import load
+    from lrem.index.snapshot import open_snapshot
     from lrem.modeling.model import ReasoningEmbedder
     from ray_apps.rollouts.engines import VllmEngine
 
     engine, embedder = VllmEngine(model, RolloutConfig()), ReasoningEmbedder.load(model).eval()
-    items = load(index)
+    items = open_snapshot(index)
 
     def one(text: str, reason: str) -> list[float]:
         clock = [time.perf_counter()]

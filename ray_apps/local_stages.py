@@ -38,11 +38,11 @@ def import_sources(config: Config) -> dict[str, Any]:
 
 def build_index(config: Config) -> dict[str, Any]:
     """Build the index snapshot `paths.index` from `paths.vectors` and `paths.items`; return its size and structure."""
-    from lrem.index.ann import choose
+    from lrem.index.ann import choose_factory
     from ray_apps.indexing import embed
 
     manifest = embed.build_index(config, config.path("vectors"), config.uri("index"))
-    structure, reason = choose(manifest["count"], manifest["dimension"], config.index.factory)
+    structure, reason = choose_factory(manifest["count"], manifest["dimension"], config.index.factory)
     return {
         "items": manifest["count"],
         "dimension": manifest["dimension"],

@@ -15,8 +15,8 @@ import torch
 from lrem.config import Config, ModelConfig
 from lrem.data.files import sha256, write_parquet
 from lrem.index import Collection, Hit
-from lrem.index.bulk_load import Batch, write
-from lrem.index.snapshot import load
+from lrem.index.bulk_load import ItemBatch, build_snapshot
+from lrem.index.snapshot import open_snapshot
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from ray_apps.serving import deploy
@@ -59,8 +59,8 @@ def build_world(folder: Path, port: int, seed: int = 0, **serving: Any) -> Confi
     ids = [f"p{i}" for i in range(len(TITLES))]
     items = folder / "world/items.parquet"
     write_parquet(pa.table({"item_id": ids, "title": TITLES}), items)
-    batch = Batch(ids, payloads, embedder.encode_items(TITLES))
-    write(folder / "index", [batch], model, embedder.dimension, None, sha256(items))
+    batch = ItemBatch(ids, payloads, embedder.encode_items(TITLES))
+    build_snapshot(folder / "index", [batch], model, embedder.dimension, None, sha256(items))
     return Config.model_validate(
         {
             "run_dir": folder,
@@ -76,7 +76,7 @@ def running_service(config: Config, **headers: str) -> Iterator[Served]:
     url = deploy.start(config)
     try:
         embedder = ReasoningEmbedder.load(config.path("model")).eval()
-        index = load(config.path("index"))
+        index = open_snapshot(config.path("index"))
         with httpx.Client(base_url=url, timeout=90, headers=headers) as http:
             yield Served(url, http, embedder, index)
         index.close()

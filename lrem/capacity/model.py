@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 
 from lrem.config import Section
 from lrem.errors import DataError
-from lrem.index.ann import NPROBE, NPROBE_SHARE, training_need, usual_lists, usual_parts
+from lrem.index.ann import NPROBE, NPROBE_SHARE, training_size, usual_lists, usual_parts
 
 
 class Measured(NamedTuple):
@@ -134,7 +134,7 @@ def divide(name: str, shards: int, needs: Requirements) -> Layout:
     shard = copies * (PROCESS + memory * (1 + REBUILD * needs.rebuild)) + count * stored_bytes(needs)
     fit = min(shards, int(USABLE * needs.memory * GIB // shard), needs.cores // copies)
     problem = ""
-    if count < (trained_on := training_need(needs.dim, index)):
+    if count < (trained_on := training_size(needs.dim, index)):
         problem = f"training needs {trained_on:,} items per shard, not {count:,}"
     elif ms > needs.search_ms:
         problem = f"searching {count:,} items takes {ms:.3g} ms: raise --search-ms, or use faster cores"

@@ -33,19 +33,19 @@ Fetch = Callable[[np.ndarray], np.ndarray]  # positions [N] → their vectors [N
 Found = tuple[np.ndarray, np.ndarray]  # scores [Q, k] float32, positions [Q, k] int64, −1 where fewer were found
 
 
-def choose(count: int, dimension: int, factory: str | None = None) -> tuple[str, str]:
+def choose_factory(count: int, dimension: int, factory: str | None = None) -> tuple[str, str]:
     """The Faiss factory for `count` vectors, and why. A given factory stands once there is enough to train it.
 
-    >>> choose(1000, 256)
+    >>> choose_factory(1000, 256)
     ('Flat', '1000 vectors: exact search is fast up to 50000')
-    >>> choose(300_000, 256)[0], choose(5_000_000, 256)[0], choose(10, 256, "IVF64,Flat")[0]
+    >>> choose_factory(300_000, 256)[0], choose_factory(5_000_000, 256)[0], choose_factory(10, 256, "IVF64,Flat")[0]
     ('HNSW32', 'IVF8192,PQ128', 'Flat')
 
     Raises:
         BuildError: Faiss does not know the factory.
     """
     if factory is not None:
-        if count >= (needed := training_need(dimension, factory)):
+        if count >= (needed := training_size(dimension, factory)):
             return factory, "as configured"
         return "Flat", f"{count} vectors: '{factory}' is built from {needed} on"
     if count <= EXACT_UP_TO:
@@ -76,7 +76,7 @@ def usual_parts(dimension: int) -> int:
 
 
 @lru_cache
-def training_need(dimension: int, factory: str) -> int:
+def training_size(dimension: int, factory: str) -> int:
     """How many vectors Faiss wants to train a factory's index on: 39 for each centroid of its k-means.
 
     Raises:
@@ -125,7 +125,7 @@ class Ann:
             graph.hnsw.efConstruction = EF_CONSTRUCTION
         try:
             if not index.is_trained:
-                vectors = sample(max(SAMPLE, training_need(dimension, factory)))
+                vectors = sample(max(SAMPLE, training_size(dimension, factory)))
                 index.train(np.ascontiguousarray(vectors, np.float32))
         except RuntimeError as error:
             raise BuildError(f"Faiss cannot build '{factory}' ({_short(error)}): use index.factory=Flat") from error

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lrem.index import checkpoint
-from lrem.index.ann import Ann, choose
+from lrem.index.ann import Ann, choose_factory
 from lrem.index.segment import Segment
 from lrem.index.store import Store
 
@@ -21,7 +21,7 @@ BATCH = 5000  # items read from the store at a time
 log = logging.getLogger(__name__)
 
 
-def build(store: Store, factory: str | None) -> Segment:
+def build_segment(store: Store, factory: str | None) -> Segment:
     """A segment of everything in the store but what is written meanwhile.
 
     Args:
@@ -31,7 +31,7 @@ def build(store: Store, factory: str | None) -> Segment:
         BuildError: Faiss does not take the factory.
     """
     count, dimension = len(store), int(store.about["dimension"])
-    chosen, reason = choose(count, dimension, factory)
+    chosen, reason = choose_factory(count, dimension, factory)
     log.info("%s: %s, %s", store.file, chosen, reason)
     segment, started = Segment(Ann.build(dimension, chosen, store.sample), count), time.monotonic()
     for rows, payloads, vectors in _batches(store, 0, store.last_row):
@@ -40,7 +40,7 @@ def build(store: Store, factory: str | None) -> Segment:
     return segment
 
 
-def load(store: Store, folder: Path) -> Segment | None:
+def load_segment(store: Store, folder: Path) -> Segment | None:
     """The segment whose checkpoint is in `folder`; None, and why in the log, where it is not one of this store."""
     segment = checkpoint.read(folder, int(store.about["dimension"]))
     if segment is None:

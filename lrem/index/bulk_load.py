@@ -12,17 +12,17 @@ import numpy as np
 
 from lrem.data.files import atomic_folder, exclusive_lock
 from lrem.index import changes
-from lrem.index.ann import choose
+from lrem.index.ann import choose_factory
 from lrem.index.collection import FORMAT, ITEMS, Collection
-from lrem.index.payload import checked, latest
+from lrem.index.payload import encode_items, last_positions
 from lrem.index.shard import owner
-from lrem.index.snapshot import read_manifest, restore, snapshot
+from lrem.index.snapshot import read_manifest, restore, write_snapshot
 from lrem.index.store import Store
 
 FILL_TIMEOUT_S = 3600.0  # for another process that fills the same folder
 
 
-class Batch(NamedTuple):
+class ItemBatch(NamedTuple):
     """Some items; vectors: [N, H] float32 of unit length."""
 
     ids: Sequence[str]
@@ -30,21 +30,23 @@ class Batch(NamedTuple):
     vectors: np.ndarray
 
 
-def fill(folder: Path, batches: Iterable[Batch], model: str, dimension: int, factory: str | None = None) -> None:
+def build_collection(
+    folder: Path, batches: Iterable[ItemBatch], model: str, dimension: int, factory: str | None = None
+) -> None:
     """Make the collection `folder`; it is there whole or not at all. Arguments as `Collection`'s.
 
     Raises:
         ItemError: an id, payload or vector that cannot be kept.
         BuildError: Faiss does not take the factory.
     """
-    choose(0, dimension, factory)
+    choose_factory(0, dimension, factory)
     with atomic_folder(folder) as part:
         about: dict[str, str | int] = {"model": model, "dimension": dimension, "format": FORMAT}
         store = Store(part / ITEMS, about, create=True)
         try:
             for ids, payloads, vectors in batches:
-                texts = checked(ids, payloads, vectors, dimension)
-                kept = latest(ids)
+                texts = encode_items(ids, payloads, vectors, dimension)
+                kept = last_positions(ids)
                 store.upsert([ids[i] for i in kept], [texts[i] for i in kept], vectors[kept])
         finally:
             store.close()
@@ -55,9 +57,9 @@ def fill(folder: Path, batches: Iterable[Batch], model: str, dimension: int, fac
             collection.close()
 
 
-def write(
+def build_snapshot(
     out: str | Path,
-    batches: Iterable[Batch],
+    batches: Iterable[ItemBatch],
     model: str,
     dimension: int,
     factory: str | None = None,
@@ -74,32 +76,34 @@ def write(
     """
     if "://" in str(out):
         with tempfile.TemporaryDirectory(prefix="lrem-index-") as made:
-            fill(Path(made, "items"), batches, model, dimension, factory)
+            build_collection(Path(made, "items"), batches, model, dimension, factory)
             return _snapshot(Path(made, "items"), out, factory, source)
     with atomic_folder(Path(out)) as part, tempfile.TemporaryDirectory(dir=part.parent, prefix=".lrem-index-") as made:
-        fill(Path(made, "items"), batches, model, dimension, factory)
+        build_collection(Path(made, "items"), batches, model, dimension, factory)
         return _snapshot(Path(made, "items"), part, factory, source)
 
 
 def _snapshot(folder: Path, out: str | Path, factory: str | None, source: str | None) -> dict[str, Any]:
     collection = Collection(folder, factory=factory)
     try:
-        return snapshot(collection, out, source)
+        return write_snapshot(collection, out, source)
     finally:
         collection.close()
 
 
-def contents(folder: Path) -> Iterator[Batch]:
+def read_batches(folder: Path) -> Iterator[ItemBatch]:
     """Every item of a collection that nobody has open, or that is being served, some at a time."""
     store = Store(folder / ITEMS, {"format": FORMAT}, create=False)
     try:
         for part in store.since(0):
-            yield Batch([i.item_id for i in part], [i.payload for i in part], np.stack([i.vector for i in part]))
+            yield ItemBatch([i.item_id for i in part], [i.payload for i in part], np.stack([i.vector for i in part]))
     finally:
         store.close()
 
 
-def take(source: str | Path, folder: Path, model: str, shard: int, shards: int, factory: str | None = None) -> None:
+def restore_shard(
+    source: str | Path, folder: Path, model: str, shard: int, shards: int, factory: str | None = None
+) -> None:
     """Make the collection `folder` of what `shard` of `shards` owns of a snapshot, unless it is there already.
 
     Raises:
@@ -115,13 +119,13 @@ def take(source: str | Path, folder: Path, model: str, shard: int, shards: int, 
             whole, part = Path(made, "index"), Path(made, "part")
             restore(source, whole, model)
             if shards > 1:
-                fill(part, _owned(contents(whole), shard, shards), model, dimension, factory)
+                build_collection(part, _owned(read_batches(whole), shard, shards), model, dimension, factory)
             ready = part if shards > 1 else whole
-            changes.mark(ready)
+            changes.record_start(ready)
             ready.rename(folder)
 
 
-def _owned(batches: Iterable[Batch], shard: int, shards: int) -> Iterator[Batch]:
+def _owned(batches: Iterable[ItemBatch], shard: int, shards: int) -> Iterator[ItemBatch]:
     for ids, payloads, vectors in batches:
         kept = [i for i, item_id in enumerate(ids) if owner(item_id, shards) == shard]
-        yield Batch([ids[i] for i in kept], [payloads[i] for i in kept], vectors[kept])
+        yield ItemBatch([ids[i] for i in kept], [payloads[i] for i in kept], vectors[kept])

@@ -13,11 +13,11 @@ from lrem.errors import StoreError
 from lrem.index.collection import FORMAT, ITEMS
 from lrem.index.store import Store
 
-FILE, TOLD = "filled.json", "told.json"
+START_FILE, CARRIED_FILE = "filled.json", "told.json"
 T = TypeVar("T")
 
 
-class State(NamedTuple):
+class Watermark(NamedTuple):
     """How far a collection has come: its newest row, and the number of its newest deletion."""
 
     row: int
@@ -29,29 +29,29 @@ class Changes(NamedTuple):
 
     upserted: list[tuple[str, dict[str, Any]]]
     deleted: list[str]
-    state: State
+    state: Watermark
 
 
-def mark(folder: Path) -> None:
+def record_start(folder: Path) -> None:
     """Keep the state of a collection that was just filled, which nobody has open."""
-    state = _opened(folder, lambda store: State(store.last_row, store.last_drop))
-    write_json(state._asdict(), folder / FILE)
+    state = _opened(folder, lambda store: Watermark(store.last_row, store.last_drop))
+    write_json(state._asdict(), folder / START_FILE)
 
 
-def keep(folder: Path, state: State) -> None:
+def record_carried(folder: Path, state: Watermark) -> None:
     """Keep the state up to which another index knows everything; what is carried still starts at the filling."""
-    write_json(state._asdict(), folder / TOLD)
+    write_json(state._asdict(), folder / CARRIED_FILE)
 
 
-def marked(folder: Path) -> State:
+def start_watermark(folder: Path) -> Watermark:
     """The state when it was filled."""
-    return State(**json.loads((folder / FILE).read_text()))
+    return Watermark(**json.loads((folder / START_FILE).read_text()))
 
 
-def pending(folder: Path) -> int:
+def count_pending(folder: Path) -> int:
     """How many items and deletions of a collection no other index was told of."""
-    told = folder / TOLD
-    state = State(**json.loads(told.read_text())) if told.exists() else marked(folder)
+    told = folder / CARRIED_FILE
+    state = Watermark(**json.loads(told.read_text())) if told.exists() else start_watermark(folder)
 
     def count(store: Store) -> int:
         rows = store.rows()
@@ -68,7 +68,7 @@ def _opened(folder: Path, work: Callable[[Store], T]) -> T:
         store.close()
 
 
-def since(store: Store, state: State, limit: int) -> Changes:
+def changes_since(store: Store, state: Watermark, limit: int) -> Changes:
     """Up to `limit` items that came since a state, the oldest first; with the last of them, everything that went.
 
     Raises:
@@ -78,11 +78,11 @@ def since(store: Store, state: State, limit: int) -> Changes:
     items = next(store.since(state.row, limit), [])
     upserted = [(item.item_id, item.payload) for item in items]
     if len(items) == limit:
-        return Changes(upserted, [], State(items[-1].row, state.drop))
+        return Changes(upserted, [], Watermark(items[-1].row, state.drop))
     gone = store.dropped(state.drop)
     if gone is None:
         raise StoreError(f"{store.file}: more was deleted since it was filled than is remembered: take a snapshot")
     ids = list(dict.fromkeys(gone.values()))
     there = store.rows_of(ids)
-    reached = State(max([last_row, *(item.row for item in items)]), last_drop)
+    reached = Watermark(max([last_row, *(item.row for item in items)]), last_drop)
     return Changes(upserted, [item_id for item_id in ids if item_id not in there], reached)

@@ -22,13 +22,13 @@ import numpy as np
 from lrem.data.files import exclusive_lock
 from lrem.errors import BuildError, StoreError
 from lrem.index import checkpoint
-from lrem.index.ann import choose
-from lrem.index.building import build, catch_up, load
-from lrem.index.columns import matching
-from lrem.index.filters import Filter, parse
-from lrem.index.payload import Hit, Page, checked, latest, storable
+from lrem.index.ann import choose_factory
+from lrem.index.building import build_segment, catch_up, load_segment
+from lrem.index.columns import match_payloads
+from lrem.index.filters import Filter, compile_filter
+from lrem.index.payload import Hit, Page, encode_items, last_positions, valid_ids
 from lrem.index.segment import Segment
-from lrem.index.store import Store, Stored, parsed
+from lrem.index.store import Store, StoredItem, parse_payloads
 
 FORMAT = 2
 ITEMS, ANN, LOCK = "items.sqlite", "ann", "lock"
@@ -63,7 +63,7 @@ class Collection:
         if len(given) < 2 and not (folder / ITEMS).exists():
             raise StoreError(f"{folder} holds no collection: build one, or restore a snapshot")
         if dimension is not None:
-            choose(0, dimension, factory)
+            choose_factory(0, dimension, factory)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.factory = folder, factory
         self._write, self._search = threading.RLock(), threading.RLock()  # taken in this order
@@ -104,11 +104,11 @@ class Collection:
             StoreError: the collection is closed.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
-        texts = checked(ids, payloads, vectors, self.dimension)
-        if not (kept := latest(ids)):
+        texts = encode_items(ids, payloads, vectors, self.dimension)
+        if not (kept := last_positions(ids)):
             return 0
         texts, vectors = [texts[i] for i in kept], vectors[kept]
-        given = parsed(texts)  # what the store will give back, so that filters see the same
+        given = parse_payloads(texts)  # what the store will give back, so that filters see the same
         with self._write, self._or_close():
             rows, replaced = self.store.upsert([ids[i] for i in kept], texts, vectors)
             with self._search:
@@ -123,19 +123,19 @@ class Collection:
     def delete(self, ids: Sequence[str]) -> int:
         """Delete items; unknown ids are passed over. Returns how many there were. Raises StoreError where closed."""
         with self._write, self._or_close():
-            dropped = self.store.delete(storable(ids))
+            dropped = self.store.delete(valid_ids(ids))
             with self._search:
                 self.segment.drop(dropped)
         self._rebuild_if_due()
         return len(dropped)
 
-    def get(self, ids: Sequence[str]) -> dict[str, Stored]:
+    def get(self, ids: Sequence[str]) -> dict[str, StoredItem]:
         """item_id → the item, of the ids that are there. Raises StoreError where closed."""
-        return self.store.get(storable(ids))
+        return self.store.get(valid_ids(ids))
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """How many items match a filter (see filters.py). Raises FilterError; StoreError where closed."""
-        wanted = None if where is None else parse(where)
+        wanted = None if where is None else compile_filter(where)
         self._refresh()
         with self._search:
             self._must_be_open()
@@ -151,11 +151,11 @@ class Collection:
         """
         if limit < 1:
             raise ValueError(f"limit {limit}: at least 1 is needed")
-        wanted = None if where is None else parse(where)
+        wanted = None if where is None else compile_filter(where)
         found: list[tuple[str, dict[str, Any]]] = []
         while True:
             part = self.store.scroll(after, max(limit, 100))
-            for (_, item_id, payload), fits in zip(part, matching([p for _, _, p in part], wanted), strict=True):
+            for (_, item_id, payload), fits in zip(part, match_payloads([p for _, _, p in part], wanted), strict=True):
                 if len(found) == limit:
                     return Page(found, after)
                 after = item_id
@@ -189,7 +189,7 @@ class Collection:
             raise ValueError(f"queries of shape {list(queries.shape)}: vectors of {self.dimension} numbers are needed")
         if k < 1 or not np.isfinite(queries).all():
             raise ValueError(f"k is {k}, at least 1 is needed" if k < 1 else "a query's vector is not finite")
-        wanted = None if where is None else parse(where)
+        wanted = None if where is None else compile_filter(where)
         for _ in range(ATTEMPTS):
             self._refresh()
             try:
@@ -227,7 +227,7 @@ class Collection:
     def stats(self) -> dict[str, Any]:
         """What there is: items, tombstones, the structure and why, bytes on disk."""
         self._refresh()
-        factory, reason = choose(len(self), self.dimension, self.factory)
+        factory, reason = choose_factory(len(self), self.dimension, self.factory)
         files = [*self.folder.glob(f"{ITEMS}*"), *self.folder.glob(f"{ANN}/*")]
         return {
             "items": len(self),
@@ -248,7 +248,7 @@ class Collection:
 
     def _rebuild(self) -> None:
         self._must_be_open()
-        fresh = build(self.store, self.factory)
+        fresh = build_segment(self.store, self.factory)
         with self._write:
             catch_up(fresh, self.store)
             with self._search:
@@ -313,20 +313,20 @@ class Collection:
         log.exception("%s: store and index may differ now; close the collection and open it again", self.folder)
 
     def _load(self) -> Segment:
-        segment = load(self.store, self.folder / ANN)
+        segment = load_segment(self.store, self.folder / ANN)
         try:
-            segment = build(self.store, self.factory) if segment is None else segment
+            segment = build_segment(self.store, self.factory) if segment is None else segment
         except BuildError:
             log.exception("%s: search is exact for now", self.folder)
             self._retry_from = self.store.last_row + DEAD_FROM
-            segment = build(self.store, "Flat")
+            segment = build_segment(self.store, "Flat")
         catch_up(segment, self.store)
         return segment
 
     def _rebuild_if_due(self) -> None:
         """Start a rebuild in the background where tombstones, growth or another factory make it worth while."""
         segment = self.segment
-        factory, _ = choose(segment.live, self.dimension, self.factory)
+        factory, _ = choose_factory(segment.live, self.dimension, self.factory)
         changed = factory != segment.ann.factory and (factory == self.factory or segment.live > segment.built_for)
         stale = segment.dead > max(DEAD_FROM, DEAD_SHARE * segment.live)
         if (changed or stale) and segment.last_row >= self._retry_from and self._rebuilding.acquire(blocking=False):

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from lrem.index.filters import All, Any_, Filter, Not, Term
+from lrem.index.filters import AllOf, AnyOf, Filter, Not, Term
 
 NAMED, NUMBER = 1, 2
 KINDS = {str: NAMED, bool: NAMED, int: NUMBER, float: NUMBER}
 
 
-class Growing:
+class GrowingArray:
     """An array that grows at its end at a constant cost per value."""
 
     def __init__(self, dtype: Any) -> None:
@@ -42,13 +42,13 @@ class Growing:
         self._size = size
 
 
-class Field:
+class FieldValues:
     """One field's values: (row, code) of each string or truth value, (row, number) of each number."""
 
     def __init__(self) -> None:
         self.codes: dict[str | bool, int] = {}
-        self.named = Growing(np.int64), Growing(np.int32)
-        self.numbers = Growing(np.int64), Growing(np.float64)
+        self.named = GrowingArray(np.int64), GrowingArray(np.int32)
+        self.numbers = GrowingArray(np.int64), GrowingArray(np.float64)
 
     def add(self, rows: Sequence[int], values: Sequence[Any]) -> None:
         """Take the values of some rows."""
@@ -98,7 +98,7 @@ class Columns:
     """The payloads of rows 0, 1, 2, …, taken in in any order; a row without a payload has no field."""
 
     def __init__(self) -> None:
-        self.fields: dict[str, Field] = {}
+        self.fields: dict[str, FieldValues] = {}
 
     def add(self, rows: Sequence[int], payloads: Sequence[Mapping[str, Any]]) -> None:
         """Take the payloads of some rows."""
@@ -109,14 +109,14 @@ class Columns:
                 its_rows.append(row)
                 values.append(value)
         for name, (its_rows, values) in seen.items():
-            self.fields.setdefault(name, Field()).add(its_rows, values)
+            self.fields.setdefault(name, FieldValues()).add(its_rows, values)
 
     def mask(self, wanted: Filter, count: int) -> np.ndarray:
         """Which of the rows 0 to count−1 match. Returns [count] bool, a new array."""
         if isinstance(wanted, Not):
             return ~self.mask(wanted.part, count)
-        if isinstance(wanted, All | Any_):
-            join, start = (np.logical_and, True) if isinstance(wanted, All) else (np.logical_or, False)
+        if isinstance(wanted, AllOf | AnyOf):
+            join, start = (np.logical_and, True) if isinstance(wanted, AllOf) else (np.logical_or, False)
             result = np.full(count, start)
             for part in wanted.parts:
                 join(result, self.mask(part, count), out=result)
@@ -130,11 +130,11 @@ class Columns:
         return result
 
 
-def matching(payloads: Sequence[Mapping[str, Any]], wanted: Filter | None) -> list[bool]:
+def match_payloads(payloads: Sequence[Mapping[str, Any]], wanted: Filter | None) -> list[bool]:
     """Which of a few payloads match.
 
-    >>> from lrem.index.filters import parse
-    >>> matching([{"price": 3}, {"price": 30}, {}], parse({"price": {"$lt": 20}}))
+    >>> from lrem.index.filters import compile_filter
+    >>> match_payloads([{"price": 3}, {"price": 30}, {}], compile_filter({"price": {"$lt": 20}}))
     [True, False, False]
     """
     if wanted is None:

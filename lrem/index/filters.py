@@ -29,13 +29,13 @@ class Term(NamedTuple):
     value: Any
 
 
-class All(NamedTuple):
+class AllOf(NamedTuple):
     """Every part holds; without parts, always."""
 
     parts: tuple["Filter", ...]
 
 
-class Any_(NamedTuple):
+class AnyOf(NamedTuple):
     """One part holds at least; without parts, never."""
 
     parts: tuple["Filter", ...]
@@ -47,14 +47,14 @@ class Not(NamedTuple):
     part: "Filter"
 
 
-Filter = Term | All | Any_ | Not
+Filter = Term | AllOf | AnyOf | Not
 
 
-def parse(given: Mapping[str, Any]) -> Filter:
+def compile_filter(given: Mapping[str, Any]) -> Filter:
     """Check a filter and bring it into its tree; $eq becomes $in, $ne and $nin become Not.
 
-    >>> parse({"brand": "acme", "price": {"$lt": 20}})
-    All(parts=(Term(field='brand', operator='$in', value=('acme',)), Term(field='price', operator='$lt', value=20)))
+    >>> compile_filter({"brand": "acme", "price": {"$lt": 20}})
+    AllOf(parts=(Term(field='brand', operator='$in', value=('acme',)), Term(field='price', operator='$lt', value=20)))
 
     Raises:
         FilterError: an unknown operator, a value of the wrong kind, or too large a filter.
@@ -72,7 +72,7 @@ def _filter(given: Any, place: str, depth: int) -> Filter:
     if not isinstance(given, Mapping):
         raise FilterError(f'{place}: {_kind(given)}, an object like {{"brand": "acme"}} is needed')
     parts = tuple(_entry(key, value, place, depth) for key, value in given.items())
-    return parts[0] if len(parts) == 1 else All(parts)
+    return parts[0] if len(parts) == 1 else AllOf(parts)
 
 
 def _entry(key: str, value: Any, place: str, depth: int) -> Filter:
@@ -81,7 +81,7 @@ def _entry(key: str, value: Any, place: str, depth: int) -> Filter:
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise FilterError(f"{here}: {_kind(value)}, a list of filters is needed")
         parts = tuple(_filter(part, f"{here}[{i}]", depth + 1) for i, part in enumerate(value))
-        return All(parts) if key == "$and" else Any_(parts)
+        return AllOf(parts) if key == "$and" else AnyOf(parts)
     if key == "$not":
         return Not(_filter(value, here, depth + 1))
     if key.startswith("$"):
@@ -91,7 +91,7 @@ def _entry(key: str, value: Any, place: str, depth: int) -> Filter:
     parts = tuple(_term(key, operator, wanted, here) for operator, wanted in value.items())
     if not parts:
         raise FilterError(f'{here}: empty, an operator is needed, like {{"$gt": 5}}')
-    return parts[0] if len(parts) == 1 else All(parts)
+    return parts[0] if len(parts) == 1 else AllOf(parts)
 
 
 def _term(field: str, operator: str, value: Any, place: str) -> Filter:

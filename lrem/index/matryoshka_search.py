@@ -11,7 +11,7 @@ import numpy as np
 from lrem.data.vectors import normalize, truncate
 from lrem.index.collection import Collection
 from lrem.index.payload import Hit
-from lrem.index.store import Stored
+from lrem.index.store import StoredItem
 
 CANDIDATES = 4  # times k: the best by the zero-padded query, whose order is not quite that of the shortened items
 
@@ -31,7 +31,7 @@ def search(
     return [_again(query, hits, stored)[:k] for query, hits in zip(queries, found, strict=True)]
 
 
-def _again(query: np.ndarray, hits: list[Hit], stored: dict[str, Stored]) -> list[Hit]:
+def _again(query: np.ndarray, hits: list[Hit], stored: dict[str, StoredItem]) -> list[Hit]:
     """Hits by the cosine of `query`, [h], with as many numbers of theirs; what went meanwhile is left out."""
     hits = [hit for hit in hits if hit.item_id in stored]
     if not hits:

@@ -32,7 +32,7 @@ class Page(NamedTuple):
     after: str | None
 
 
-def checked(ids: Sequence[Any], payloads: Sequence[Any], vectors: np.ndarray, dimension: int) -> list[str]:
+def encode_items(ids: Sequence[Any], payloads: Sequence[Any], vectors: np.ndarray, dimension: int) -> list[str]:
     """The payloads of items as JSON. vectors: [N, dimension] float32 of unit length.
 
     Raises:
@@ -46,10 +46,10 @@ def checked(ids: Sequence[Any], payloads: Sequence[Any], vectors: np.ndarray, di
     wrong = np.flatnonzero(~np.isclose(lengths, 1, atol=1e-3))
     if len(wrong):
         raise ItemError(f"item {ids[wrong[0]]!r:.60}: its vector has length {lengths[wrong[0]]:.3f}, not 1")
-    return [as_json(item_id, payload) for item_id, payload in zip(ids, payloads, strict=True)]
+    return [encode_payload(item_id, payload) for item_id, payload in zip(ids, payloads, strict=True)]
 
 
-def as_json(item_id: Any, payload: Any) -> str:
+def encode_payload(item_id: Any, payload: Any) -> str:
     """The payload as JSON.
 
     Raises:
@@ -75,10 +75,10 @@ def as_json(item_id: Any, payload: Any) -> str:
     return text
 
 
-def latest(ids: Sequence[str]) -> list[int]:
+def last_positions(ids: Sequence[str]) -> list[int]:
     """The positions that count where an id stands several times: the last of each.
 
-    >>> latest(["a", "b", "a"])
+    >>> last_positions(["a", "b", "a"])
     [2, 1]
     """
     return list({item_id: i for i, item_id in enumerate(ids)}.values())
@@ -93,24 +93,24 @@ def _deeper(value: Any, levels: int) -> bool:
     return levels == 0 or any(_deeper(part, levels - 1) for part in value)
 
 
-def storable(ids: Sequence[str]) -> list[str]:
+def valid_ids(ids: Sequence[str]) -> list[str]:
     """Each id once; none with half a surrogate pair, which no item can have."""
     return [item_id for item_id in dict.fromkeys(ids) if not any("\ud800" <= c <= "\udfff" for c in item_id)]
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """A value as JSON can carry it: NaN and infinities become null, types that JSON lacks text.
 
     >>> from datetime import date
-    >>> plain({"price": float("nan"), "tags": ["a", None], "since": date(2024, 5, 1), "uid": 2**53 + 1})
+    >>> to_json({"price": float("nan"), "tags": ["a", None], "since": date(2024, 5, 1), "uid": 2**53 + 1})
     {'price': None, 'tags': ['a', None], 'since': '2024-05-01', 'uid': '9007199254740993'}
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {str(key): to_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return [to_json(part) for part in value]
     if value is None or isinstance(value, bool | str) or (isinstance(value, int) and not too_large(value)):
         return value
     return str(value)

@@ -22,7 +22,7 @@ class Recall(NamedTuple):
     exact_ms: float
 
 
-def measure(
+def measure_recall(
     collection: Collection,
     queries: np.ndarray,
     k: int,

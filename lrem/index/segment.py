@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lrem.index.ann import Ann, Fetch
-from lrem.index.columns import Columns, Growing
+from lrem.index.columns import Columns, GrowingArray
 from lrem.index.filters import Filter
 
 
@@ -25,7 +25,7 @@ class Segment:
 
     def __init__(self, ann: Ann, built_for: int = 0, rows: np.ndarray | None = None) -> None:
         self.ann, self.columns = ann, Columns()
-        self._rows, self._alive = Growing(np.int64), Growing(bool)
+        self._rows, self._alive = GrowingArray(np.int64), GrowingArray(bool)
         if rows is not None:
             self._rows.extend(rows)
             self._alive.extend(np.zeros(len(rows), bool))

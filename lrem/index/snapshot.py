@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 FILES = (ITEMS, *(f"{ANN}/{name}" for name in (checkpoint.VECTORS, checkpoint.ROWS, checkpoint.MANIFEST)))
 
 
-def snapshot(collection: Collection, destination: str | Path, source: str | None = None) -> dict[str, Any]:
+def write_snapshot(collection: Collection, destination: str | Path, source: str | None = None) -> dict[str, Any]:
     """Write the collection as it is now, while it is searched and written to. Returns the manifest.
 
     The search structure may lag behind the items by what is written meanwhile; opening makes up for it.
@@ -117,7 +117,7 @@ def read_manifest(source: str | Path, model: str | None = None) -> dict[str, Any
     return manifest
 
 
-def load(source: str | Path, model: str | None = None) -> Collection:
+def open_snapshot(source: str | Path, model: str | None = None) -> Collection:
     """The collection of a snapshot, to be searched: its files have no name any more, and go with the process.
 
     Raises:

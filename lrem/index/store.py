@@ -31,7 +31,7 @@ CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 REMEMBERED = 1_000_000  # rows that went, for whoever follows the changes: another process, or a newer index
 
 
-class Stored(NamedTuple):
+class StoredItem(NamedTuple):
     """An item as it is kept: `vector` is [H] float32 of unit length."""
 
     row: int
@@ -185,7 +185,7 @@ class Store:
     def read(self, rows: Sequence[int]) -> dict[int, tuple[str, dict[str, Any]]]:
         """row → (item_id, payload), of the rows that are there."""
         found = self._where("row", rows, "row, item_id, payload")
-        payloads = parsed([payload for _, _, payload in found])
+        payloads = parse_payloads([payload for _, _, payload in found])
         return {row: (item_id, payload) for (row, item_id, _), payload in zip(found, payloads, strict=True)}
 
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -199,12 +199,12 @@ class Store:
         chosen = np.sort(np.random.default_rng(0).permutation(rows)[:count])
         return _matrix([vector for (vector,) in self._where("row", chosen, "vector")], self.about["dimension"])
 
-    def get(self, ids: Sequence[str]) -> dict[str, Stored]:
+    def get(self, ids: Sequence[str]) -> dict[str, StoredItem]:
         """item_id → the item, of the ids that are there."""
         found = self._where("item_id", ids, "row, item_id, payload, vector")
         return {item.item_id: item for item in _stored(found)}
 
-    def since(self, row: int, batch: int = 1000) -> Iterator[list[Stored]]:
+    def since(self, row: int, batch: int = 1000) -> Iterator[list[StoredItem]]:
         """The items whose row is greater, in the order of rows, some at a time."""
         while True:
             with self._lock:
@@ -225,7 +225,7 @@ class Store:
         query = "SELECT row, item_id, payload FROM items WHERE item_id > ? ORDER BY item_id LIMIT ?"
         with self._lock:
             found = self._db.execute(query, (after, limit)).fetchall()
-        payloads = parsed([payload for _, _, payload in found])
+        payloads = parse_payloads([payload for _, _, payload in found])
         return [(row, item_id, payload) for (row, item_id, _), payload in zip(found, payloads, strict=True)]
 
     def _where(self, column: str, values: Sequence[Any] | np.ndarray, columns: str) -> list[Any]:
@@ -262,18 +262,18 @@ def _matrix(blobs: Sequence[bytes], dimension: int) -> np.ndarray:
     return np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), dimension)
 
 
-def _stored(entries: Sequence[tuple[int, str, str, bytes]]) -> list[Stored]:
-    payloads = parsed([payload for _, _, payload, _ in entries])
+def _stored(entries: Sequence[tuple[int, str, str, bytes]]) -> list[StoredItem]:
+    payloads = parse_payloads([payload for _, _, payload, _ in entries])
     return [
-        Stored(row, item_id, payload, np.frombuffer(vector, "<f4"))
+        StoredItem(row, item_id, payload, np.frombuffer(vector, "<f4"))
         for (row, item_id, _, vector), payload in zip(entries, payloads, strict=True)
     ]
 
 
-def parsed(payloads: Sequence[str]) -> list[dict[str, Any]]:
+def parse_payloads(payloads: Sequence[str]) -> list[dict[str, Any]]:
     """JSON objects, read in one go.
 
-    >>> parsed(['{"price": 3}', "{}"])
+    >>> parse_payloads(['{"price": 3}', "{}"])
     [{'price': 3}, {}]
     """
     return list(json.loads(f"[{','.join(payloads)}]"))

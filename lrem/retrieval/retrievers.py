@@ -41,9 +41,9 @@ class DenseRetriever:
     """An embedding model over an index snapshot."""
 
     def __init__(self, model: TextModel, index: str) -> None:
-        from lrem.index.snapshot import load
+        from lrem.index.snapshot import open_snapshot
 
-        self.model, self.index = model, load(index, model.fingerprint)
+        self.model, self.index = model, open_snapshot(index, model.fingerprint)
 
     def search(self, queries: list[str], k: int) -> list[Ranking]:
         """Return the k best items of each query, by cosine."""

@@ -26,11 +26,11 @@ def index_build(
 @app.command("stats")
 def index_stats(config: ConfigFile = None, overrides: Overrides = None, source: Source = None) -> None:
     """Show what an index contains; verify the checksums of a snapshot."""
-    from ray_apps.indexing.maintenance import show as print_stats
-    from ray_apps.indexing.maintenance import stats
+    from ray_apps.indexing.maintenance import index_stats
+    from ray_apps.indexing.maintenance import print_stats as print_stats
 
     settings = load_config(config, overrides or [])
-    print_stats(stats(source or settings.uri("index"), settings.index.factory))
+    print_stats(index_stats(source or settings.uri("index"), settings.index.factory))
 
 
 @app.command("recall")
@@ -43,11 +43,11 @@ def index_recall(
     where: Where = None,
 ) -> None:
     """Measure recall@k and latency of a snapshot against exact search, at several search efforts."""
-    from ray_apps.indexing.maintenance import recall
+    from ray_apps.indexing.maintenance import recall_table
     from ray_apps.serving.client import parse_filter
 
     settings = load_config(config, overrides or [])
-    origin, table = recall(settings, source or settings.uri("index"), k, queries, parse_filter(where))
+    origin, table = recall_table(settings, source or settings.uri("index"), k, queries, parse_filter(where))
     console.print(table)
     console.print(f"queries: {origin}", markup=False, highlight=False)
 
@@ -62,10 +62,10 @@ def index_snapshot(
     ] = None,
 ) -> None:
     """Save a served index, with everything written to it, as one snapshot, while it is served."""
-    from ray_apps.indexing.maintenance import live_folder, take_snapshot
+    from ray_apps.indexing.maintenance import save_served_index, served_folder
 
     settings = load_config(config, overrides or [])
-    manifest = take_snapshot(source or str(live_folder(settings)), destination, settings.index.factory)
+    manifest = save_served_index(source or str(served_folder(settings)), destination, settings.index.factory)
     console.print(f"{destination}: {manifest['count']} items of model {manifest['model']}", highlight=False)
 
 
@@ -78,9 +78,9 @@ def index_restore(
 ) -> None:
     """Copy a snapshot to paths.index, which `lrem serve` reads; it must be of the model in paths.model."""
     from lrem.modeling.model import fingerprint
-    from ray_apps.indexing.maintenance import bring_back
+    from ray_apps.indexing.maintenance import restore_index
 
     settings = load_config(config, overrides or [])
     model = fingerprint(settings.path("model")) if settings.path("model").exists() else None
-    manifest = bring_back(source, settings.uri("index"), model, replace)
+    manifest = restore_index(source, settings.uri("index"), model, replace)
     console.print(f"{settings.uri('index')}: {manifest['count']} items", highlight=False)

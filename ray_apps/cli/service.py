@@ -20,11 +20,11 @@ def serve(
 ) -> None:
     """Serve search and embeddings over HTTP until Ctrl-C; a new --catalogue is embedded and indexed first."""
     from ray_apps.cluster.session import cluster
-    from ray_apps.indexing.embed import is_indexed
+    from ray_apps.indexing.embed import is_index_current
     from ray_apps.serving import deploy
 
     settings = load(config, overrides, dry_run, model=model, items=catalogue)
-    is_new = catalogue is not None and not is_indexed(settings)
+    is_new = catalogue is not None and not is_index_current(settings)
     with cluster(settings):
         if is_new:
             run_stage("embed", settings)

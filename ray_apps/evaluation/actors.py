@@ -11,7 +11,7 @@ from ray.actor import ActorHandle, ActorMethod
 
 from lrem.config import Config
 from lrem.data.vectors import group_means
-from lrem.index.snapshot import load
+from lrem.index.snapshot import open_snapshot
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from lrem.retrieval.retrievers import open_retriever
 from ray_apps.evaluation.query_set import Ranking
@@ -27,7 +27,7 @@ class SearchActor:
         self.model = ReasoningEmbedder.load(model).eval()
         if torch.cuda.is_available():
             self.model.cuda()
-        self.index, self.depth = load(index, fingerprint(Path(model))), depth
+        self.index, self.depth = open_snapshot(index, fingerprint(Path(model))), depth
 
     def empty_probabilities(self, queries: list[str]) -> list[float]:
         """Return for each query the model's probability, 0 to 1, that it needs no reasoning."""

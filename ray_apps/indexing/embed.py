@@ -13,8 +13,8 @@ from lrem.config import Config
 from lrem.data.files import atomic_folder, sha256
 from lrem.data.schema import ITEMS, read_items, read_table
 from lrem.errors import DataError, SnapshotError
-from lrem.index.bulk_load import Batch, write
-from lrem.index.payload import plain
+from lrem.index.bulk_load import ItemBatch, build_snapshot
+from lrem.index.payload import to_json
 from lrem.index.snapshot import read_manifest
 from lrem.retrieval.retrievers import load_text_model, model_fingerprint
 from ray_apps.cluster import metrics
@@ -81,10 +81,10 @@ def build_index(config: Config, vectors: Path, out: str | Path) -> dict[str, Any
         )
     matrix = np.stack(table["vector"].to_numpy())[[position[i] for i in items["item_id"].to_pylist()]]
     batches, source = _batches(items, matrix), sha256(config.path("items"))
-    return write(out, batches, manifest["model"], matrix.shape[1], config.index.factory, source)
+    return build_snapshot(out, batches, manifest["model"], matrix.shape[1], config.index.factory, source)
 
 
-def is_indexed(config: Config) -> bool:
+def is_index_current(config: Config) -> bool:
     """Whether paths.index was made of paths.items with the model of paths.model.
 
     Raises:
@@ -105,8 +105,8 @@ def is_indexed(config: Config) -> bool:
     return made_of == (fingerprint(config.path("model")), sha256(config.path("items")))
 
 
-def _batches(items: pa.Table, vectors: np.ndarray) -> Iterator[Batch]:
+def _batches(items: pa.Table, vectors: np.ndarray) -> Iterator[ItemBatch]:
     for start in range(0, items.num_rows, BATCH):
-        rows = plain(items.slice(start, BATCH).to_pylist())
+        rows = to_json(items.slice(start, BATCH).to_pylist())
         ids = [row.pop("item_id") for row in rows]
-        yield Batch(ids, rows, np.ascontiguousarray(vectors[start : start + BATCH]))
+        yield ItemBatch(ids, rows, np.ascontiguousarray(vectors[start : start + BATCH]))

@@ -14,11 +14,11 @@ from lrem.data.files import atomic_folder
 from lrem.data.schema import QUERIES, read_table
 from lrem.errors import DataError, SnapshotError
 from lrem.index import Collection
-from lrem.index.bulk_load import contents, write
+from lrem.index.bulk_load import build_snapshot, read_batches
 from lrem.index.collection import FORMAT, ITEMS
-from lrem.index.recall import measure
-from lrem.index.shard import generation
-from lrem.index.snapshot import MANIFEST, load, read_manifest, restore
+from lrem.index.recall import measure_recall
+from lrem.index.shard import generation_name
+from lrem.index.snapshot import MANIFEST, open_snapshot, read_manifest, restore
 from lrem.index.store import Store
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from ray_apps.cluster.progress import console
@@ -26,14 +26,14 @@ from ray_apps.cluster.progress import console
 EFFORTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # multiples of the usual one
 
 
-def stats(source: str, factory: str | None) -> dict[str, Any]:
+def index_stats(source: str, factory: str | None) -> dict[str, Any]:
     """What a snapshot, a collection or a served folder of shards holds; a snapshot's checksums are compared.
 
     Raises:
         SnapshotError: there is none of them, or a snapshot is damaged.
     """
     if (shards := shard_folders(source)) is None:
-        collection = load(source)
+        collection = open_snapshot(source)
         found = collection.stats() | {"created": read_manifest(source)["created"]}
         collection.close()
         return {name: value for name, value in found.items() if name != "bytes"}
@@ -46,18 +46,18 @@ def stats(source: str, factory: str | None) -> dict[str, Any]:
     return parts[0] | total | {"shards": len(parts), "factory": ", ".join(sorted({part["factory"] for part in parts}))}
 
 
-def recall(config: Config, source: str, k: int, count: int, where: dict[str, Any] | None) -> tuple[str, Table]:
+def recall_table(config: Config, source: str, k: int, count: int, where: dict[str, Any] | None) -> tuple[str, Table]:
     """Recall@k and latency of a snapshot at several efforts, beside exact search; and where the queries come from.
 
     Raises:
         SnapshotError: no snapshot there, or a damaged one.
         FilterError: the filter cannot be read.
     """
-    collection = load(source)
+    collection = open_snapshot(source)
     queries, origin = _queries(config, collection, count)
     table = Table("effort", f"recall@{k}", "ms a query", "ms exact", title=str(collection.stats()["chosen"]))
     for effort in EFFORTS:
-        found = measure(collection, queries, k, where, effort)
+        found = measure_recall(collection, queries, k, where, effort)
         table.add_row(f"{effort:g}", f"{found.recall:.4f}", f"{found.ms:.2f}", f"{found.exact_ms:.2f}")
     collection.close()
     return origin, table
@@ -78,12 +78,12 @@ def _queries(config: Config, collection: Collection, count: int) -> tuple[np.nda
     )
 
 
-def live_folder(config: Config) -> Path:
+def served_folder(config: Config) -> Path:
     """Where the shards lie that are served from paths.index, on the machines that hold them."""
-    return config.path("live") / generation(read_manifest(config.uri("index")), config.serve.shards)
+    return config.path("live") / generation_name(read_manifest(config.uri("index")), config.serve.shards)
 
 
-def take_snapshot(source: str, destination: str, factory: str | None) -> dict[str, Any]:
+def save_served_index(source: str, destination: str, factory: str | None) -> dict[str, Any]:
     """One snapshot of everything in a served folder of shards, or a collection, while it is served. Its manifest.
 
     Raises:
@@ -97,10 +97,10 @@ def take_snapshot(source: str, destination: str, factory: str | None) -> dict[st
     store = Store(shards[0] / ITEMS, {"format": FORMAT}, create=False)
     model, dimension = str(store.about["model"]), int(store.about["dimension"])
     store.close()
-    return write(destination, chain.from_iterable(map(contents, shards)), model, dimension, factory)
+    return build_snapshot(destination, chain.from_iterable(map(read_batches, shards)), model, dimension, factory)
 
 
-def bring_back(source: str, destination: str, model: str | None, replace: bool) -> dict[str, Any]:
+def restore_index(source: str, destination: str, model: str | None, replace: bool) -> dict[str, Any]:
     """Make the folder `destination` the snapshot `source`, each file compared with its checksum. Its manifest.
 
     Raises:
@@ -137,7 +137,7 @@ def shard_folders(source: str) -> list[Path] | None:
     return shards
 
 
-def show(found: dict[str, Any]) -> None:
+def print_stats(found: dict[str, Any]) -> None:
     """Print statistics, a line each."""
     for name, value in found.items():
         console.print(f"{name:>12}  {value}", markup=False, emoji=False, highlight=False)

@@ -20,7 +20,7 @@ from lrem.data.known_positives import query_identity
 from lrem.data.schema import NEGATIVES, TRIPLETS, read_table
 from lrem.errors import DataError
 from lrem.index import Hit
-from lrem.index.snapshot import load, read_manifest
+from lrem.index.snapshot import open_snapshot, read_manifest
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from ray_apps.cluster.actor_pool import actor_pool
 from ray_apps.cluster.progress import progress
@@ -35,7 +35,7 @@ class Miner:
         self.model = ReasoningEmbedder.load(folder).eval()
         if torch.cuda.is_available():
             self.model.cuda()
-        self.index, self.relevant, self.mine = load(index, fingerprint(Path(folder))), relevant, mine
+        self.index, self.relevant, self.mine = open_snapshot(index, fingerprint(Path(folder))), relevant, mine
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Triplets → triplets with `negative_ids` and `negative_titles`."""

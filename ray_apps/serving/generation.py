@@ -12,7 +12,7 @@ from ray import serve
 import lrem
 from lrem.config import Config, ReplicasConfig
 from lrem.errors import ConfigError
-from lrem.index.shard import generation
+from lrem.index.shard import generation_name
 from lrem.index.snapshot import read_manifest
 from lrem.modeling.model import fingerprint
 from ray_apps.cluster.gpus import gpu_count
@@ -47,7 +47,7 @@ def plan_generation(config: Config) -> GenerationPlan:
     """
     model = fingerprint(config.path("model"))
     manifest = read_manifest(config.uri("index"), model)  # replicas check everything, but only after a slow start
-    name, settings = generation(manifest, config.serve.shards), config.serve
+    name, settings = generation_name(manifest, config.serve.shards), config.serve
     sections = [config.rollout, config.index, settings.reasoner, settings.embedder, settings.shard]
     inputs = map(str, [config.path("model"), *sections, config.placement.reasoner])
     inputs_json = json.dumps([lrem.__version__, settings.index_nodes, *inputs])

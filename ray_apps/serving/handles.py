@@ -11,7 +11,7 @@ import numpy as np
 from ray import serve
 
 from lrem.index import Hit
-from lrem.index.changes import Changes, State
+from lrem.index.changes import Changes, Watermark
 from lrem.training.rollout import ReasoningResponse
 from ray_apps.serving.index_shard import IndexShardRequest
 
@@ -69,8 +69,8 @@ class IndexShardHandle(Protocol):
     get: RemoteMethod[[list[str]], dict[str, Payload]]
     count: RemoteMethod[[Payload | None], int]
     scroll: RemoteMethod[[int, str], list[tuple[str, Payload]]]
-    changes: RemoteMethod[[State | None, int], Changes]
-    mark_carried_over: RemoteMethod[[State], None]
+    changes: RemoteMethod[[Watermark | None, int], Changes]
+    mark_carried_over: RemoteMethod[[Watermark], None]
 
 
 class GenerationHandles(NamedTuple):

@@ -15,8 +15,8 @@ import numpy as np
 
 from lrem.errors import LremError
 from lrem.index import Collection, Hit, matryoshka_search
-from lrem.index.bulk_load import take
-from lrem.index.changes import Changes, State, keep, marked, since
+from lrem.index.bulk_load import restore_shard
+from lrem.index.changes import Changes, Watermark, changes_since, record_carried, start_watermark
 
 THREADS = 1  # of Faiss in a shard: scale by shards, never oversubscribe the cores
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class IndexShard:
         self.reading = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
         self.writing = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
         folder = Path(spec.folder)
-        take(spec.source, folder, spec.model, spec.shard, spec.shards, spec.factory)
+        restore_shard(spec.source, folder, spec.model, spec.shard, spec.shards, spec.factory)
         self.items = Collection(folder, spec.model, factory=spec.factory)
 
     def check_health(self) -> None:
@@ -137,14 +137,14 @@ class IndexShard:
         """Return up to `limit` items in the order of their ids, those behind the id `after`."""
         return await self._run(self.reading, lambda: self.items.scroll(limit, after).items)
 
-    async def changes(self, state: State | None, limit: int) -> Changes:
+    async def changes(self, state: Watermark | None, limit: int) -> Changes:
         """Return what was written since a state; None: since the shard was filled from its snapshot."""
-        start = marked(self.items.folder) if state is None else state
-        return await self._run(self.writing, lambda: since(self.items.store, start, limit))
+        start = start_watermark(self.items.folder) if state is None else state
+        return await self._run(self.writing, lambda: changes_since(self.items.store, start, limit))
 
-    async def mark_carried_over(self, state: State) -> None:
+    async def mark_carried_over(self, state: Watermark) -> None:
         """Record that a newer index has all changes up to a state."""
-        await self._run(self.writing, lambda: keep(self.items.folder, state))
+        await self._run(self.writing, lambda: record_carried(self.items.folder, state))
 
     def _require_model(self, model: str) -> None:
         if model != self.items.model:

@@ -20,7 +20,7 @@ from ray.serve.exceptions import RayServeException
 from lrem.config import ReplicasConfig, ServeConfig
 from lrem.data.vectors import group_means
 from lrem.index import Hit
-from lrem.index.shard import merge
+from lrem.index.shard import merge_hits
 from ray_apps.serving.batcher import Batcher
 from ray_apps.serving.calls import call, call_required, describe_failure
 from ray_apps.serving.deadline import Deadline
@@ -164,7 +164,7 @@ class QueryPath:
             raise unavailable("no shard of the index answered")
         self.metrics.count_missing_shards(len(missing))
         received = [hits for hits in answers if hits is not None]
-        return SearchHits([merge(hits, k) for hits in zip(*received, strict=True)], missing)
+        return SearchHits([merge_hits(hits, k) for hits in zip(*received, strict=True)], missing)
 
     async def _try_shard(self, shard: int, request: IndexShardRequest) -> list[list[Hit]] | None:
         """Return a shard's hits of each query; None if it fails or is late."""

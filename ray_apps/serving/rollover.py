@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from lrem.index.changes import FILE, State, pending
+from lrem.index.changes import START_FILE, Watermark, count_pending
 from lrem.index.shard import owner
 from ray_apps.serving import live_record
 from ray_apps.serving.generation import GenerationPlan
@@ -44,7 +44,7 @@ def switch(old: LiveRecord, plan: GenerationPlan, ingresses: Callable[[], int]) 
     if (old.folder, old.nodes) == (str(plan.folder), plan.nodes):  # the two share their shards' files
         _wait_for_followers(live_record.publish(*new), ingresses)
         return 0
-    states: dict[int, State] = {}
+    states: dict[int, Watermark] = {}
     carried = _carry_over(old, plan, states)
     paused = live_record.publish(old.application, old.model, old.folder, old.nodes, pause=True)
     try:
@@ -71,20 +71,20 @@ def switch(old: LiveRecord, plan: GenerationPlan, ingresses: Callable[[], int]) 
 
 def lost_writes(plan: GenerationPlan) -> dict[str, int]:
     """Return folder → number of writes in shards of other indexes on this machine that no newer index has."""
-    folders = [file.parent for file in plan.folder.parent.glob(f"*/shard-*/{FILE}")]
+    folders = [file.parent for file in plan.folder.parent.glob(f"*/shard-*/{START_FILE}")]
     counts = {str(folder): _count_pending(folder) for folder in folders if folder.parent != plan.folder}
     return {folder: count for folder, count in counts.items() if count}
 
 
 def _count_pending(folder: Path) -> int:
     try:
-        return pending(folder)
+        return count_pending(folder)
     except (ValueError, TypeError, OSError, sqlite3.Error) as error:  # damaged, or of another version
         log.warning("%s cannot be read (%s)", folder, error)
         return 0
 
 
-def _carry_over(old: LiveRecord, plan: GenerationPlan, states: dict[int, State]) -> int:
+def _carry_over(old: LiveRecord, plan: GenerationPlan, states: dict[int, Watermark]) -> int:
     """Write the changes of every old shard since `states` to the new shards; advances `states`."""
     sources = connect(old.application, old.model, old.shards).shards
     targets = connect(plan.name, plan.model, len(plan.nodes))

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, model_validator
 
 from lrem.errors import FilterError, ItemError
-from lrem.index.filters import parse
-from lrem.index.payload import MAX_ID, as_json
+from lrem.index.filters import compile_filter
+from lrem.index.payload import MAX_ID, encode_payload
 
 MAX_QUERIES = 64  # of one search: the latency of all is that of the slowest
 MAX_INPUTS = 2048  # of one embeddings request, as at OpenAI
@@ -31,7 +31,7 @@ def _check_text(text: str) -> str:
 
 def _check_filter(where: dict[str, Any]) -> dict[str, Any]:
     try:
-        parse(where)
+        compile_filter(where)
     except FilterError as error:  # pydantic adds the field's name, `filter`
         raise ValueError(str(error).removeprefix("filter").lstrip(".: ")) from error
     return where
@@ -39,7 +39,7 @@ def _check_filter(where: dict[str, Any]) -> dict[str, Any]:
 
 def _check_id(item_id: str) -> str:
     try:
-        as_json(item_id, {})
+        encode_payload(item_id, {})
     except ItemError as error:
         raise ValueError(str(error)) from error
     return item_id
@@ -200,7 +200,7 @@ class ItemInput(BaseModel):
     @model_validator(mode="after")
     def _storable(self) -> "ItemInput":
         try:
-            as_json(self.item_id, self.payload)
+            encode_payload(self.item_id, self.payload)
         except ItemError as error:
             raise ValueError(str(error)) from error
         return self

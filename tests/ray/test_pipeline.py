@@ -22,9 +22,9 @@ import pytest
 from lrem.config import load_config
 from lrem.data.files import write_parquet
 from lrem.evaluation.metrics import measures
-from lrem.index.snapshot import load
+from lrem.index.snapshot import open_snapshot
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
-from ray_apps.indexing.embed import is_indexed
+from ray_apps.indexing.embed import is_index_current
 
 LREM = [sys.executable, "-m", "ray_apps.cli.main"]
 SYSTEMS = ("bm25", "bm25_stems", "direct", "cold_start", "lrem", "rewrite", "rrf")
@@ -149,7 +149,7 @@ def test_training_lowers_the_losses(run: Path) -> None:
 
 def test_artefacts_are_usable_and_nothing_is_left_over(run: Path) -> None:
     model = ReasoningEmbedder.load(run / "model")
-    index = load(run / "index", fingerprint(run / "model"))
+    index = open_snapshot(run / "index", fingerprint(run / "model"))
     assert len(index) == 600
     titles = [payload["title"] for _, payload in index.scroll(20).items]
     for hits, title in zip(index.search(model.encode_items(titles), 1), titles, strict=True):
@@ -222,7 +222,7 @@ def test_search_of_a_catalogue_of_ones_own(server: str, run: Path, shop: list[st
     model = ReasoningEmbedder.load(run / "model")
     vector = model.encode_queries(["café"], [result["reasoning"]])
     folder = next(Path(word.removeprefix("run_dir=")) for word in shop if word.startswith("run_dir="))
-    [expected] = load(folder / "index").search(vector, 100)
+    [expected] = open_snapshot(folder / "index").search(vector, 100)
     assert len(expected) == len(result["items"]) == 81
     assert {item["item_id"] for item in result["items"]} == {hit.item_id for hit in expected}
     assert [item["score"] for item in result["items"]] == pytest.approx([hit.score for hit in expected], abs=1e-4)
@@ -238,11 +238,11 @@ def test_a_catalogue_is_indexed_once(run: Path, shop: list[str], tmp_path: Path)
     folder = next(word for word in shop if word.startswith("run_dir="))
     file = Path(folder.removeprefix("run_dir=")) / "shop.parquet"
     told = [folder, f"paths.model={run / 'model'}"]
-    assert is_indexed(load_config(None, [*told, f"paths.items={file}"]))
+    assert is_index_current(load_config(None, [*told, f"paths.items={file}"]))
     more = write_parquet(pq.read_table(file).slice(1), tmp_path / "less.parquet")
-    assert not is_indexed(load_config(None, [*told, f"paths.items={more}"]))
+    assert not is_index_current(load_config(None, [*told, f"paths.items={more}"]))
     other = [folder, f"paths.model={run / 'cold_start'}", f"paths.items={file}"]
-    assert not is_indexed(load_config(None, other))
+    assert not is_index_current(load_config(None, other))
 
 
 def test_search_without_a_server_says_so(new_port: Callable[[], int]) -> None:

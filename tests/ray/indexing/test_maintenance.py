@@ -10,9 +10,9 @@ import pytest
 from lrem.config import load_config
 from lrem.data.files import write_parquet
 from lrem.index import Collection
-from lrem.index.bulk_load import Batch, take, write
-from lrem.index.snapshot import load, read_manifest
-from ray_apps.indexing.maintenance import live_folder
+from lrem.index.bulk_load import ItemBatch, build_snapshot, restore_shard
+from lrem.index.snapshot import open_snapshot, read_manifest
+from ray_apps.indexing.maintenance import served_folder
 from tests.conftest import CommandResult
 
 DIMENSION, COUNT = 16, 400
@@ -26,10 +26,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = np.random.default_rng(0).normal(size=(COUNT, DIMENSION)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     payloads = [{"title": f"title {i}", "price": i} for i in range(COUNT)]
-    write(folder / "index", [Batch(IDS, payloads, vectors)], "model-a", DIMENSION)
-    live = live_folder(load_config(None, [f"run_dir={folder}", "serve.shards=2"]))
+    build_snapshot(folder / "index", [ItemBatch(IDS, payloads, vectors)], "model-a", DIMENSION)
+    live = served_folder(load_config(None, [f"run_dir={folder}", "serve.shards=2"]))
     for shard in range(2):
-        take(folder / "index", live / f"shard-{shard}-of-2", "model-a", shard, 2)
+        restore_shard(folder / "index", live / f"shard-{shard}-of-2", "model-a", shard, 2)
     return folder
 
 
@@ -54,7 +54,7 @@ def test_stats_and_recall(index: Callable[..., CommandResult], run: Path) -> Non
 @pytest.mark.slow
 def test_a_served_index_is_saved_and_comes_back(index: Callable[..., CommandResult], run: Path, tmp_path: Path) -> None:
     """While a shard is open elsewhere and written to; what was restored can be loaded again and again."""
-    live = live_folder(load_config(None, [f"run_dir={run}", "serve.shards=2"]))
+    live = served_folder(load_config(None, [f"run_dir={run}", "serve.shards=2"]))
     shard = Collection(live / "shard-0-of-2")
     gone = [item_id for item_id, _ in shard.scroll(10).items]
     shard.delete(gone)
@@ -71,7 +71,7 @@ def test_a_served_index_is_saved_and_comes_back(index: Callable[..., CommandResu
     done = index(run, "restore", str(tmp_path / "saved"), "--replace")
     assert done.returncode == 0, done.stderr
     for _ in range(2):
-        again = load(run / "index", "model-a")
+        again = open_snapshot(run / "index", "model-a")
         assert len(again) == COUNT - 10
         assert again.get(gone) == {}
         again.close()

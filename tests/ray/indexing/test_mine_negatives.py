@@ -14,7 +14,7 @@ from lrem.curation.negatives import select_hard_negatives
 from lrem.data.files import write_parquet
 from lrem.data.schema import TRIPLETS
 from lrem.errors import DataError, SnapshotError
-from lrem.index.bulk_load import Batch, write
+from lrem.index.bulk_load import ItemBatch, build_snapshot
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from ray_apps.indexing import mine_negatives
 from tests.conftest import TITLES
@@ -37,8 +37,8 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny: ReasoningEmbedder) ->
     settings = ["mine.window=[2, 12]", "mine.margin=0.02", "mine.count=3"]
     config = load_config(None, [f"run_dir={run}", *settings])
     tiny.save(config.path("model"))
-    batch = Batch([f"p{i}" for i in range(len(TITLES))], [{"title": t} for t in TITLES], tiny.encode_items(TITLES))
-    write(config.path("index"), [batch], fingerprint(config.path("model")), tiny.dimension)
+    batch = ItemBatch([f"p{i}" for i in range(len(TITLES))], [{"title": t} for t in TITLES], tiny.encode_items(TITLES))
+    build_snapshot(config.path("index"), [batch], fingerprint(config.path("model")), tiny.dimension)
     write_parquet(pa.Table.from_pylist(ROWS, TRIPLETS), config.path("triplets"))
     return config
 

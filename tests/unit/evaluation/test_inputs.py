@@ -13,7 +13,7 @@ from lrem.curation.datasheet import NEAR_OTHERS
 from lrem.data.files import sha256, write_parquet
 from lrem.errors import DataError
 from lrem.evaluation.trec import write_qrels, write_run
-from lrem.index.bulk_load import Batch, write
+from lrem.index.bulk_load import ItemBatch, build_snapshot
 from lrem.modeling.model import fingerprint
 from lrem.retrieval.retrievers import check_index
 from ray_apps.curation.bootstrap import bootstrap_settings
@@ -144,8 +144,8 @@ def test_an_index_of_another_catalogue_is_refused(config: Config, tmp_path: Path
     model.mkdir()
     (model / "model.safetensors").write_bytes(b"weights")
     write_rows(config.path("items"), [{"item_id": "i1", "title": "red coat"}])
-    batch = Batch(["i1"], [{"title": "red coat"}], np.array([[1, 0]], np.float32))
-    write(config.path("index"), [batch], fingerprint(model), 2, None, sha256(config.path("items")))
+    batch = ItemBatch(["i1"], [{"title": "red coat"}], np.array([[1, 0]], np.float32))
+    build_snapshot(config.path("index"), [batch], fingerprint(model), 2, None, sha256(config.path("items")))
     check_index(config.uri("index"), fingerprint(model), config.path("items"))
     write_rows(config.path("items"), [{"item_id": "i1", "title": "blue coat"}])
     with pytest.raises(DataError, match=r"was not built from .*items\.parquet"):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lrem.errors import BuildError
-from lrem.index.ann import choose, training_need
+from lrem.index.ann import choose_factory, training_size
 from lrem.index.collection import Collection
-from lrem.index.recall import measure
+from lrem.index.recall import measure_recall
 
 faiss.omp_set_num_threads(1)  # as a shard does: threads that wait for each other starve on a busy machine
 
@@ -111,15 +111,15 @@ def test_a_structure_that_fails_later_leaves_exact_search(tmp_path: Path, caplog
 
 
 def test_the_choice_of_structure() -> None:
-    assert [choose(n, 256)[0] for n in (0, 50_000, 50_001, 1_999_999, 2_000_000)] == [
+    assert [choose_factory(n, 256)[0] for n in (0, 50_000, 50_001, 1_999_999, 2_000_000)] == [
         "Flat",
         "Flat",
         "HNSW32",
         "HNSW32",
         "IVF4096,PQ128",
     ]
-    assert choose(10_000, 16, "IVF512,PQ8") == ("Flat", "10000 vectors: 'IVF512,PQ8' is built from 19968 on")
-    assert [training_need(16, name) for name in ("HNSW16", "SQ8", "IVF8,Flat", "PQ8x10")] == [0, 1248, 1248, 39936]
+    assert choose_factory(10_000, 16, "IVF512,PQ8") == ("Flat", "10000 vectors: 'IVF512,PQ8' is built from 19968 on")
+    assert [training_size(16, name) for name in ("HNSW16", "SQ8", "IVF8,Flat", "PQ8x10")] == [0, 1248, 1248, 39936]
 
 
 def test_recall_is_measured(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_recall_is_measured(tmp_path: Path) -> None:
     collection = Collection(tmp_path / "items", "m", 16, "IVF128,Flat")
     collection.upsert([f"p{i}" for i in range(6000)], [{"even": i % 2 == 0} for i in range(6000)], vectors)
     collection.wait(120)
-    measured = measure(collection, queries, 10)
+    measured = measure_recall(collection, queries, 10)
     best = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
     found = collection.search(queries, 10)
     hits = sum(len({h.item_id for h in row} & {f"p{i}" for i in want}) for row, want in zip(found, best, strict=True))
@@ -136,6 +136,6 @@ def test_recall_is_measured(tmp_path: Path) -> None:
     assert 0.1 < measured.recall < 0.9
     exact = collection.search(queries, 10, exact=True)
     assert [[h.item_id for h in row] for row in exact] == [[f"p{i}" for i in want] for want in best]
-    assert measure(collection, queries, 10, {"even": True}).recall == 1.0  # few enough to be compared one by one
-    assert measure(collection, queries, 10, {"even": "no"}).recall == 1.0
+    assert measure_recall(collection, queries, 10, {"even": True}).recall == 1.0  # few enough to be compared one by one
+    assert measure_recall(collection, queries, 10, {"even": "no"}).recall == 1.0
     collection.close()

@@ -7,9 +7,9 @@ import pytest
 
 from lrem.errors import BuildError, ItemError, SnapshotError
 from lrem.index import Collection
-from lrem.index.bulk_load import Batch, contents, fill, take
-from lrem.index.shard import merge, owner
-from lrem.index.snapshot import load, snapshot
+from lrem.index.bulk_load import ItemBatch, build_collection, read_batches, restore_shard
+from lrem.index.shard import merge_hits, owner
+from lrem.index.snapshot import open_snapshot, write_snapshot
 
 
 def unit(rows: int, seed: int = 0) -> np.ndarray:
@@ -23,8 +23,8 @@ PAYLOADS = [{"title": f"title {i}", "price": float(i)} for i in range(300)]
 
 
 def whole(folder: Path, factory: str | None = None) -> Collection:
-    batches = [Batch(IDS[i : i + 70], PAYLOADS[i : i + 70], VECTORS[i : i + 70]) for i in range(0, 300, 70)]
-    fill(folder, batches, "model-a", 16, factory)
+    batches = [ItemBatch(IDS[i : i + 70], PAYLOADS[i : i + 70], VECTORS[i : i + 70]) for i in range(0, 300, 70)]
+    build_collection(folder, batches, "model-a", 16, factory)
     return Collection(folder, factory=factory)
 
 
@@ -47,45 +47,48 @@ def test_search_equals_brute_force(tmp_path: Path, factory: str | None) -> None:
 def test_shards_give_the_same_top_k_as_one_index(tmp_path: Path, factory: str, shards: int) -> None:
     collection = whole(tmp_path / "items", factory)
     collection.delete(["p7"])
-    snapshot(collection, tmp_path / "snapshot")
+    write_snapshot(collection, tmp_path / "snapshot")
     folders = [tmp_path / f"shards/{i}" for i in range(shards)]
     for i, folder in enumerate(folders):
-        take(tmp_path / "snapshot", folder, "model-a", i, shards, factory)
+        restore_shard(tmp_path / "snapshot", folder, "model-a", i, shards, factory)
     parts = [Collection(folder, factory=factory) for folder in folders]
     assert sum(map(len, parts)) == 299
     for number, part in enumerate(parts):
         assert {owner(item_id, shards) for item_id, _ in part.scroll(300).items} == {number}
     found = zip(*(part.search(QUERIES, 10) for part in parts), strict=True)
-    for hits, expected in zip((merge(one, 10) for one in found), collection.search(QUERIES, 10), strict=True):
+    for hits, expected in zip((merge_hits(one, 10) for one in found), collection.search(QUERIES, 10), strict=True):
         assert [hit.item_id for hit in hits] == [hit.item_id for hit in expected]
         np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in expected], atol=1e-5)
     parts[0].delete([item_id for item_id, _ in parts[0].scroll(5).items])
-    take(tmp_path / "snapshot", folders[0], "model-a", 0, shards, factory)  # it is there: what was written stays
+    restore_shard(tmp_path / "snapshot", folders[0], "model-a", 0, shards, factory)  # exists: keeps what was written
     assert parts[0].count() == len(parts[0].store) == len(list(ids_of(folders[0])))
     for part in [collection, *parts]:
         part.close()
 
 
 def ids_of(folder: Path) -> list[str]:
-    return [item_id for batch in contents(folder) for item_id in batch.ids]
+    return [item_id for batch in read_batches(folder) for item_id in batch.ids]
 
 
 def test_a_snapshot_is_loaded_to_be_searched(tmp_path: Path) -> None:
     collection = whole(tmp_path / "items")
-    snapshot(collection, tmp_path / "snapshot")
+    write_snapshot(collection, tmp_path / "snapshot")
     expected = collection.search(QUERIES, 4, {"price": {"$lt": 100}})
     collection.close()
-    loaded = load(tmp_path / "snapshot", "model-a")
+    loaded = open_snapshot(tmp_path / "snapshot", "model-a")
     assert loaded.search(QUERIES, 4, {"price": {"$lt": 100}}) == expected
     assert not loaded.folder.exists()
     loaded.close()
     with pytest.raises(SnapshotError, match="model-a, queries use model model-b"):
-        load(tmp_path / "snapshot", "model-b")
+        open_snapshot(tmp_path / "snapshot", "model-b")
 
 
 def test_what_stands_twice_counts_last(tmp_path: Path) -> None:
-    batches = [Batch(["a", "a"], [{"v": 1}, {"v": 2}], VECTORS[:2]), Batch(["b", "a"], [{}, {"v": 3}], VECTORS[2:4])]
-    fill(tmp_path / "items", batches, "m", 16)
+    batches = [
+        ItemBatch(["a", "a"], [{"v": 1}, {"v": 2}], VECTORS[:2]),
+        ItemBatch(["b", "a"], [{}, {"v": 3}], VECTORS[2:4]),
+    ]
+    build_collection(tmp_path / "items", batches, "m", 16)
     collection = Collection(tmp_path / "items")
     assert len(collection) == 2
     assert collection.get(["a"])["a"].payload == {"v": 3}
@@ -95,11 +98,16 @@ def test_what_stands_twice_counts_last(tmp_path: Path) -> None:
 
 def test_nothing_is_filled_by_halves(tmp_path: Path) -> None:
     with pytest.raises(ItemError, match="'p1': its vector has length 2"):
-        fill(tmp_path / "items", [Batch(["p0"], [{}], VECTORS[:1]), Batch(["p1"], [{}], VECTORS[1:2] * 2)], "m", 16)
+        build_collection(
+            tmp_path / "items",
+            [ItemBatch(["p0"], [{}], VECTORS[:1]), ItemBatch(["p1"], [{}], VECTORS[1:2] * 2)],
+            "m",
+            16,
+        )
     with pytest.raises(BuildError, match="index.factory=Flat"):
-        fill(tmp_path / "items", [Batch(["p0"], [{}], VECTORS[:1])], "m", 16, "Nonsense")
+        build_collection(tmp_path / "items", [ItemBatch(["p0"], [{}], VECTORS[:1])], "m", 16, "Nonsense")
     assert list(tmp_path.iterdir()) == []
-    fill(tmp_path / "items", [], "m", 16)
+    build_collection(tmp_path / "items", [], "m", 16)
     empty = Collection(tmp_path / "items")
     assert empty.search(QUERIES[:2], 3) == [[], []]
     empty.close()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lrem.errors import FilterError
 from lrem.index.columns import Columns
-from lrem.index.filters import MAX_TERMS, parse
+from lrem.index.filters import MAX_TERMS, compile_filter
 
 VALUES = st.one_of(st.sampled_from(["a", "b", "", "1"]), st.booleans(), st.integers(-2, 2), st.sampled_from([0.5, 1.0]))
 KEPT = st.one_of(VALUES, st.none(), st.lists(VALUES, max_size=3), st.just({"nested": 1}))
@@ -80,7 +80,7 @@ def test_the_same_rows_as_plain_python(payloads: list[dict[str, Any]], given: di
     columns.add(range(len(payloads))[cut:], payloads[cut:])  # the rows come in two parts, the later ones first
     columns.add(range(len(payloads))[:cut], payloads[:cut])
     expected = [holds(given, payload) for payload in payloads]
-    assert columns.mask(parse(given), len(payloads)).tolist() == expected
+    assert columns.mask(compile_filter(given), len(payloads)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_same_rows_as_plain_python(payloads: list[dict[str, Any]], given: di
 )
 def test_what_cannot_be_read_is_refused(given: Any, said: str) -> None:
     with pytest.raises(FilterError, match=said):
-        parse(given)
+        compile_filter(given)
 
 
 def test_depth_is_bounded() -> None:
@@ -113,13 +113,13 @@ def test_depth_is_bounded() -> None:
     for _ in range(20):
         given = {"$not": given}
     with pytest.raises(FilterError, match="nested deeper than 8"):
-        parse(given)
+        compile_filter(given)
 
 
 def test_a_mask_is_the_callers_own() -> None:
     columns = Columns()
     columns.add([0, 1], [{"a": 1}, {}])
-    wanted = parse({"a": 1})
+    wanted = compile_filter({"a": 1})
     columns.mask(wanted, 2)[:] = True
     assert columns.mask(wanted, 2).tolist() == [True, False]
     assert isinstance(columns.mask(wanted, 2), np.ndarray)

@@ -8,7 +8,7 @@ import pytest
 
 from lrem.errors import SnapshotError
 from lrem.index.collection import Collection
-from lrem.index.snapshot import restore, snapshot
+from lrem.index.snapshot import restore, write_snapshot
 
 DIMENSION = 16
 IDS = [f"p{i}" for i in range(8)]
@@ -27,10 +27,10 @@ def test_a_snapshot_comes_back(tmp_path: Path, scheme: str) -> None:
     collection.delete(["p3"])
     collection.save()
     collection.upsert(["late"], [{"n": 99}], VECTORS[9:10])
-    manifest = snapshot(collection, f"{scheme}{tmp_path}/backup")
+    manifest = write_snapshot(collection, f"{scheme}{tmp_path}/backup")
     assert (manifest["model"], manifest["dimension"]) == ("model-a", DIMENSION)
     with pytest.raises(SnapshotError, match="choose another name"):
-        snapshot(collection, tmp_path / "backup")
+        write_snapshot(collection, tmp_path / "backup")
     collection.upsert(["after"], [{}], VECTORS[10:11])
     expected = collection.search(VECTORS[:8], 5, {"n": {"$exists": True}})
     collection.close()
@@ -52,7 +52,7 @@ def test_a_snapshot_comes_back(tmp_path: Path, scheme: str) -> None:
 def test_a_torn_snapshot_is_refused(tmp_path: Path, name: str, harm: str) -> None:
     collection = opened(tmp_path)
     collection.upsert(IDS, [{}] * 8, VECTORS[:8])
-    snapshot(collection, tmp_path / "backup")
+    write_snapshot(collection, tmp_path / "backup")
     collection.close()
     file = tmp_path / "backup" / name
     content = bytearray(file.read_bytes())
@@ -69,10 +69,10 @@ def test_a_torn_snapshot_is_refused(tmp_path: Path, name: str, harm: str) -> Non
 def test_a_place_that_is_none(tmp_path: Path) -> None:
     collection = opened(tmp_path)
     with pytest.raises(SnapshotError, match="no address that pyarrow knows"):
-        snapshot(collection, "nowhere://bucket/backup")
+        write_snapshot(collection, "nowhere://bucket/backup")
     (tmp_path / "file").write_text("")
     with pytest.raises(SnapshotError, match="cannot be written"):
-        snapshot(collection, tmp_path / "file/backup")
+        write_snapshot(collection, tmp_path / "file/backup")
     with pytest.raises(SnapshotError, match="holds no index snapshot"):
         restore(tmp_path / "nothing", tmp_path / "again")
     collection.close()
@@ -82,7 +82,7 @@ def test_a_manifest_of_another_model_is_refused(tmp_path: Path) -> None:
     """The manifest has no checksum of its own: what it says is compared with the items."""
     collection = opened(tmp_path)
     collection.upsert(IDS, [{}] * 8, VECTORS[:8])
-    snapshot(collection, tmp_path / "backup")
+    write_snapshot(collection, tmp_path / "backup")
     collection.close()
     manifest = tmp_path / "backup/manifest.json"
     text = manifest.read_text()
@@ -111,7 +111,7 @@ def test_a_snapshot_while_it_is_written_to(tmp_path: Path) -> None:
     writer.start()
     try:
         for i in range(5):
-            snapshot(collection, tmp_path / f"backup-{i}")
+            write_snapshot(collection, tmp_path / f"backup-{i}")
     finally:
         stop.set()
         writer.join(60)

@@ -31,8 +31,8 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def snapshot(tmp_path: Path, items: Path, model: Path) -> Path:
-    batch = bulk_load.Batch(["i1"], [{"title": "red coat"}], np.array([[1, 0]], np.float32))
-    bulk_load.write(tmp_path / "index", [batch], model_fingerprint(str(model)), 2, None, sha256(items))
+    batch = bulk_load.ItemBatch(["i1"], [{"title": "red coat"}], np.array([[1, 0]], np.float32))
+    bulk_load.build_snapshot(tmp_path / "index", [batch], model_fingerprint(str(model)), 2, None, sha256(items))
     return tmp_path / "index"
 
 

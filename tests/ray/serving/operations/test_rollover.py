@@ -15,7 +15,7 @@ import ray
 from lrem.config import Config
 from lrem.config.loader import to_yaml
 from lrem.index import Collection, snapshot
-from ray_apps.indexing.maintenance import live_folder, take_snapshot
+from ray_apps.indexing.maintenance import save_served_index, served_folder
 from ray_apps.serving import deploy
 from tests.ray.serving.operations.helpers import WRITER, count, put, read_live_record
 from tests.serving import TITLES, Served, assert_error, build_world
@@ -104,9 +104,9 @@ def test_a_new_model_replaces_the_old_one_under_load(served: Served, world: Conf
     assert served.http.get("/v1/items/p3").json()["payload"]["title"] == "changed before"
     assert served.http.get("/v1/items/p4").status_code == 404
     assert count(served) == len(TITLES) + len(load.written)  # "before" was added, "p4" deleted
-    manifest = take_snapshot(str(live_folder(config)), str(tmp_path / "saved"), None)
+    manifest = save_served_index(str(served_folder(config)), str(tmp_path / "saved"), None)
     assert manifest["count"] == count(served)
-    saved = snapshot.load(tmp_path / "saved", record.model)
+    saved = snapshot.open_snapshot(tmp_path / "saved", record.model)
     assert len(saved) == manifest["count"]
     saved.close()
 
