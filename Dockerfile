@@ -2,7 +2,7 @@
 #   docker build --build-arg EXTRA=cpu --build-arg LREM_TORCH_INDEX=… -t registry.example/lrem:0.1.0-ray2.60.0-cpu .
 #   docker build --build-arg EXTRA=gpu -t registry.example/lrem:0.1.0-ray2.60.0-gpu .
 # LREM_TORCH_INDEX, as for scripts/setup.sh: the package index PyTorch alone comes from; the CPU build is several GB
-# smaller. There was no Docker to build it with: a test reads it (tests/deploy/test_kuberay.py), nobody has run it.
+# smaller. There was no Docker to build it with: tests/deploy/test_image.py checks it, but it has not been run.
 FROM python:3.11-slim-bookworm
 
 # g++: PyTorch and Triton compile while they run. libnuma1: vLLM's CPU build. wget: KubeRay's probes.
