@@ -1,4 +1,4 @@
-"""The catalogue as a teacher: its statistic beside scipy's, and keywords of a shop that a reader can check."""
+"""The catalogue as a teacher: its statistic against scipy's, and keywords that can be checked by hand."""
 
 import math
 
@@ -17,43 +17,43 @@ SHOP = [*HOUSE, *CAMPING]
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 4000), st.data())
-def test_g2_is_the_likelihood_ratio_of_scipy(inside_size: int, outside_size: int, data: st.DataObject) -> None:
+def test_log_likelihood_ratio_equals_scipy(inside_size: int, outside_size: int, data: st.DataObject) -> None:
     inside = data.draw(st.integers(0, inside_size))
     outside = data.draw(st.integers(0, outside_size))
-    found = log_likelihood_ratio(inside, inside_size, outside, outside_size)
-    if inside + outside in (0, inside_size + outside_size):  # the word is nowhere, or everywhere
-        assert found == 0
+    ratio = log_likelihood_ratio(inside, inside_size, outside, outside_size)
+    if inside + outside in (0, inside_size + outside_size):  # the phrase is in no title, or in all
+        assert ratio == 0
         return
     table = [[inside, inside_size - inside], [outside, outside_size - outside]]
-    told = chi2_contingency(table, lambda_="log-likelihood", correction=False)
-    assert abs(found) == pytest.approx(told.statistic, rel=1e-9, abs=1e-8)
+    expected = chi2_contingency(table, lambda_="log-likelihood", correction=False)
+    assert abs(ratio) == pytest.approx(expected.statistic, rel=1e-9, abs=1e-8)
     rarer = inside * outside_size < outside * inside_size
-    assert found <= 0 if rarer else found >= 0
-    assert log_likelihood_ratio(outside, outside_size, inside, inside_size) == pytest.approx(-found, abs=1e-8)
+    assert ratio <= 0 if rarer else ratio >= 0
+    assert log_likelihood_ratio(outside, outside_size, inside, inside_size) == pytest.approx(-ratio, abs=1e-8)
 
 
-def test_g2_by_hand() -> None:
+def test_log_likelihood_ratio_by_hand() -> None:
     # 3 of 4 inside, 1 of 12 outside: expected 1, 3, 3, 9
     by_hand = 2 * (3 * math.log(3) + 1 * math.log(1 / 3) + 1 * math.log(1 / 3) + 11 * math.log(11 / 9))
     assert log_likelihood_ratio(3, 4, 1, 12) == pytest.approx(by_hand, abs=1e-8)
     assert log_likelihood_ratio(1, 12, 3, 4) == pytest.approx(-by_hand, abs=1e-8)
 
 
-def test_the_least_g2_is_the_one_per_cent_point() -> None:
+def test_the_threshold_is_the_one_per_cent_point_of_chi_square() -> None:
     assert chi2.sf(MIN_LOG_LIKELIHOOD, df=1) == pytest.approx(0.01, abs=1e-4)
 
 
-def test_a_keyword_stands_in_a_fifth_of_the_wanted_titles() -> None:
-    wanted = ["slip on shoe"] * 8 + ["velcro shoe"] * 2 + ["zip shoe"]
+def test_a_keyword_occurs_in_a_fifth_of_the_relevant_titles() -> None:
+    relevant = ["slip on shoe"] * 8 + ["velcro shoe"] * 2 + ["zip shoe"]
     others = ["laced shoe"] * 60
-    found = keywords("shoe without laces", wanted, others[:20], phrase_frequencies(wanted + others), 9)
-    assert found == ["slip on"]  # velcro sets two of eleven apart, which is too few
+    result = keywords("shoe without laces", relevant, others[:20], phrase_frequencies(relevant + others), 9)
+    assert result == ["slip on"]  # velcro is in two of eleven, which is too few
     assert "velcro shoe" in keywords(
-        "shoe without laces", wanted[6:], others[:20], phrase_frequencies(wanted + others), 9
+        "shoe without laces", relevant[6:], others[:20], phrase_frequencies(relevant + others), 9
     )
 
 
-def test_phrases_leave_out_what_names_nothing() -> None:
+def test_phrases_without_stop_words_numbers_and_letters() -> None:
     assert phrases("The 2 red T-shirts for men without a collar") == {
         *("red", "shirts", "men", "without", "collar"),
         # "without" begins no pair; "t" is a letter, "2" a number, "for" and "a" are stop words
@@ -70,21 +70,21 @@ def test_phrase_frequencies_count_titles() -> None:
 
 def test_keywords_by_hand() -> None:
     known = phrase_frequencies(SHOP)
-    wanted = [SHOP[8], SHOP[10]]  # the two stoves
-    # "for tea" finds the towel. Camping and stove tell both stoves from it: G²(2, 2, 0, 1) = 3.82 is too little,
-    # with two more results that are no stoves it is enough.
+    relevant = [SHOP[8], SHOP[10]]  # the two stoves
+    # The query retrieves the towel. "camping" and "stove" separate both stoves from it, but G²(2, 2, 0, 1) = 3.82 is
+    # too low; with two more results that are no stoves it is high enough.
     assert log_likelihood_ratio(2, 2, 0, 1) < MIN_LOG_LIKELIHOOD < log_likelihood_ratio(2, 2, 0, 3)
-    assert keywords("boil water for tea", wanted, ["tea towel"], known) == []
-    found = keywords("boil water for tea", wanted, ["tea towel", "red kettle", "blue kettle"], known)
-    # The pair is as good against the results, better against the catalogue, where three more titles hold "camping";
-    # its words are not taken again.
+    assert keywords("boil water for tea", relevant, ["tea towel"], known) == []
+    result = keywords("boil water for tea", relevant, ["tea towel", "red kettle", "blue kettle"], known)
+    # The pair is as good against the results, and better against the catalogue, where three more titles contain
+    # "camping"; its words are not used again.
     assert log_likelihood_ratio(2, 2, 0, 11) > log_likelihood_ratio(2, 2, 3, 11)
-    assert found == ["camping stove"]
-    # What the results hold too teaches nothing.
-    assert keywords("boil water for tea", wanted, ["camping stove gas", "camping stove wood", "tin mug"], known) == []
+    assert result == ["camping stove"]
+    # A phrase that the results contain as well teaches nothing.
+    assert keywords("boil water for tea", relevant, ["camping stove gas", "camping stove wood", "tin mug"], known) == []
 
 
-def test_keywords_without_results_are_those_of_the_catalogue() -> None:
+def test_without_results_the_contrast_is_the_catalogue() -> None:
     assert keywords("hot drinks", ["white mug", "tin mug", "black mug"], [], phrase_frequencies(SHOP)) == ["mug"]
     assert keywords("mugs", ["white mug", "tin mug", "black mug"], [], phrase_frequencies(SHOP)) == []
 
@@ -95,20 +95,20 @@ TITLE = st.lists(WORD, min_size=1, max_size=5).map(" ".join)
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(TITLE, min_size=4, max_size=40), st.data())
-def test_keywords_are_new_and_tell_apart(titles: list[str], data: st.DataObject) -> None:
+def test_keywords_are_new_and_set_the_relevant_titles_apart(titles: list[str], data: st.DataObject) -> None:
     query = data.draw(TITLE)
-    places = data.draw(st.sets(st.integers(0, len(titles) - 1), min_size=1))
-    wanted = [titles[i] for i in sorted(places)]
-    others = [title for i, title in enumerate(titles) if i not in places][: data.draw(st.integers(0, 10))]
-    found = keywords(query, wanted, others, phrase_frequencies(titles), count=3)
-    assert len(found) <= 3
-    said = {stem(word) for word in words(query)}
-    taken: set[str] = set()
-    for phrase in found:
+    rows = data.draw(st.sets(st.integers(0, len(titles) - 1), min_size=1))
+    relevant = [titles[i] for i in sorted(rows)]
+    others = [title for i, title in enumerate(titles) if i not in rows][: data.draw(st.integers(0, 10))]
+    result = keywords(query, relevant, others, phrase_frequencies(titles), count=3)
+    assert len(result) <= 3
+    query_stems = {stem(word) for word in words(query)}
+    used: set[str] = set()
+    for phrase in result:
         stems = {stem(word) for word in phrase.split()}
-        assert not stems <= said  # never only what the query says
-        assert not stems & taken  # no word twice
-        taken |= stems
-        inside = sum(phrase in phrases(title) for title in wanted) / len(wanted)
+        assert not stems <= query_stems  # at least one word is new
+        assert not stems & used  # no word twice
+        used |= stems
+        inside = sum(phrase in phrases(title) for title in relevant) / len(relevant)
         assert inside > sum(phrase in phrases(title) for title in others) / max(1, len(others))
-    assert found == keywords(query, wanted[::-1], others[::-1], phrase_frequencies(titles[::-1]), count=3)
+    assert result == keywords(query, relevant[::-1], others[::-1], phrase_frequencies(titles[::-1]), count=3)

@@ -1,4 +1,4 @@
-"""The keyword rules one by one, and what holds for every list that they clean."""
+"""The keyword rules one by one, and properties that hold for every list."""
 
 import re
 
@@ -16,7 +16,7 @@ from lrem.curation.rules import (
 )
 
 BRANDS = frozenset({"nike", "adidas", "new balance", "t fal", "the north face"})
-# Words that meet in queries and lists, so that every rule has work to do.
+# Words that occur in queries and lists alike, so that every rule applies to some.
 WORD = st.sampled_from(
     [
         "nike",
@@ -69,19 +69,19 @@ def test_difference_set_and_expanded_query() -> None:
 @pytest.mark.parametrize(
     ("reasoning", "query", "kept"),
     [
-        # a brand is asked for: no other brand; its own, and what names none, stay
+        # the query asks for a brand: other brands go; its own and phrases without a brand stay
         ("nike pegasus, Adidas, adidas ultraboost, running shoe", "adidas trainers", "adidas ultraboost, running shoe"),
         ("new balance 574 alternative, new balance", "nike shoes", ""),
-        ("new, balance board", "nike shoes", "new, balance board"),  # a part of a brand's name is no brand
+        ("new, balance board", "nike shoes", "new, balance board"),  # part of a brand's name is no brand
         ("T-fal pan, tefal pan, lid", "T-fal cookware", "t-fal pan, tefal pan, lid"),
-        ("nike, adidas", "nike or adidas trainers", ""),  # said already, both of them
+        ("nike, adidas", "nike or adidas trainers", ""),  # words of the query
         ("nike sock, adidas sock, puma sock", "nike or adidas trainers", "nike sock, adidas sock, puma sock"),
-        # a brand is named only to get another one: every brand may come
+        # the query names a brand only to get another: every brand stays
         ("adidas ultraboost, running shoe", "nike pegasus alternative", "adidas ultraboost, running shoe"),
         ("adidas, new balance", "cheaper than nike", "adidas, new balance"),
         ("adidas ultraboost", "trainers not nike", "adidas ultraboost"),
         ("adidas ultraboost", "non-nike trainers", "adidas ultraboost"),
-        # no brand is named: every brand may come
+        # the query names no brand: every brand stays
         ("nike pegasus, adidas ultraboost", "shoes to run in", "nike pegasus, adidas ultraboost"),
     ],
 )
@@ -89,28 +89,28 @@ def test_the_brand_guard(reasoning: str, query: str, kept: str) -> None:
     assert clean(reasoning, query, KeywordRules(brands=BRANDS)) == kept
 
 
-def test_without_brands_there_is_no_guard() -> None:
+def test_without_known_brands_there_is_no_guard() -> None:
     assert clean("nike pegasus", "adidas trainers") == "nike pegasus"
 
 
 @pytest.mark.parametrize(
     "query", ["shoes like nike", "nike shoes alternative", "nike dupe", "laces for nike", "no nike"]
 )
-def test_a_brand_that_is_named_to_get_another(query: str) -> None:
+def test_a_brand_named_to_get_another_allows_all(query: str) -> None:
     assert clean("adidas ultraboost", query, KeywordRules(brands=BRANDS)) == "adidas ultraboost"
 
 
 @pytest.mark.parametrize(
     "query", ["nike shoes for women", "nike shoes without laces", "likely nike", "red nike shoes no 42"]
 )
-def test_a_brand_that_is_wanted_though_such_a_word_stands_elsewhere(query: str) -> None:
+def test_such_a_word_elsewhere_in_the_query_changes_nothing(query: str) -> None:
     assert clean("adidas ultraboost", query, KeywordRules(brands=BRANDS)) == ""
 
 
 def test_drops_are_counted_by_rule() -> None:
     rules = KeywordRules(frozenset({"cheap"}), BRANDS, 6)
-    said = "boot, boot, nike 42, cheap boot, adidas boot, 43 inch, leather boot, rubber boot, sole"
-    kept, dropped = filter_keywords(said, "nike 42 size", rules)
+    reasoning = "boot, boot, nike 42, cheap boot, adidas boot, 43 inch, leather boot, rubber boot, sole"
+    kept, dropped = filter_keywords(reasoning, "nike 42 size", rules)
     assert kept == "boot, leather boot"
     assert dropped == {
         "repeated": 1,
@@ -122,7 +122,7 @@ def test_drops_are_counted_by_rule() -> None:
     }
 
 
-def test_names_are_whole_words_of_up_to_four() -> None:
+def test_mentions_are_up_to_four_whole_words() -> None:
     assert find_mentions("The North-Face jacket by Adidas", BRANDS) == {"the north face", "adidas"}
     assert find_mentions("north face nikes", BRANDS) == set()
     assert find_mentions("a b c d e", {"a b c d", "a b c d e"}) == {"a b c d"}
@@ -132,44 +132,44 @@ def test_names_are_whole_words_of_up_to_four() -> None:
 @pytest.mark.parametrize(
     ("reasoning", "query", "kept"),
     [
-        ("wh-1000xm5, xm4 case, headphones", "sony wh-1000xm4", "headphones"),  # xm4 is another word than wh-1000xm4
+        ("wh-1000xm5, xm4 case, headphones", "sony wh-1000xm4", "headphones"),  # xm4 is not the literal wh-1000xm4
         ("wh-1000xm4 case, headphones", "sony wh-1000xm4", "wh-1000xm4 case, headphones"),
         ("iphone 15, iphone 14 case", "iphone 14", "iphone 14 case"),
         (
             "2 person tent, 3 season bag",
             "camping weekend",
             "2 person tent, 3 season bag",
-        ),  # none is asked for
+        ),  # the query has none
     ],
 )
-def test_a_literal_is_the_querys_own_or_none(reasoning: str, query: str, kept: str) -> None:
+def test_literals_other_than_the_querys_go(reasoning: str, query: str, kept: str) -> None:
     assert clean(reasoning, query) == kept
 
 
-def test_what_is_banned_goes_wherever_it_stands() -> None:
+def test_banned_phrases_go_anywhere_in_a_phrase() -> None:
     rules = KeywordRules(banned=frozenset({"free shipping", "best"}))
     assert clean("Free  Shipping, best, best helmet, free, bestseller", "ride", rules) == "free, bestseller"
 
 
-def test_a_phrase_of_the_querys_words_says_nothing() -> None:
+def test_phrases_of_the_querys_words_go() -> None:
     assert clean("bike, ride bike, bike lamp, Ride", "Ride a bike") == "bike lamp"
     assert clean("bike, rain coat, Rain", "what do i need for rain, with a bike?") == "rain coat"
 
 
-def test_the_budget_cuts_whole_phrases_and_all_that_follows() -> None:
-    said = "rubber boots, umbrella, warm rain coat, hat"  # 2 words, comma, 1, comma, 3, comma, 1: 10 with the commas
+def test_the_budget_cuts_before_the_first_phrase_that_exceeds_it() -> None:
+    reasoning = "rubber boots, umbrella, warm rain coat, hat"  # 7 words, 3 commas
     kept = {
         1: "",
         2: "rubber boots",
         3: "rubber boots",
         4: "rubber boots, umbrella",
-        7: "rubber boots, umbrella",  # the coat needs 8; the hat would fit, but comes after it
+        7: "rubber boots, umbrella",  # the coat needs 8; the hat would fit, but follows it
         8: "rubber boots, umbrella, warm rain coat",
         10: "rubber boots, umbrella, warm rain coat, hat",
     }
-    assert {budget: clean(said, "storm", KeywordRules(budget=budget)) for budget in kept} == kept
-    assert clean(said, "storm", KeywordRules(budget=15, count_tokens=len)) == "rubber boots"  # 12 letters
-    assert clean("umbrella, umbrella, hat", "storm", KeywordRules(budget=3)) == "umbrella, hat"  # dropped ones are free
+    assert {budget: clean(reasoning, "storm", KeywordRules(budget=budget)) for budget in kept} == kept
+    assert clean(reasoning, "storm", KeywordRules(budget=15, count_tokens=len)) == "rubber boots"  # 12 letters
+    assert clean("umbrella, umbrella, hat", "storm", KeywordRules(budget=3)) == "umbrella, hat"
 
 
 def phrases(text: str) -> list[str]:
@@ -178,12 +178,12 @@ def phrases(text: str) -> list[str]:
 
 @settings(max_examples=300, deadline=None)
 @given(LISTS, PHRASE, RULES)
-def test_what_holds_for_every_list(reasoning: str, query: str, rules: KeywordRules) -> None:
+def test_properties_of_every_list(reasoning: str, query: str, rules: KeywordRules) -> None:
     kept = clean(reasoning, query, rules)
     assert clean(kept, query, rules) == kept
     given_phrases, kept_phrases = phrases(reasoning), kept.split(", ") if kept else []
     rest = iter(given_phrases)
-    assert all(phrase in rest for phrase in kept_phrases)  # each from the list, in its order
+    assert all(phrase in rest for phrase in kept_phrases)  # phrases of the list, in its order
     assert len(kept_phrases) == len(set(kept_phrases))
     assert len("".join(kept_phrases)) <= len("".join(given_phrases))
     assert not any(find_mentions(phrase, rules.banned) for phrase in kept_phrases)
@@ -192,7 +192,7 @@ def test_what_holds_for_every_list(reasoning: str, query: str, rules: KeywordRul
 
 @settings(max_examples=100, deadline=None)
 @given(LISTS, PHRASE, RULES, st.integers(1, 12))
-def test_a_smaller_budget_keeps_a_beginning(reasoning: str, query: str, rules: KeywordRules, budget: int) -> None:
+def test_a_smaller_budget_keeps_a_prefix(reasoning: str, query: str, rules: KeywordRules, budget: int) -> None:
     whole = clean(reasoning, query, rules._replace(budget=None))
     kept = clean(reasoning, query, rules._replace(budget=budget))
     assert whole.split(", ")[: len(kept.split(", "))] == kept.split(", ") or kept == ""

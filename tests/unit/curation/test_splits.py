@@ -1,4 +1,4 @@
-"""The split by near-duplicates: nothing leaks, the shares hold, and only ids, texts and the seed decide."""
+"""The split: near-duplicates stay together, shares hold, and only ids, texts and the seed decide."""
 
 from itertools import combinations
 from random import Random
@@ -25,8 +25,8 @@ NOUNS = [
 SHARES = (0.25, 0.1, 0.15)  # rl, dev, test
 
 
-def parts(queries: dict[str, str], seed: int = 0, shares: tuple[float, float, float] = SHARES) -> dict[str, str]:
-    """Query id → part, as curation puts the functions together."""
+def splits(queries: dict[str, str], seed: int = 0, shares: tuple[float, float, float] = SHARES) -> dict[str, str]:
+    """Query id → split, as curation combines the functions."""
     labels = near_duplicate_groups(map(near_duplicate_signatures, queries.values()))
     keys = np.array([identity(one) for one in queries], np.int64)
     drawn = group_draws(keys, np.array([split_draw(one, seed) for one in queries]), labels)
@@ -34,7 +34,7 @@ def parts(queries: dict[str, str], seed: int = 0, shares: tuple[float, float, fl
 
 
 def near(one: str, other: str) -> bool:
-    """The definition, spelled out: equal sets of content words, or a long one less a word of either or of both."""
+    """The definition: equal sets of content words, or equal after removing a word from one or both long sets."""
     a, b = set(content_words(one)), set(content_words(other))
     if a == b:
         return a != set() or one.strip().lower() == other.strip().lower()
@@ -44,20 +44,20 @@ def near(one: str, other: str) -> bool:
 
 
 def variants(query: str, rng: Random) -> list[str]:
-    """Other wordings that have to stay with a query: order, plurals, silent words, case, and a word more or less."""
-    said = query.split()
-    shuffled = rng.sample(said, len(said))
-    told = [
+    """Near-duplicates of a query: other order, plurals, stop words, case, and one word more or less."""
+    query_words = query.split()
+    shuffled = rng.sample(query_words, len(query_words))
+    wordings = [
         " ".join(shuffled),
-        " ".join(f"{word}s" for word in said),
+        " ".join(f"{word}s" for word in query_words),
         f"THE {query.upper()} for my",
-        f"  {', '.join(said)}! ",
+        f"  {', '.join(query_words)}! ",
     ]
-    if len(set(content_words(query))) >= MIN_WORDS_TO_DROP_ONE - 1:  # with one more it is long
-        told.append(f"{query} extra{rng.randrange(1000)}")
+    if len(set(content_words(query))) >= MIN_WORDS_TO_DROP_ONE - 1:  # one more makes it long enough
+        wordings.append(f"{query} extra{rng.randrange(1000)}")
     if len(set(content_words(query))) >= MIN_WORDS_TO_DROP_ONE:
-        told.append(" ".join(said[1:]))
-    return told
+        wordings.append(" ".join(query_words[1:]))
+    return wordings
 
 
 @pytest.mark.parametrize(
@@ -69,25 +69,25 @@ def variants(query: str, rng: Random) -> list[str]:
         ("red coat", "red wool coat", False),
         ("red coat", "coat without red", False),  # a negation is a word
         ("belt with buckle", "belt without buckle", False),
-        ("warm red wool coat", "warm red wool coat men", True),  # four, and one added
-        ("warm red coat", "warm red coat men", False),  # three, and one added
-        ("warm red wool coat men", "warm red silk coat men", True),  # two of five-word queries that differ in one word
+        ("warm red wool coat", "warm red wool coat men", True),  # four and one more
+        ("warm red coat", "warm red coat men", False),  # three and one more
+        ("warm red wool coat men", "warm red silk coat men", True),  # both of five words, one differs
         ("warm red wool coat", "warm red silk coat", False),
-        ("warm red wool coat men", "warm red wool coat men xl long", False),  # two added
-        ("the", "for", False),  # silent words alone are told apart by their text
+        ("warm red wool coat men", "warm red wool coat men xl long", False),  # two more
+        ("the", "for", False),  # queries of stop words only are compared as texts
         ("The ", "the", True),
         ("???", "!!!", False),
         ("batteries aa", "battery aa", True),
     ],
 )
-def test_what_counts_as_a_near_duplicate(one: str, other: str, together: bool) -> None:
+def test_near_duplicates(one: str, other: str, together: bool) -> None:
     labels = near_duplicate_groups(map(near_duplicate_signatures, [one, "quite another thing", other])).tolist()
     assert (labels[0] == labels[2]) is together
     assert near(one, other) is together
     assert labels[1] not in (labels[0], labels[2])
 
 
-def test_what_near_duplicates_connect_is_one_group() -> None:
+def test_a_chain_of_near_duplicates_is_one_group() -> None:
     chain = ["a1 b1 c1 d1 e1", "b1 c1 d1 e1 f1", "c1 d1 e1 f1 g1", "d1 e1 f1 g1 h1"]
     assert not near(chain[0], chain[2])
     assert near_duplicate_groups(map(near_duplicate_signatures, chain)).tolist() == [0, 0, 0, 0]
@@ -100,9 +100,9 @@ QUERY = st.lists(WORD, min_size=1, max_size=7).map(" ".join)
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(QUERY, min_size=1, max_size=30))
-def test_groups_are_the_connected_near_duplicates(queries: list[str]) -> None:
+def test_groups_are_connected_components(queries: list[str]) -> None:
     labels = near_duplicate_groups(map(near_duplicate_signatures, queries)).tolist()
-    reached = list(range(len(queries)))  # by repeated joining, from the definition alone
+    reached = list(range(len(queries)))  # by repeated merging, from the definition alone
     for _ in queries:
         for i, j in combinations(range(len(queries)), 2):
             if near(queries[i], queries[j]):
@@ -112,24 +112,24 @@ def test_groups_are_the_connected_near_duplicates(queries: list[str]) -> None:
     assert same == [[numbers[a] == numbers[b] for b in reached] for a in reached]
 
 
-def a_log(rng: Random, size: int) -> dict[str, str]:
+def random_log(rng: Random, size: int) -> dict[str, str]:
     """Random queries of one to seven words, most of them with planted near-duplicates, in random order."""
     rows: list[str] = []
     for _ in range(size):
         query = " ".join(rng.sample(NOUNS, rng.randint(1, 7)))
-        rows += [query, *rng.sample(told := variants(query, rng), rng.randint(0, len(told)))]
+        rows += [query, *rng.sample(wordings := variants(query, rng), rng.randint(0, len(wordings)))]
     rng.shuffle(rows)
     return {f"q{i}": query for i, query in enumerate(rows)}
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(0, 5), st.integers(1, 25))
-def test_no_near_duplicates_are_parted(rng: Random, seed: int, size: int) -> None:
-    log = a_log(rng, size)
-    told = parts(log, seed)
-    assert set(told) == set(log)
+def test_near_duplicates_are_never_separated(rng: Random, seed: int, size: int) -> None:
+    log = random_log(rng, size)
+    result = splits(log, seed)
+    assert set(result) == set(log)
     for one, other in combinations(log, 2):
-        if told[one] != told[other]:
+        if result[one] != result[other]:
             assert not near(log[one], log[other])
 
 
@@ -141,44 +141,44 @@ def test_planted_near_duplicates_of_a_large_log_stay_together() -> None:
         ids = [f"{i}-{j}" for j in range(1 + len(variants(query, rng)))]
         log |= dict(zip(ids, [query, *variants(query, rng)], strict=False))
         sets.append([one for one in ids if one in log])
-    told = parts(log)
-    assert all(len({told[one] for one in ids}) == 1 for ids in sets)
-    assert set(told.values()) == {"cold_start", "rl", "dev", "test"}
+    result = splits(log)
+    assert all(len({result[one] for one in ids}) == 1 for ids in sets)
+    assert set(result.values()) == {"cold_start", "rl", "dev", "test"}
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(0, 5))
-def test_the_order_of_the_rows_decides_nothing(rng: Random, seed: int) -> None:
-    log = a_log(rng, 15)
+def test_the_order_of_the_rows_does_not_matter(rng: Random, seed: int) -> None:
+    log = random_log(rng, 15)
     ids = list(log)
     rng.shuffle(ids)
-    assert parts({one: log[one] for one in ids}, seed) == parts(log, seed)
+    assert splits({one: log[one] for one in ids}, seed) == splits(log, seed)
 
 
 @pytest.mark.parametrize("name", ["q{}", "{}", "{:08d}", "b{:016x}", "query-{}-x"])
 @pytest.mark.parametrize("seed", [0, 1, 12])
 def test_shares_hold_for_ten_thousand_queries(name: str, seed: int) -> None:
-    told = list(parts({name.format(i): f"word{i}" for i in range(10_000)}, seed).values())
-    shares = {part: told.count(part) / len(told) for part in set(told)}
+    result = list(splits({name.format(i): f"word{i}" for i in range(10_000)}, seed).values())
+    shares = {part: result.count(part) / len(result) for part in set(result)}
     wanted = {"rl": 0.25, "dev": 0.1, "test": 0.15, "cold_start": 0.5}
     # four standard deviations of the share of independent draws
     assert shares == {part: pytest.approx(p, abs=4 * (p * (1 - p) / 10_000) ** 0.5) for part, p in wanted.items()}
 
 
-def test_another_seed_is_another_split() -> None:
+def test_another_seed_gives_another_split() -> None:
     log = {f"q{i}": f"word{i}" for i in range(2000)}
-    one, other = parts(log, 0), parts(log, 1)
+    one, other = splits(log, 0), splits(log, 1)
     assert sum(one[q] != other[q] for q in log) > 1000
 
 
-def test_two_seeds_know_nothing_of_each_other() -> None:
+def test_two_seeds_are_independent() -> None:
     log = {f"q{i}": f"word{i}" for i in range(2000)}
-    one, other = parts(log, 0), parts(log, 1)
+    one, other = splits(log, 0), splits(log, 1)
     both = sum(one[q] == "rl" == other[q] for q in log) / len(log)
     assert both == pytest.approx(0.25**2, abs=0.03)
 
 
-def test_the_bounds_of_the_shares() -> None:
+def test_the_bounds_of_each_split() -> None:
     assert [
         split_for_draw(value, 0.25, 0.1, 0.15) for value in (0.0, 0.2499, 0.25, 0.7499, 0.75, 0.8999, 0.9, 0.9999)
     ] == [*("rl", "rl", "cold_start", "cold_start", "test", "test", "dev", "dev")]
