@@ -32,7 +32,7 @@ def row(item_id: str, title: str, kind: str, brand: str | None, colour: str | No
 
 
 def shop() -> pa.Table:
-    """Ten boots of three brands, half of them with laces; eight camping tents of one brand; eight laces without brand."""
+    """Ten boots of three brands, half of them with laces; eight camping tents of one brand; eight laces of none."""
     materials = ("leather", "rubber", "suede", "felt", "canvas")
     brands = ["Alpa"] * 4 + ["Bero-Tex"] * 3 + ["Cima"] * 2 + [None]
     points = ["Comes with laces."] * 5 + ["With a zip. Great for you."] * 4 + [None]
