@@ -74,13 +74,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with widely varied weights: its reasoning differs by query, and would differ with the padding."""
-    made = ReasoningEmbedder.load(tiny_folder)
+    model = ReasoningEmbedder.load(tiny_folder)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     folder = tmp_path_factory.mktemp("mteb") / "lively"
-    made.save(folder)
+    model.save(folder)
     return folder
 
 
@@ -91,7 +91,7 @@ def model(folder: Path) -> ReasoningEmbedder:
 
 
 @pytest.fixture(scope="module")
-def thoughts(folder: Path) -> list[str]:
+def greedy(folder: Path) -> list[str]:
     """Reasonings by another implementation: the engine that takes one prompt at a time."""
     engine = TransformersEngine(str(folder), RolloutConfig(dtype="float32"))
     return engine.reason(QUERIES, must_think=True)
@@ -106,35 +106,35 @@ def ndcg(model: ReasoningEmbedder, reasonings: list[str]) -> float:
 
 
 def test_a_task_scores_as_the_models_own_embeddings_do(
-    model: ReasoningEmbedder, folder: Path, thoughts: list[str], tmp_path: Path
+    model: ReasoningEmbedder, folder: Path, greedy: list[str], tmp_path: Path
 ) -> None:
     cache = mteb.ResultCache(tmp_path)
-    found = {}
-    for reason, reasonings in (("never", [""] * len(QUERIES)), ("always", thoughts)):
+    ndcgs = {}
+    for reason, reasonings in (("never", [""] * len(QUERIES)), ("always", greedy)):
         adapter = MtebModel(folder, reason)
         [result] = mteb.evaluate(adapter, [TinyShop()], cache=cache, show_progress_bar=False).task_results
         [scores] = result.scores["test"]
-        found[reason] = scores["ndcg_at_10"]
-        assert found[reason] == pytest.approx(ndcg(model, reasonings), abs=1e-4)
-        assert 0 < found[reason] < 1
-        kept = cache.load_task_result("TinyShop", adapter.mteb_model_meta)
-        assert kept.scores["test"][0]["ndcg_at_10"] == found[reason]
-    assert found["never"] != found["always"]  # so neither result was served from the other's cache entry
+        ndcgs[reason] = scores["ndcg_at_10"]
+        assert ndcgs[reason] == pytest.approx(ndcg(model, reasonings), abs=1e-4)
+        assert 0 < ndcgs[reason] < 1
+        cached = cache.load_task_result("TinyShop", adapter.mteb_model_meta)
+        assert cached.scores["test"][0]["ndcg_at_10"] == ndcgs[reason]
+    assert ndcgs["never"] != ndcgs["always"]  # so neither result was served from the other's cache entry
     assert len(list(tmp_path.rglob("TinyShop.json"))) == 2
 
 
-def test_batches_do_not_change_a_reasoning(model: ReasoningEmbedder, folder: Path, thoughts: list[str]) -> None:
+def test_batches_do_not_change_a_reasoning(model: ReasoningEmbedder, folder: Path, greedy: list[str]) -> None:
     """Prompts of many lengths get the same reasoning in a batch as alone."""
-    assert all(thoughts)
+    assert all(greedy)
     batch = [{"text": QUERIES[:4]}, {"text": QUERIES[4:]}]
     always, never = MtebModel(folder), MtebModel(folder, "never")
-    assert always.reasonings(QUERIES, 4) == always.reasonings(QUERIES, 1) == thoughts
+    assert always.reasonings(QUERIES, 4) == always.reasonings(QUERIES, 1) == greedy
     assert never.reasonings(QUERIES) == [""] * len(QUERIES)
-    with_thoughts = always.encode(batch, prompt_type=PromptType.query, batch_size=4)
-    np.testing.assert_allclose(with_thoughts, model.encode_queries(QUERIES, thoughts), atol=1e-6)
+    with_reasonings = always.encode(batch, prompt_type=PromptType.query, batch_size=4)
+    np.testing.assert_allclose(with_reasonings, model.encode_queries(QUERIES, greedy), atol=1e-6)
     without = never.encode(batch, prompt_type=PromptType.query)
     np.testing.assert_allclose(without, model.encode_queries(QUERIES, [""] * len(QUERIES)), atol=1e-6)
-    assert np.abs(with_thoughts - without).max(1).min() > 1e-3
+    assert np.abs(with_reasonings - without).max(1).min() > 1e-3
     items = model.encode_items(QUERIES)
     for prompt_type in (PromptType.document, None):
         np.testing.assert_allclose(always.encode(batch, prompt_type=prompt_type), items, atol=1e-6)
@@ -142,12 +142,14 @@ def test_batches_do_not_change_a_reasoning(model: ReasoningEmbedder, folder: Pat
     np.testing.assert_allclose(always.similarity_pairwise(3 * without, items), (without * items).sum(1), atol=1e-6)
 
 
-def test_auto_thinks_where_nothing_is_unlikely(model: ReasoningEmbedder, folder: Path, thoughts: list[str]) -> None:
+def test_auto_reasons_if_an_empty_reasoning_is_unlikely(
+    model: ReasoningEmbedder, folder: Path, greedy: list[str]
+) -> None:
     prompts = [torch.tensor([model.renderer.thinking_prompt(query)]) for query in QUERIES]
     with torch.no_grad():
         chances = [model.lm(ids).logits[0, -1].softmax(-1)[model.renderer.close].item() for ids in prompts]
     middle = sum(sorted(chances)[2:4]) / 2
-    expected = [thought if chance < middle else "" for thought, chance in zip(thoughts, chances, strict=True)]
+    expected = [text if chance < middle else "" for text, chance in zip(greedy, chances, strict=True)]
     assert expected.count("") == 3
     assert MtebModel(folder, "auto", think_below=middle).reasonings(QUERIES, 4) == expected
 
@@ -179,8 +181,8 @@ def test_a_model_trained_without_reasoning_embeds_without(model: ReasoningEmbedd
     model.save(tmp_path / "direct", record={"objective": "direct"})
     with pytest.raises(DataError, match="direct.*pass reason='never'"):
         MtebModel(tmp_path / "direct")
-    found = MtebModel(tmp_path / "direct", "never").encode([{"text": QUERIES}], prompt_type=PromptType.query)
-    np.testing.assert_allclose(found, model.encode_queries(QUERIES, [None] * len(QUERIES)), atol=1e-6)
+    embeddings = MtebModel(tmp_path / "direct", "never").encode([{"text": QUERIES}], prompt_type=PromptType.query)
+    np.testing.assert_allclose(embeddings, model.encode_queries(QUERIES, [None] * len(QUERIES)), atol=1e-6)
 
 
 def test_errors_name_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
