@@ -1,4 +1,4 @@
-"""Facts of two steps and the teacher's gaps: what training tells apart, the test asks together."""
+"""Two-step facts, whose steps training shows only separately, and the gaps of the teacher."""
 
 import json
 from collections import Counter, defaultdict
@@ -20,10 +20,10 @@ def world() -> World:
 
 @cache
 def rows() -> list[dict[str, str]]:
-    """Each query with where it comes from and its perfect reasoning; `kind` is its kind of need."""
+    """Each query with its origin and its oracle reasoning; `kind` is its kind of need."""
     parts = (world().queries.to_pylist(), world().origins.to_pylist(), world().gold.to_pylist())
-    found = [query | origin | gold for query, origin, gold in zip(*parts, strict=True)]
-    return [row | {"kind": row["wording"].rpartition(" ")[0]} for row in found]
+    queries = [query | origin | gold for query, origin, gold in zip(*parts, strict=True)]
+    return [row | {"kind": row["wording"].rpartition(" ")[0]} for row in queries]
 
 
 def train() -> list[dict[str, str]]:
@@ -46,59 +46,61 @@ def test_sizes_and_slices() -> None:
     assert len({row["query"] for row in rows()}) == len(rows())
 
 
-def test_a_subject_is_never_asked_in_training_as_the_test_asks_it() -> None:
-    told = {(row["fact"], row["kind"]) for row in train()}
-    assert not told & {(row["fact"], row["kind"]) for row in composed()}
+def test_training_never_has_a_subject_with_the_need_of_the_test() -> None:
+    trained = {(row["fact"], row["kind"]) for row in train()}
+    assert not trained & {(row["fact"], row["kind"]) for row in composed()}
 
 
 @pytest.mark.parametrize("key", ["fact", "wording"])
-def test_every_part_is_told(key: str) -> None:
+def test_training_has_every_part(key: str) -> None:
     assert {row[key] for row in composed()} <= {row[key] for row in train()}
     constraints = {(row["kind"], row["constraint"]) for row in train()}
     assert {(row["kind"], row["constraint"]) for row in composed()} <= constraints
 
 
-def test_both_steps_are_told_apart() -> None:
-    """The first step elsewhere, with another kind of need; the second by a query that names it outright."""
+def test_training_has_both_steps_separately() -> None:
+    """The first step occurs with another kind of need, the second in a query that names it directly."""
     first = defaultdict(set)
     for row in train():
         first[row["fact"]].add(row["reasoning"].split(", ")[0])
-    outright = {row["fact"] for row in train()}
+    direct = {row["fact"] for row in train()}
     for row in composed():
         via, *goods = row["reasoning"].split(", ")
         assert via in first[row["fact"]], row["query"]
         assert via not in row["query"]
         family, kind = row["kind"].split()[1:]
-        assert {f"{kind}:{via}", f"{family} {kind}:{via}"} & outright, row["query"]
+        assert {f"{kind}:{via}", f"{family} {kind}:{via}"} & direct, row["query"]
         assert goods
 
 
 def test_relevance_is_that_of_the_second_step() -> None:
-    """What oslo's wardrobe wants is what a cold climate's wants, under the same constraint."""
+    """A wardrobe for oslo means the same as one for a cold climate, under the same constraint."""
     meanings = {(row["kind"], row["fact"].partition(":")[2], row["constraint"]): row["meaning"] for row in train()}
     compared = 0
     for row in composed():
         via = row["reasoning"].split(", ")[0]
-        outright = meanings.get((row["kind"], via, row["constraint"]))
-        if outright:
-            assert json.loads(outright) == json.loads(row["meaning"])
+        direct = meanings.get((row["kind"], via, row["constraint"]))
+        if direct:
+            assert json.loads(direct) == json.loads(row["meaning"])
             compared += 1
     assert compared > 10
 
 
-def test_the_teacher_skips_the_facts_it_does_not_know_and_no_others() -> None:
+def test_the_teacher_skips_exactly_the_facts_it_does_not_know() -> None:
     taught = set(world().teacher["query_id"].to_pylist())
     assert {row["query_id"] for row in train() if row["explained"]} == taught
     by_kind = defaultdict(set)
     for row in train():
         by_kind[row["fact"].partition(":")[0]].add((row["fact"], row["explained"]))
-    for kind, known in by_kind.items():
-        assert len(known) == len({fact for fact, _ in known}), "a fact is explained or not, whatever the query"
-        unknown = sum(not explained for _, explained in known)
-        assert unknown == (0 if kind == "easy" else round(len(known) * UNEXPLAINED)), kind
+    for kind, facts_of_kind in by_kind.items():
+        assert len(facts_of_kind) == len({fact for fact, _ in facts_of_kind}), (
+            "a fact is explained or not, whatever the query"
+        )
+        unknown = sum(not explained for _, explained in facts_of_kind)
+        assert unknown == (0 if kind == "easy" else round(len(facts_of_kind) * UNEXPLAINED)), kind
 
 
-def test_the_teacher_never_forgets_the_first_step_and_keeps_to_the_budget() -> None:
+def test_the_teacher_always_has_the_first_step_within_the_budget() -> None:
     gold = dict(zip(*(world().gold[name].to_pylist() for name in ("query_id", "reasoning")), strict=True))
     subjects = {row["fact"] for row in composed()}
     taught = [row for row in world().teacher.to_pylist() if facts()[row["query_id"]] in subjects]
@@ -108,12 +110,12 @@ def test_the_teacher_never_forgets_the_first_step_and_keeps_to_the_budget() -> N
         assert token_count(row["reasoning"]) <= BUDGET
 
 
-def test_without_them_the_world_is_as_it_was() -> None:
-    plain, more = make_world(1, 900, 400, 50), make_world(1, 900, 400, 50, 200, 0)
-    assert more.items.equals(plain.items)
-    assert more.queries.slice(0, 400)["query"].to_pylist() == plain.queries.slice(0, 400)["query"].to_pylist()
+def test_two_step_facts_leave_the_rest_of_the_world_unchanged() -> None:
+    plain, extended = make_world(1, 900, 400, 50), make_world(1, 900, 400, 50, 200, 0)
+    assert extended.items.equals(plain.items)
+    assert extended.queries.slice(0, 400)["query"].to_pylist() == plain.queries.slice(0, 400)["query"].to_pylist()
 
 
-def test_too_many_are_refused() -> None:
+def test_too_many_queries_are_refused() -> None:
     with pytest.raises(ValueError, match="100000 bridged test queries"):
         make_world(1, 6000, 4000, 50, 500, 100_000)

@@ -1,4 +1,4 @@
-"""The demo world: the same for a seed, exact relevance, no leak from training to test, and worth thinking."""
+"""The demo world: reproducible, exact relevance, no leak from training to test, and queries that need reasoning."""
 
 import json
 import os
@@ -37,32 +37,32 @@ def small(seed: int = 1) -> World:
 
 @cache
 def facts() -> Facts:
-    """The fact tables as the default world deals them."""
+    """The fact tables of the default world."""
     return load_facts(Random("0 brands"))
 
 
 def texts(table: pa.Table, column: str) -> dict[str, str]:
-    """The first column of a table -> another."""
+    """Return the first column of a table → another column."""
     return dict(zip(table.column(0).to_pylist(), table[column].to_pylist(), strict=True))
 
 
 @cache
 def parsed_items() -> dict[str, dict[str, str]]:
-    """The default items as flat fields, read back from the table alone."""
+    """The default items as flat fields, read back from the table."""
     return {row["item_id"]: row | json.loads(row["attributes"]) for row in default().items.to_pylist()}
 
 
 @cache
 def relevant() -> dict[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
+    item_ids: dict[str, set[str]] = defaultdict(set)
     for row in default().qrels.to_pylist():
-        found[row["query_id"]].add(row["item_id"])
-    return found
+        item_ids[row["query_id"]].add(row["item_id"])
+    return item_ids
 
 
 @cache
 def rows() -> list[dict[str, str]]:
-    """Queries of the default world, each with its origin and its perfect reasoning."""
+    """Queries of the default world, each with its origin and its oracle reasoning."""
     gold = texts(default().gold, "reasoning")
     origins = {row["query_id"]: row for row in default().origins.to_pylist()}
     return [row | origins[row["query_id"]] | {"gold": gold[row["query_id"]]} for row in default().queries.to_pylist()]
@@ -72,12 +72,12 @@ def of(split: str) -> list[dict[str, str]]:
     return [row for row in rows() if row["split"] == split]
 
 
-def test_same_seed_same_tables() -> None:
+def test_the_same_seed_gives_the_same_tables() -> None:
     again = make_world(1, products=900, train_queries=400, test_queries=50)
     assert all(getattr(again, name).equals(getattr(small(), name)) for name in TABLES)
 
 
-def test_other_seed_other_world() -> None:
+def test_another_seed_gives_another_world() -> None:
     one, two = small(1), small(2)
     titles = [set(world.items["title"].to_pylist()) for world in (one, two)]
     assert len(titles[0] & titles[1]) < 0.2 * len(titles[0])
@@ -109,7 +109,7 @@ def test_world_does_not_depend_on_the_hash_seed() -> None:
     assert len(outs) == 1
 
 
-def test_write_gives_the_stage_tables_and_leaves_no_parts(tmp_path: Path) -> None:
+def test_write_creates_the_tables_and_no_other_file(tmp_path: Path) -> None:
     world = small()
     world.write(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -126,7 +126,7 @@ def test_write_gives_the_stage_tables_and_leaves_no_parts(tmp_path: Path) -> Non
     assert pq.read_table(tmp_path / "gold.parquet").equals(world.gold)
 
 
-def test_too_much_asked_says_what_to_lower() -> None:
+def test_too_large_a_world_names_what_is_missing() -> None:
     with pytest.raises(ValueError, match="'olive oil' has 96 distinct titles"):
         make_world(0, products=20000)
     with pytest.raises(ValueError, match="1000 question test queries"):
@@ -134,7 +134,7 @@ def test_too_much_asked_says_what_to_lower() -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 7, 42, 1234])
-def test_any_seed_makes_a_whole_world(seed: int) -> None:
+def test_any_seed_gives_a_complete_world(seed: int) -> None:
     world = make_world(seed)
     assert (world.items.num_rows, world.queries.num_rows) == (6000, 7600)
 
@@ -152,7 +152,7 @@ def test_default_catalogue() -> None:
         assert all(value in words for value in json.loads(item["attributes"]).values())
 
 
-def test_price_follows_the_tier() -> None:
+def test_prices_follow_the_tier() -> None:
     ranges: dict[str, list[float]] = defaultdict(list)
     for item in parsed_items().values():
         if item["type"] == "sofa":
@@ -172,7 +172,7 @@ def test_vocabulary_is_small_enough_to_learn() -> None:
     assert 500 <= len(words) <= 1000
 
 
-def test_qrels_are_exactly_the_items_of_the_meaning() -> None:
+def test_qrels_are_exactly_the_items_that_the_meaning_accepts() -> None:
     for row in of("test")[:200] + of("train")[:100]:
         meaning = json.loads(row["meaning"])
         accepted = {
@@ -184,7 +184,7 @@ def test_qrels_are_exactly_the_items_of_the_meaning() -> None:
         assert accepted == relevant()[row["query_id"]], row["query"]
 
 
-def test_negative_by_hand() -> None:
+def test_a_negative_query_by_hand() -> None:
     row = next(r for r in rows() if r["fact"] == "not:upholstery:velvet" and r["constraint"] == "armchair")
     assert "velvet" in row["query"]
     by_hand = {
@@ -194,7 +194,7 @@ def test_negative_by_hand() -> None:
     assert row["gold"] == "corduroy armchair, tweed armchair, vinyl armchair"
 
 
-def test_alternative_by_hand() -> None:
+def test_an_alternative_query_by_hand() -> None:
     row = next(r for r in rows() if r["category"] == "alternative" and r["constraint"] == "tent")
     brand = row["fact"].removeprefix("rival:")
     tier = {item["brand"]: item["price_tier"] for item in parsed_items().values()}
@@ -220,26 +220,26 @@ def test_alternative_by_hand() -> None:
         ("anniversary:7th", "teapot", "copper teapot"),
     ],
 )
-def test_question_and_knowledge_by_hand(fact: str, constraint: str, gold: str) -> None:
+def test_question_and_knowledge_queries_by_hand(fact: str, constraint: str, gold: str) -> None:
     row = next(r for r in rows() if r["fact"] == fact and r["constraint"] == constraint)
     assert row["gold"] == gold
-    wanted = [set(keyword.split()) for keyword in gold.split(", ")]
+    keywords = [set(keyword.split()) for keyword in gold.split(", ")]
     by_hand = {
         i
         for i, item in parsed_items().items()
-        if any(words <= set(item["title"].split()) for words in wanted) and (constraint in item["title"].split())
+        if any(words <= set(item["title"].split()) for words in keywords) and (constraint in item["title"].split())
     }
     assert relevant()[row["query_id"]] == by_hand
 
 
-def test_every_query_has_some_but_not_all_items() -> None:
+def test_every_query_has_a_moderate_number_of_items() -> None:
     sizes = {row["query_id"]: len(relevant()[row["query_id"]]) for row in rows()}
     assert min(sizes.values()) >= 5
     assert max(sizes.values()) <= 150
     assert mean(8 <= size <= 60 for size in sizes.values()) > 0.8
 
 
-def test_every_keyword_is_words_of_a_relevant_title() -> None:
+def test_every_keyword_matches_a_relevant_title() -> None:
     for row in rows():
         titles = [set(parsed_items()[i]["title"].split()) for i in relevant()[row["query_id"]]]
         for keyword in filter(None, row["gold"].split(", ")):
@@ -254,18 +254,18 @@ def test_categories_are_balanced() -> None:
 
 
 @pytest.mark.parametrize("key", [("query",), ("fact", "constraint"), ("fact", "wording")])
-def test_no_leak(key: tuple[str, ...]) -> None:
+def test_training_and_test_do_not_overlap(key: tuple[str, ...]) -> None:
     train, test = ({tuple(row[name] for name in key) for row in of(split)} for split in ("train", "test"))
     assert not train & test
 
 
 @pytest.mark.parametrize("key", ["fact", "constraint", "wording"])
-def test_every_part_of_a_test_query_is_taught(key: str) -> None:
+def test_training_has_every_part_of_a_test_query(key: str) -> None:
     train, test = ({(row["category"], row[key]) for row in of(split)} for split in ("train", "test"))
     assert test <= train
 
 
-def test_every_fact_and_wording_is_taught() -> None:
+def test_training_has_every_fact_and_wording() -> None:
     taught = {row["fact"] for row in of("train")}
     assert {f"occasion:{name}" for name in facts().occasions} <= taught
     assert {f"rival:{brand}" for brands in facts().brands.values() for brand in brands.rivals} <= taught
@@ -277,7 +277,7 @@ def test_every_fact_and_wording_is_taught() -> None:
     assert numbered == {row["wording"] for row in of("train")}
 
 
-def test_reasonings_fit_the_budget_and_only_easy_ones_are_empty() -> None:
+def test_reasonings_fit_the_budget_and_only_those_of_easy_queries_are_empty() -> None:
     gold, teacher = texts(default().gold, "reasoning"), texts(default().teacher, "reasoning")
     assert list(teacher) == [row["query_id"] for row in of("train")]
     assert list(gold) == [row["query_id"] for row in rows()]
@@ -298,11 +298,11 @@ def test_teacher_is_imperfect_but_mostly_right() -> None:
     assert 0.7 < overlap < 0.97
     for gold, taught in pairs:
         kept = [keyword for keyword in gold if keyword in taught]
-        assert taught[: len(kept)] == kept  # table order, the wrong one last
+        assert taught[: len(kept)] == kept  # in table order, with a wrong one last
         assert len(taught) <= len(kept) + 1
 
 
-def test_teacher_rates() -> None:
+def test_error_rates_of_the_teacher() -> None:
     meaning = Meaning((TargetProduct("helmet"), TargetProduct("gloves"), TargetProduct("vest")))
     rng = Random(0)
     taught = [imperfect_reasoning(meaning, facts(), rng).split(", ") for _ in range(4000)]
@@ -310,36 +310,36 @@ def test_teacher_rates() -> None:
     assert mean(any(k not in meaning.keywords for k in t) for t in taught) == pytest.approx(0.2, abs=0.02)
 
 
-def test_neighbours_are_plausible() -> None:
-    shelf = [wanted.type for wanted in neighbours(TargetProduct("ring"), facts())]
-    assert shelf == ["necklace", "earrings", "bracelet", "brooch", "tiara"]
+def test_neighbours_share_a_department_or_a_dimension() -> None:
+    types = [target.type for target in neighbours(TargetProduct("ring"), facts())]
+    assert types == ["necklace", "earrings", "bracelet", "brooch", "tiara"]
     assert neighbours(TargetProduct("sofa", (("upholstery", "velvet"),)), facts()) == [
         TargetProduct("sofa", (("upholstery", other),)) for other in ("corduroy", "tweed", "vinyl")
     ]
 
 
 @cache
-def found_in_top_30(category: str, with_gold: bool) -> float:
-    """Share of the 30 (or all, if fewer) relevant titles that BM25 puts among the first 30."""
+def recall_at_30(category: str, with_oracle: bool) -> float:
+    """Return the share of relevant titles (at most 30 of them) that BM25 puts among its first 30."""
     titles = texts(default().items, "title")
-    asked = [row for row in of("test") if row["category"] == category]
-    queries = [f"{row['query']} {row['gold']}" if with_gold else row["query"] for row in asked]
+    rows_of_category = [row for row in of("test") if row["category"] == category]
+    queries = [f"{row['query']} {row['gold']}" if with_oracle else row["query"] for row in rows_of_category]
     hits = Bm25(list(titles), list(titles.values())).search(queries, 30)
     return mean(
-        len({item for item, _ in found} & relevant()[row["query_id"]]) / min(30, len(relevant()[row["query_id"]]))
-        for row, found in zip(asked, hits, strict=True)
+        len({item for item, _ in ranking} & relevant()[row["query_id"]]) / min(30, len(relevant()[row["query_id"]]))
+        for row, ranking in zip(rows_of_category, hits, strict=True)
     )
 
 
 @pytest.mark.parametrize(
     ("category", "at_most", "at_least"),
-    # The unwanted value stays among the words of a negative query, so keywords help BM25 less there.
+    # A negative query still contains the excluded value, so keywords help BM25 less there.
     [("question", 0.2, 0.9), ("alternative", 0.35, 0.9), ("negative", 0.55, 0.7), ("knowledge", 0.4, 0.9)],
 )
 def test_hard_queries_need_their_keywords(category: str, at_most: float, at_least: float) -> None:
-    assert found_in_top_30(category, with_gold=False) < at_most
-    assert found_in_top_30(category, with_gold=True) > at_least
+    assert recall_at_30(category, with_oracle=False) < at_most
+    assert recall_at_30(category, with_oracle=True) > at_least
 
 
-def test_easy_queries_do_not() -> None:
-    assert found_in_top_30("easy", with_gold=False) > 0.95
+def test_easy_queries_need_no_keywords() -> None:
+    assert recall_at_30("easy", with_oracle=False) > 0.95
