@@ -6,7 +6,7 @@ Source: Gebru et al., "Datasheets for datasets" (2021), reduced to what can be c
 from typing import Any, NamedTuple
 
 from lrem.curation.difficulty import BINS
-from lrem.curation.judging import judge_agreement
+from lrem.curation.verdicts import judge_agreement
 from lrem.data.counters import Counters
 
 BLOCKS = " ▁▂▃▄▅▆▇█"

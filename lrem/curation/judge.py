@@ -10,8 +10,8 @@ from lrem.curation.answer_store import AnswerStore
 from lrem.curation.chat_requests import judge_request
 from lrem.curation.cross_encoder import CrossEncoderJudge
 from lrem.curation.curation_run import JUDGED_SCHEMA, CurationRun, CurationStep
-from lrem.curation.judging import parse_verdict
 from lrem.curation.split_assignment import EASY, IRRELEVANT, KEPT, UNDECIDED
+from lrem.curation.verdicts import parse_verdict
 from lrem.data.counters import Counters
 
 

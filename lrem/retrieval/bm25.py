@@ -1,4 +1,4 @@
-"""BM25 over titles: the conventional retriever of curation, and the lexical baseline. Uses bm25s."""
+"""BM25 over titles, with bm25s: the conventional retriever of curation, and the lexical baseline of evaluation."""
 
 import bm25s
 import numpy as np
@@ -10,39 +10,41 @@ class Bm25:
     """An in-memory BM25 index (Lucene variant, k1 1.5, b 0.75) over item titles.
 
     Args:
-        stems: compare words without their plural endings, and leave stop words out (`lrem.data.words`).
+        item_ids: one id per item.
+        titles: one title per item.
+        stems: compare words without their plural endings and without stop words (`lrem.data.words`).
     """
 
     def __init__(self, item_ids: list[str], titles: list[str], stems: bool = False) -> None:
         self.item_ids = np.array(item_ids, dtype=object)
-        self._tokens = _stems if stems else _tokens
+        self._tokenize = _stems if stems else _tokens
         self._index = bm25s.BM25()
-        found = self._tokens(titles)
-        self._empty = not any(found)  # bm25s cannot index a catalogue without a word
+        tokens = self._tokenize(titles)
+        self._empty = not any(tokens)  # bm25s cannot index a catalogue without words
         if not self._empty:
-            self._index.index(found, show_progress=False)
+            self._index.index(tokens, show_progress=False)
 
     def search(self, queries: list[str], k: int) -> list[list[tuple[str, float]]]:
-        """The k best (item_id, score) of each query, best first; items that share no word are left out.
+        """Return the k best (item_id, score) of each query, best first; items that share no word are left out.
 
-        Of equal scores the item that comes first in the catalogue is the better.
+        Items with equal scores keep the order of the catalogue.
 
         >>> Bm25(["a", "b"], ["red coat", "blue hat"]).search(["hat"], 2)[0][0][0]
         'b'
         """
-        return [self._best(tokens, k) for tokens in self._tokens(queries)]
+        return [self._best(tokens, k) for tokens in self._tokenize(queries)]
 
     def _best(self, tokens: list[str], k: int) -> list[tuple[str, float]]:
-        """Of one query. Only items that share a word are sorted: NumPy's partition is slow among many zeros."""
+        """Rank only the items that share a word: NumPy's partition is slow among many zeros."""
         if not tokens or self._empty:
             return []
         scores = self._index.get_scores(tokens)  # [N] float32
-        places = np.flatnonzero(scores > 0)
-        if len(places) > k:
-            least = np.partition(scores[places], -k)[-k]
-            places = places[scores[places] >= least]
-        places = places[np.argsort(-scores[places], kind="stable")[:k]]
-        return list(zip(self.item_ids[places].tolist(), scores[places].tolist(), strict=True))
+        rows = np.flatnonzero(scores > 0)
+        if len(rows) > k:
+            kth_score = np.partition(scores[rows], -k)[-k]
+            rows = rows[scores[rows] >= kth_score]
+        rows = rows[np.argsort(-scores[rows], kind="stable")[:k]]
+        return list(zip(self.item_ids[rows].tolist(), scores[rows].tolist(), strict=True))
 
 
 def _tokens(texts: list[str]) -> list[list[str]]:

@@ -7,8 +7,8 @@ import pyarrow as pa
 from lrem.config import Config
 from lrem.curation.answer_store import AnswerStore
 from lrem.curation.chat_requests import chat_request
-from lrem.curation.judging import judge_agreement, judged_precision, parse_verdict
 from lrem.curation.prompts import judge_messages
+from lrem.curation.verdicts import judge_agreement, judged_precision, parse_verdict
 from lrem.evaluation.metrics import Qrels
 from lrem.evaluation.system_run import SystemRun
 from ray_apps.evaluation.baselines import answers_file

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrem.curation.judging import judge_agreement, judged_precision, parse_verdict
+from lrem.curation.verdicts import judge_agreement, judged_precision, parse_verdict
 
 
 def kappa(table: np.ndarray) -> float:
