@@ -1,7 +1,7 @@
-"""Each fault that an operator will meet, once, on the real thing: what happens, and what is lost. `make chaos`.
+"""Every fault that an operator will meet, once, on real processes: what happens, and what is lost. `make chaos`.
 
-A test is a fault. Each ends in recovery, with every row trained exactly once or every acknowledged write there, or in a
-clear error after which the work goes on. Prints a table fault → what happened → lost.
+One test per fault. Each ends in recovery, with every row trained exactly once or every acknowledged write present,
+or in a clear error after which the work can continue. Prints a table: fault, what happened, what was lost.
 """
 
 import contextlib
@@ -11,13 +11,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import httpx
 import psutil
 import pytest
 from rich.console import Console
@@ -28,15 +25,22 @@ from benchmarks.chaos_reinforce import steps_done as rl_steps_done
 from lrem.data.files import write_json
 from ray_apps.cluster.session import cluster
 from ray_apps.training.checkpoints import STATE
+from tests.ray.cluster.faults import (
+    count_lost_rows,
+    find_children,
+    is_driver,
+    is_rank,
+    resume_refusal,
+    stop_run,
+    traffic,
+    wait_for,
+    wait_for_end,
+)
 from tests.ray.training.cold_start_runs import (
-    EPOCHS,
     SETTINGS,
     STEPS,
-    consumed_rows,
-    corpus_ids,
     start_run,
     steps_done,
-    stop_at_step_5,
     write_data,
 )
 from tests.ray.training.helpers import LREM, wait_for_workers, wait_until
@@ -45,48 +49,28 @@ from tests.serving import build_world, replica_processes, running_service
 
 pytestmark = pytest.mark.slow
 TINY = ("--config", "configs/tiny.yaml")
+FILES = ("triplets.parquet", "rl_pairs.parquet")
 
 
-class Fault(NamedTuple):
-    """One line of the table."""
-
-    fault: str
-    happened: str
-    lost: str
+Record = Callable[[str, str, str], None]
 
 
 @pytest.fixture(scope="module")
-def told(request: pytest.FixtureRequest) -> Iterator[list[Fault]]:
-    """The table; where CHAOS_OUT names a file, it is written there as JSON too."""
-    faults: list[Fault] = []
-    yield faults
-    table = Table(title="Faults", title_justify="left", show_lines=True)
-    for column in ("fault", "what happened", "lost"):
-        table.add_column(column)
-    for fault in faults:
-        table.add_row(*fault)
+def record(request: pytest.FixtureRequest) -> Iterator[Record]:
+    """Add a row to the table (fault, what happened, what was lost); CHAOS_OUT names a file that gets it as JSON."""
+    rows: list[tuple[str, str, str]] = []
+    yield lambda *row: rows.append(row)
+    table = Table("fault", "what happened", "lost", title="Faults", title_justify="left", show_lines=True)
+    for row in rows:
+        table.add_row(*row)
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         Console(width=120).print("", table)
     if out := os.environ.get("CHAOS_OUT"):
-        write_json({"faults": [fault._asdict() for fault in faults]}, Path(out))
+        faults = [dict(zip(("fault", "happened", "lost"), row, strict=True)) for row in rows]
+        write_json({"faults": faults}, Path(out))
 
 
-def rows_lost(run: Path, epochs: int = EPOCHS) -> int:
-    """Rows that an epoch did not train exactly once."""
-    wanted = corpus_ids(run)
-    return sum(
-        ((consumed_rows(run, epoch) - wanted) + (wanted - consumed_rows(run, epoch))).total() for epoch in range(epochs)
-    )
-
-
-def ended(process: subprocess.Popen[str], code: int, limit: float = 400) -> str:
-    said, _ = process.communicate(timeout=limit)
-    assert process.returncode == code, said
-    assert "Traceback" not in said
-    return " ".join(said.split())
-
-
-def test_a_training_worker_is_killed(told: list[Fault], tmp_path: Path) -> None:
+def test_a_training_worker_is_killed(record: Record, tmp_path: Path) -> None:
     write_data(tmp_path)
     with start_run(tmp_path) as process:
         workers = wait_for_workers(process)
@@ -96,14 +80,12 @@ def test_a_training_worker_is_killed(told: list[Fault], tmp_path: Path) -> None:
         began = time.monotonic()
         wait_for_workers(process, workers)
         seconds = time.monotonic() - began
-        ended(process, 0)
-    lost = rows_lost(tmp_path)
-    told.append(
-        Fault(
-            "a training worker is killed",
-            f"both ranks started again within {seconds:.0f} s, from the newest checkpoint; the run ended well",
-            f"{lost} rows of {2 * 101}",
-        )
+        wait_for_end(process, 0)
+    lost = count_lost_rows(tmp_path)
+    record(
+        "a training worker is killed",
+        f"both ranks restarted within {seconds:.0f} s from the newest checkpoint; the run succeeded",
+        f"{lost} rows of {2 * 101}",
     )
     assert lost == 0
 
@@ -118,7 +100,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_rollout_engine_is_killed(told: list[Fault], trained: Path, tmp_path: Path) -> None:
+def test_a_rollout_engine_is_killed(record: Record, trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     steps = 40
@@ -126,32 +108,20 @@ def test_a_rollout_engine_is_killed(told: list[Fault], trained: Path, tmp_path: 
     words += ["rollout.actors=2", "rollout.batch_size=4", "reinforce.checkpoint.every=10"]
     with subprocess.Popen([*LREM, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         wait_until(lambda: rl_steps_done(run) >= 12, process, "step 12")
-        named("ray::EngineActor", process)[0].send_signal(signal.SIGKILL)
+        find_children("ray::EngineActor", process)[0].send_signal(signal.SIGKILL)
         assert rl_steps_done(run) < steps
-        ended(process, 0)
-    found = counts(run)
+        wait_for_end(process, 0)
+    queries = counts(run)
     replaced = max(json.loads(line).get("actor_restarts", 0) for line in (run / "logs/reinforce.jsonl").open())
-    told.append(
-        Fault(
-            "a rollout engine is killed",
-            f"{replaced:g} engine replaced, given the present weights; all {steps} steps taken",
-            f"{found['lost']} queries of {found['queries']}, {found['twice']} twice",
-        )
+    record(
+        "a rollout engine is killed",
+        f"{replaced:g} engine replaced and sent the current weights; all {steps} steps done",
+        f"{queries['lost']} queries of {queries['queries']}, {queries['twice']} twice",
     )
-    assert (found["lost"], found["twice"], replaced, rl_steps_done(run)) == (0, 0, 1, steps)
+    assert (queries["lost"], queries["twice"], replaced, rl_steps_done(run)) == (0, 0, 1, steps)
 
 
-def named(words: str, process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Processes under another whose command line begins so."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if (child.cmdline() or [""])[0].startswith(words):
-                found.append(child)
-    return found
-
-
-def test_a_curation_worker_is_killed(told: list[Fault], trained: Path, tmp_path: Path) -> None:
+def test_a_curation_worker_is_killed(record: Record, trained: Path, tmp_path: Path) -> None:
     hit, calm = tmp_path / "hit", tmp_path / "calm"
     for run in (hit, calm):
         shutil.copytree(trained / "world", run / "world")
@@ -160,35 +130,30 @@ def test_a_curation_worker_is_killed(told: list[Fault], trained: Path, tmp_path:
         [*LREM, *words, f"run_dir={hit}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         wait_until(lambda: len(list(hit.glob("curated/work/*/found/*.parquet"))) >= 3, process, "three parts")
-        named("ray::MapWorker", process)[0].send_signal(signal.SIGKILL)
+        find_children("ray::MapWorker", process)[0].send_signal(signal.SIGKILL)
         assert not (hit / "curated/triplets.parquet").exists()
-        ended(process, 0)
+        wait_for_end(process, 0)
     subprocess.run([*LREM, *words, f"run_dir={calm}"], check=True, stdout=subprocess.DEVNULL, timeout=300)
     same = all((calm / f"curated/{name}").read_bytes() == (hit / f"curated/{name}").read_bytes() for name in FILES)
-    told.append(
-        Fault(
-            "a curation worker is killed",
-            "its part was done again by another; the files are those of a run without the fault",
-            "nothing" if same else "the files differ",
-        )
+    record(
+        "a curation worker is killed",
+        "another worker redid its part; the files equal those of a run without the fault",
+        "nothing" if same else "the files differ",
     )
     assert same
 
 
-FILES = ("triplets.parquet", "rl_pairs.parquet")
-
-
 def test_a_machine_dies_while_it_trains(
-    told: list[Fault], head: RayHead, new_port: Callable[[], int], tmp_path: Path
+    record: Record, head: RayHead, new_port: Callable[[], int], tmp_path: Path
 ) -> None:
-    """Three machines for two ranks: the raylet under one is killed, the third takes its place."""
+    """Three machines for two ranks: the raylet of one is killed, and the third replaces it."""
     write_data(tmp_path)
     offers = ["--num-cpus=1", '--resources={"lrem_training": 1}']
     words = ["cold-start", *SETTINGS, f"run_dir={tmp_path}", "placement.training={lrem_training: 1}"]
     words += ["cold_start.epochs=60", "placement.workers=STRICT_SPREAD"]
     with ray_node(head, new_port, offers), ray_node(head, new_port, offers), ray_node(head, new_port, offers):
-        code, said = head.submit("machine", *words, wait=False)
-        assert code == 0, said
+        code, output = head.submit("machine", *words, wait=False)
+        assert code == 0, output
         checkpoints = tmp_path / "checkpoints/cold_start"
         wait_for(lambda: any(checkpoints.glob(f"step-*/{STATE}/cursor.json")), 240, "a checkpoint")
         ranks = [one for one in psutil.process_iter(["cmdline"]) if is_rank(one, head)]
@@ -201,121 +166,67 @@ def test_a_machine_dies_while_it_trains(
         wait_for(lambda: steps_done(tmp_path) > before + 3, 300, "the next steps")
         seconds = time.monotonic() - began
         wait_for(lambda: "succeeded" in head.run("ray", "job", "status", "machine").stdout, 300, "the job's end")
-    lost = rows_lost(tmp_path, 60)
-    told.append(
-        Fault(
-            "a machine dies while it trains",
-            f"its rank was started on another machine; next steps after {seconds:.0f} s, the job succeeded",
-            f"{lost} rows of {60 * 101}",
-        )
+    lost = count_lost_rows(tmp_path, 60)
+    record(
+        "a machine dies while it trains",
+        f"its rank restarted on another machine; next steps after {seconds:.0f} s, the job succeeded",
+        f"{lost} rows of {60 * 101}",
     )
     assert lost == 0
 
 
-def is_rank(process: psutil.Process, head: RayHead) -> bool:
-    with contextlib.suppress(psutil.Error):
-        above = [word for parent in process.parents() for word in parent.cmdline()]
-        mine = any(str(head.folder) in word for word in above)
-        return mine and (process.cmdline() or [""])[0].startswith("ray::RayTrainWorker")
-    return False
-
-
-def wait_for(happened: Callable[[], bool], limit: float, what: str) -> None:
-    deadline = time.monotonic() + limit
-    while not happened():
-        assert time.monotonic() < deadline, f"{what} not within {limit:g} s"
-        time.sleep(0.1)
-
-
-def test_the_driver_of_a_job_is_killed(told: list[Fault], head: RayHead, tmp_path: Path) -> None:
+def test_the_driver_of_a_job_is_killed(record: Record, head: RayHead, tmp_path: Path) -> None:
     write_data(tmp_path)
     words = ["cold-start", *SETTINGS, f"run_dir={tmp_path}", "cold_start.epochs=60"]
-    code, said = head.submit("driver", *words, wait=False)
-    assert code == 0, said
+    code, output = head.submit("driver", *words, wait=False)
+    assert code == 0, output
     checkpoints = tmp_path / "checkpoints/cold_start"
     wait_for(lambda: any(checkpoints.glob(f"step-*/{STATE}/cursor.json")), 240, "a checkpoint")
     [driver] = [one for one in psutil.process_iter(["cmdline"]) if is_driver(one, tmp_path)]
     driver.send_signal(signal.SIGKILL)
-    assert not (tmp_path / "cold_start").exists(), "it was over before"
+    assert not (tmp_path / "cold_start").exists(), "the run ended before the kill"
     wait_for(lambda: "failed" in head.run("ray", "job", "status", "driver").stdout, 60, "the job's failure")
     wait_for(lambda: not any(is_rank(one, head) for one in psutil.process_iter()), 90, "the end of its workers")
-    code, said = head.submit("driver-again", *words, "--resume")
-    assert code == 0, said
-    lost = rows_lost(tmp_path, 60)
-    told.append(
-        Fault(
-            "the driver of a job is killed",
-            "the job is FAILED and its workers end; the same job with --resume goes on and succeeds",
-            f"{lost} rows of {60 * 101}",
-        )
+    code, output = head.submit("driver-again", *words, "--resume")
+    assert code == 0, output
+    lost = count_lost_rows(tmp_path, 60)
+    record(
+        "the driver of a job is killed",
+        "the job is FAILED and its workers end; the same job with --resume continues and succeeds",
+        f"{lost} rows of {60 * 101}",
     )
     assert lost == 0
 
 
-def is_driver(process: psutil.Process, run: Path) -> bool:
-    words = process.info["cmdline"] or [""]
-    return f"run_dir={run}" in words and "python" in words[0]
-
-
-def test_an_index_shard_is_killed(told: list[Fault], new_port: Callable[[], int], tmp_path: Path) -> None:
-    """While one caller writes and another searches; after it every acknowledged item is read back."""
+def test_an_index_shard_is_killed(record: Record, new_port: Callable[[], int], tmp_path: Path) -> None:
+    """While one client writes and another searches; afterwards every acknowledged item is read back."""
     config = build_world(tmp_path, new_port())
-    written: list[str] = []
-    statuses: list[int] = []
     with cluster(config), running_service(config) as served:
-        over = threading.Event()
-
-        def write() -> None:
-            number = 0
-            with httpx.Client(base_url=served.url, timeout=90) as http:
-                while not over.wait(0.02):
-                    number += 1
-                    item = {"item_id": f"n{number}", "title": f"new thing {number}"}
-                    with contextlib.suppress(httpx.TransportError):  # not acknowledged
-                        if http.put("/v1/items", json={"items": [item]}).status_code == 200:
-                            written.append(item["item_id"])
-
-        def search() -> None:
-            with httpx.Client(base_url=served.url, timeout=90) as http:
-                while not over.wait(0.02):
-                    body = {"query": f"tea pot {len(statuses)}", "reason": "never"}
-                    try:
-                        statuses.append(http.post("/v1/search", json=body).status_code)
-                    except httpx.TransportError:
-                        statuses.append(0)
-
-        threads = [threading.Thread(target=write), threading.Thread(target=search)]
-        for thread in threads:
-            thread.start()
-        wait_for(lambda: len(written) > 20, 60, "20 writes")
-        replica_processes("IndexShard0")[0].send_signal(signal.SIGKILL)
-        before, began = len(written), time.monotonic()
-        wait_for(lambda: len(written) > before + 20, 120, "20 writes more")
-        seconds = time.monotonic() - began
-        over.set()
-        for thread in threads:
-            thread.join(100)
+        with traffic(served.url) as (written, statuses):
+            wait_for(lambda: len(written) > 20, 60, "20 writes")
+            replica_processes("IndexShard0")[0].send_signal(signal.SIGKILL)
+            before, began = len(written), time.monotonic()
+            wait_for(lambda: len(written) > before + 20, 120, "20 more writes")
+            seconds = time.monotonic() - began
         lost = [item for item in written if served.http.get(f"/v1/items/{item}").status_code != 200]
     failed = sum(status != 200 for status in statuses)
-    told.append(
-        Fault(
-            "an index shard is killed",
-            f"writes went on after {seconds:.0f} s; {failed} of {len(statuses)} searches failed",
-            f"{len(lost)} of {len(written)} acknowledged writes",
-        )
+    record(
+        "an index shard is killed",
+        f"writes continued after {seconds:.0f} s; {failed} of {len(statuses)} searches failed",
+        f"{len(lost)} of {len(written)} acknowledged writes",
     )
     assert statuses
     assert not lost
 
 
-def test_the_disk_is_full_during_a_checkpoint(told: list[Fault], tmp_path: Path) -> None:
+def test_the_disk_is_full_during_a_checkpoint(record: Record, tmp_path: Path) -> None:
     run = tmp_path / "disk"
     run.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(run)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
-        told.append(Fault("the disk is full during a checkpoint", "not run: a small disk needs root", "unknown"))
+        record("the disk is full during a checkpoint", "not run: mounting a small disk needs root", "unknown")
         pytest.skip(f"a small disk cannot be mounted here ({mounted.stderr.strip()}): run this as root")
     try:
         write_data(run)
@@ -331,89 +242,63 @@ def test_the_disk_is_full_during_a_checkpoint(told: list[Fault], tmp_path: Path)
                     out.flush()
             for worker in workers:
                 worker.resume()
-            said = ended(process, 1)
-        assert "no space left in" in said
-        assert "--resume" in said
+            output = wait_for_end(process, 1)
+        assert "no space left in" in output
+        assert "--resume" in output
         assert not list((run / "checkpoints/cold_start").glob(".step-*"))
         ballast.unlink()
         with start_run(run, resume=True) as process:
-            ended(process, 0)
-        lost = rows_lost(run)
+            wait_for_end(process, 0)
+        lost = count_lost_rows(run)
     finally:
         subprocess.run(["umount", "--lazy", str(run)], check=True)
-    told.append(
-        Fault(
-            "the disk is full during a checkpoint",
-            "the run ends with what to do; with room again --resume goes on from the checkpoint before",
-            f"{lost} rows of {2 * 101}",
-        )
+    record(
+        "the disk is full during a checkpoint",
+        "the run ends and says what to do; with free space --resume continues from the last checkpoint",
+        f"{lost} rows of {2 * 101}",
     )
     assert lost == 0
 
 
-def test_a_checkpoint_is_cut_short(told: list[Fault], tmp_path: Path) -> None:
-    state = stopped_run(tmp_path)
+def test_a_checkpoint_is_cut_short(record: Record, tmp_path: Path) -> None:
+    state = stop_run(tmp_path)
     for file in state.rglob("*.pt"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    refused(state)
+    resume_refusal(state)
     shutil.rmtree(tmp_path / "checkpoints/cold_start")
     for log in (tmp_path / "logs").iterdir():
         log.unlink() if log.is_file() else shutil.rmtree(log)
     with start_run(tmp_path) as process:
-        ended(process, 0)
-    lost = rows_lost(tmp_path)
-    told.append(
-        Fault(
-            "a checkpoint is cut short",
-            "--resume refuses it, names the file and what may still be whole; a new run ends well",
-            f"{lost} rows of {2 * 101}; the steps before the damage",
-        )
+        wait_for_end(process, 0)
+    lost = count_lost_rows(tmp_path)
+    record(
+        "a checkpoint is cut short",
+        "--resume refuses it, names the file and what may still be intact; a new run succeeds",
+        f"{lost} rows of {2 * 101}; the steps before the damage",
     )
     assert lost == 0
 
 
-def test_one_bit_of_a_checkpoint_turns(told: list[Fault], tmp_path: Path) -> None:
-    state = stopped_run(tmp_path)
+def test_one_bit_of_a_checkpoint_flips(record: Record, tmp_path: Path) -> None:
+    state = stop_run(tmp_path)
     file = max(state.rglob("*.pt"), key=lambda path: path.stat().st_size)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :])
-    assert f"{file.name} was altered" in refused(state)
+    assert f"{file.name} was altered" in resume_refusal(state)
     file.write_bytes(whole)
     with start_run(tmp_path, resume=True) as process:
-        ended(process, 0)
-    lost = rows_lost(tmp_path)
-    told.append(
-        Fault(
-            "one bit of a checkpoint turns",
-            "--resume refuses it and names the file; with the file as it was, --resume goes on",
-            f"{lost} rows of {2 * 101}",
-        )
+        wait_for_end(process, 0)
+    lost = count_lost_rows(tmp_path)
+    record(
+        "one bit of a checkpoint flips",
+        "--resume refuses it and names the file; with the file restored, --resume continues",
+        f"{lost} rows of {2 * 101}",
     )
     assert lost == 0
 
 
-def stopped_run(run: Path) -> Path:
-    """The state of the checkpoint of a run that was stopped half-way."""
-    write_data(run)
-    with start_run(run) as process:
-        stop_at_step_5(run, process)
-        ended(process, 130)
-    [state] = (run / "checkpoints/cold_start").glob(f"step-*/{STATE}")
-    assert list(state.rglob("*.pt"))
-    return state
-
-
-def refused(state: Path) -> str:
-    """What --resume says of a damaged checkpoint."""
-    with start_run(state.parents[3], resume=True) as process:
-        said = ended(process, 1)
-    assert f"{state} cannot be read" in said
-    assert "to start over" in said
-    return said
-
-
-def test_an_object_store_does_not_answer(told: list[Fault], tmp_path: Path) -> None:
-    """A listener that takes connections and says nothing."""
+def test_an_object_store_does_not_answer(record: Record, tmp_path: Path) -> None:
+    """A listener that accepts connections and never answers."""
     write_data(tmp_path)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -428,15 +313,13 @@ def test_an_object_store_does_not_answer(told: list[Fault], tmp_path: Path) -> N
             [*LREM, *words], capture_output=True, text=True, timeout=400, env=os.environ | keys, check=False
         )
         seconds = time.monotonic() - began
-    said = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 1, said
-    assert "cannot be read from there" in said
-    assert "Traceback" not in said
+    output = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1, output
+    assert "cannot be read (" in output
+    assert "Traceback" not in output
     assert not (tmp_path / "cold_start").exists()
-    told.append(
-        Fault(
-            "an object store does not answer",
-            f"after {seconds:.0f} s of retries the stage ends with the address and what to look at",
-            "nothing: nothing was begun",
-        )
+    record(
+        "an object store does not answer",
+        f"after {seconds:.0f} s of retries the stage ends and names the address and what to check",
+        "nothing: nothing was started",
     )
