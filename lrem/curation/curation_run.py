@@ -15,7 +15,7 @@ import pyarrow as pa
 from lrem.config import Config
 from lrem.curation.query_lookup import QueryLookup
 from lrem.data.schema import read_items
-from lrem.retrieval.retrievers import ResolvedRetriever
+from lrem.retrieval.resolved_retriever import ResolvedRetriever
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
 # draw decides the split of a query's group; alone: the query has no near-duplicate

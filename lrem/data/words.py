@@ -6,11 +6,10 @@ from itertools import pairwise
 # Thai, kana and Han: scripts without spaces between words
 UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 # Words that carry no product information; negations and units are not among them.
-SILENT = """a an and are as at be by for from has have i in into is it its me my of on or our s so some something t that
+_STOP_LIST = """\
+a an and are as at be by for from has have i in into is it its me my of on or our s so some something t that
 the their them this to up we what when where which who with you your"""
-SILENT = """a an and are as at be by for from has have i in into is it its me my of on or our s so some something t that
-the their them this to up we what when where which who with you your"""
-STOP_WORDS = frozenset(SILENT.split())
+STOP_WORDS = frozenset(_STOP_LIST.split())
 NEGATIONS = frozenset(("without", "no", "not", "non", "free", "except", "excluding", "minus", "sans", "never"))
 
 

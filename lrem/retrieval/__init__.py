@@ -1,1 +1,1 @@
-"""Retrievers over a fixed set of items: BM25, Faiss, and an embedding model."""
+"""Retrieval over a catalogue: BM25, embedding models with their index, and how a setting names them."""

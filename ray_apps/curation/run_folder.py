@@ -14,7 +14,7 @@ from typing import Any
 from lrem.config import Config
 from lrem.curation.curation_run import CurationRun
 from lrem.data.files import sha256
-from lrem.retrieval.retrievers import ResolvedRetriever, resolve_retriever
+from lrem.retrieval.resolved_retriever import ResolvedRetriever, resolve_retriever
 from ray_apps.curation.resumable import list_parts, part_counters
 
 SPLIT_SETTINGS = ("rl_share", "dev_share", "test_share", "rl_easy")  # applied to finished parts

@@ -15,7 +15,7 @@ from lrem.curation.rules import expand_query
 from lrem.errors import DataError
 from lrem.evaluation.system_run import SystemRun, reasoned_share, timed
 from lrem.retrieval.bm25 import Bm25
-from lrem.retrieval.retrievers import retriever_kind
+from lrem.retrieval.retriever_kind import retriever_kind
 from ray_apps.cluster.progress import console
 from ray_apps.evaluation.actors import RetrieverActor, call, call_in_batches, start_actor
 from ray_apps.evaluation.query_set import QuerySet

@@ -13,7 +13,7 @@ from lrem.evaluation.metrics import DEPTH, Run, measures
 from lrem.evaluation.report import LABELS
 from lrem.evaluation.trec import read_run
 from lrem.modeling.model import fingerprint
-from lrem.retrieval.retrievers import check_index
+from lrem.retrieval.resolved_retriever import check_index
 from ray_apps.cluster.session import cluster
 from ray_apps.evaluation.baselines import name_folders
 from ray_apps.evaluation.evaluation_run import MODES, EvaluationRun

@@ -16,7 +16,7 @@ from lrem.errors import DataError, SnapshotError
 from lrem.index.bulk_load import ItemBatch, build_snapshot
 from lrem.index.payload import to_json
 from lrem.index.snapshot import read_manifest
-from lrem.retrieval.retrievers import load_text_model, model_fingerprint
+from lrem.retrieval.text_model import load_text_model, model_fingerprint
 from ray_apps.cluster import metrics
 from ray_apps.cluster.actor_pool import actor_pool
 from ray_apps.cluster.progress import progress

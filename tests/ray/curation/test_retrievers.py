@@ -10,7 +10,8 @@ from lrem.config import Config, load_config
 from lrem.data.files import write_parquet
 from lrem.errors import DataError, SnapshotError
 from lrem.modeling.model import ReasoningEmbedder
-from lrem.retrieval.retrievers import open_retriever, retriever_kind
+from lrem.retrieval.retriever_kind import retriever_kind
+from lrem.retrieval.retrievers import open_retriever
 from ray_apps.curation import curate
 from ray_apps.curation.resumable import part_file
 from ray_apps.curation.run_folder import open_run

@@ -82,8 +82,8 @@ def generate(items: pa.Table, config: BootstrapConfig = ALL, seed: int = 0) -> d
     return by_need
 
 
-def ids(letter: str, places: range | tuple[int, ...]) -> set[str]:
-    return {f"{letter}{i}" for i in places}
+def ids(letter: str, numbers: range | tuple[int, ...]) -> set[str]:
+    return {f"{letter}{i}" for i in numbers}
 
 
 def test_negative_queries_match_the_items_without_the_feature() -> None:

@@ -160,9 +160,9 @@ def test_the_order_of_the_rows_does_not_matter(rng: Random, seed: int) -> None:
 def test_shares_hold_for_ten_thousand_queries(name: str, seed: int) -> None:
     result = list(splits({name.format(i): f"word{i}" for i in range(10_000)}, seed).values())
     shares = {part: result.count(part) / len(result) for part in set(result)}
-    wanted = {"rl": 0.25, "dev": 0.1, "test": 0.15, "cold_start": 0.5}
+    expected = {"rl": 0.25, "dev": 0.1, "test": 0.15, "cold_start": 0.5}
     # four standard deviations of the share of independent draws
-    assert shares == {part: pytest.approx(p, abs=4 * (p * (1 - p) / 10_000) ** 0.5) for part, p in wanted.items()}
+    assert shares == {part: pytest.approx(p, abs=4 * (p * (1 - p) / 10_000) ** 0.5) for part, p in expected.items()}
 
 
 def test_another_seed_gives_another_split() -> None:

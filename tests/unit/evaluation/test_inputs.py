@@ -15,7 +15,7 @@ from lrem.errors import DataError
 from lrem.evaluation.trec import write_qrels, write_run
 from lrem.index.bulk_load import ItemBatch, build_snapshot
 from lrem.modeling.model import fingerprint
-from lrem.retrieval.retrievers import check_index
+from lrem.retrieval.resolved_retriever import check_index
 from ray_apps.curation.bootstrap import bootstrap_settings
 from ray_apps.curation.inputs import train_queries
 from ray_apps.curation.preflight import resolve_settings

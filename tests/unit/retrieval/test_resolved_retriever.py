@@ -11,7 +11,8 @@ from lrem.data.files import sha256, write_parquet
 from lrem.errors import DataError, SnapshotError
 from lrem.index import bulk_load
 from lrem.index.snapshot import read_manifest
-from lrem.retrieval.retrievers import ResolvedRetriever, model_fingerprint, resolve_retriever
+from lrem.retrieval.resolved_retriever import ResolvedRetriever, resolve_retriever
+from lrem.retrieval.text_model import model_fingerprint
 
 
 @pytest.fixture

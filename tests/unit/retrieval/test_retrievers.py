@@ -10,7 +10,9 @@ import pytest
 from lrem.data.files import write_parquet
 from lrem.errors import DataError
 from lrem.modeling.model import ReasoningEmbedder
-from lrem.retrieval.retrievers import load_text_model, model_fingerprint, open_retriever, retriever_kind
+from lrem.retrieval.retriever_kind import retriever_kind
+from lrem.retrieval.retrievers import open_retriever
+from lrem.retrieval.text_model import load_text_model, model_fingerprint
 from tests.tiny_encoder import SYNONYMS, TITLES, save_tiny_encoder
 
 
