@@ -1,7 +1,7 @@
-"""What is known to be relevant to each query, and the integer identities that losses compare.
+"""The known relevant items of each query, and the integer identities that losses compare.
 
-Two queries are the same where their text is; two items where their id is. Identities are 63-bit hashes, so that
-every process agrees on them without a common dictionary (among 10^8 ids two collide with odds below 0.1 %).
+Queries are identified by their text, items by their id. Identities are 63-bit hashes, so that all processes agree on
+them without a shared dictionary (the probability of a collision among 10^8 ids is below 0.1 %).
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def identity(*parts: str) -> int:
-    """A non-negative 63-bit hash of some texts.
+    """Hash texts to a non-negative 63-bit integer.
 
     >>> identity("a", "b") == identity("a", "b") != identity("ab", "")
     True
@@ -20,7 +20,7 @@ def identity(*parts: str) -> int:
 
 
 def query_identity(query: str) -> int:
-    """Identity of a query: its text, case and spacing aside.
+    """Return the identity of a query: its text without case and spacing.
 
     >>> query_identity("Red  coat") == query_identity("red coat")
     True
@@ -29,10 +29,11 @@ def query_identity(query: str) -> int:
 
 
 class KnownPositives:
-    """Query identity → identities of every item that some row pairs it with.
+    """A map of query identity → identities of all items that it is paired with.
 
     Args:
-        queries, items: [N] int64, the pairs; repeated ones count once.
+        queries: query identities of the pairs, [N] int64; a repeated pair counts once.
+        items: item identities of the pairs, [N] int64.
     """
 
     def __init__(self, queries: np.ndarray, items: np.ndarray) -> None:
@@ -42,18 +43,18 @@ class KnownPositives:
         self.bounds = np.append(starts, len(pairs))
 
     def of(self, query: int) -> np.ndarray:
-        """Identities of the items relevant to one query, [P] int64; empty for a query that was never seen.
+        """Return the identities of one query's items, [P] int64; empty for an unknown query.
 
         >>> KnownPositives(np.array([5, 5, 7]), np.array([1, 2, 1])).of(5).tolist()
         [1, 2]
         """
-        place = int(np.searchsorted(self.queries, query))
-        if place == len(self.queries) or self.queries[place] != query:
+        row = int(np.searchsorted(self.queries, query))
+        if row == len(self.queries) or self.queries[row] != query:
             return np.empty(0, dtype=np.int64)
-        return self.items[self.bounds[place] : self.bounds[place + 1]]
+        return self.items[self.bounds[row] : self.bounds[row + 1]]
 
     def table(self, queries: list[int]) -> np.ndarray:
-        """The same for a batch, [B, P] int64, filled up with -1."""
+        """Return the items of a batch of queries, [B, P] int64, padded with -1."""
         rows = [self.of(query) for query in queries]
         out = np.full((len(rows), max(1, *(len(row) for row in rows))), -1, dtype=np.int64)
         for i, row in enumerate(rows):
