@@ -19,13 +19,12 @@ from lrem.retrieval.resolved_retriever import ResolvedRetriever
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
 # draw decides the split of a query's group; alone: the query has no near-duplicate
-QUERY = [("query_id", TEXT), ("query", TEXT), ("category", TEXT), ("draw", pa.float64()), ("alone", pa.bool_())]
-FOUND = [("first", TEXTS), ("recall", pa.float64()), ("hard", pa.bool_())]
-TAUGHT = [("hard", pa.bool_()), ("reasoning", TEXT), ("outcome", TEXT), ("candidates", TEXTS)]
-INPUT_SCHEMA = pa.schema(QUERY)
-FOUND_SCHEMA = pa.schema(QUERY + FOUND)
-TAUGHT_SCHEMA = pa.schema(QUERY + TAUGHT)
-JUDGED_SCHEMA = pa.schema([*QUERY, ("hard", pa.bool_()), ("reasoning", TEXT), ("outcome", TEXT), ("items", TEXTS)])
+_QUERY = [("query_id", TEXT), ("query", TEXT), ("category", TEXT), ("draw", pa.float64()), ("alone", pa.bool_())]
+_TEACHING = [("hard", pa.bool_()), ("reasoning", TEXT), ("outcome", TEXT)]
+INPUT_SCHEMA = pa.schema(_QUERY)
+DIFFICULTY_SCHEMA = pa.schema([*_QUERY, ("first", TEXTS), ("recall", pa.float64()), ("hard", pa.bool_())])
+REASONING_SCHEMA = pa.schema([*_QUERY, *_TEACHING, ("candidates", TEXTS)])
+VERDICT_SCHEMA = pa.schema([*_QUERY, *_TEACHING, ("items", TEXTS)])
 
 
 class CurationRun(NamedTuple):

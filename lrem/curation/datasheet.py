@@ -17,9 +17,9 @@ SPLIT_TITLES = {"cold_start": "cold start", "rl": "reinforcement", "dev": "dev",
 class CurationCounters(NamedTuple):
     """The counters that a datasheet is made from."""
 
-    found: Counters  # summed over all parts: of the Finder,
-    taught: Counters  # the Teacher,
-    judged: Counters  # and the Judge
+    finder: Counters  # of each step, summed over all parts
+    teacher: Counters
+    judge: Counters
     near_duplicates: Counters
     outcomes: dict[str, int]  # outcome → queries
     queries: dict[str, int]  # split → queries
@@ -36,19 +36,19 @@ def build_datasheet(
         counters: of all steps.
         examples: rows with query, reasoning and item.
     """
-    found, taught, curate = counters.found, counters.taught, settings["curate"]
+    finder, teacher, curate = counters.finder, counters.teacher, settings["curate"]
     return {
         "retriever": curate["retriever"],
         "top_k": curate["top_k"],
         "difficulty": {
             "thresholds": {name: value for name, value in curate["difficulty"].items() if value is not None},
-            "queries": found["queries"],
-            "hard": found["hard"],
-            "histograms": {name: found[name] for name in ("recall", "margin", "overlap")},
+            "queries": finder["queries"],
+            "hard": finder["hard"],
+            "histograms": {name: finder[name] for name in ("recall", "margin", "overlap")},
         },
         "teacher": {"kind": curate["teacher"], "model": curate["llm"]["model"] if curate["teacher"] == "llm" else None},
-        "phrases": {"written": taught["phrases"]} | {k: n for k, n in taught.items() if k.startswith("dropped: ")},
-        "judge": _judge_section(curate, counters.judged),
+        "phrases": {"written": teacher["phrases"]} | {k: n for k, n in teacher.items() if k.startswith("dropped: ")},
+        "judge": _judge_section(curate, counters.judge),
         "outcomes": counters.outcomes,
         "split": {
             title: {"queries": counters.queries.get(split, 0), "rows": counters.rows.get(split, 0)}

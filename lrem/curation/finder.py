@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from lrem.curation.curation_run import FOUND_SCHEMA, CurationRun, CurationStep
+from lrem.curation.curation_run import DIFFICULTY_SCHEMA, CurationRun, CurationStep
 from lrem.curation.difficulty import histogram, is_hard, measure_difficulty, reference_titles
 from lrem.data.counters import Counters
 
@@ -15,7 +15,7 @@ class Finder(CurationStep):
         self.retriever = run.retriever.open(run.config.path("items"))
 
     def __call__(self, part: pa.Table) -> tuple[pa.Table, Counters]:
-        """INPUT_SCHEMA → FOUND_SCHEMA, and histograms of the difficulty measures."""
+        """INPUT_SCHEMA → DIFFICULTY_SCHEMA, and histograms of the difficulty measures."""
         rows, limits, top_k = part.to_pylist(), self.settings.difficulty, self.settings.top_k
         relevant = self.relevant_items([row["query_id"] for row in rows])
         rankings = self.retriever.search([row["query"] for row in rows], top_k)
@@ -30,4 +30,4 @@ class Finder(CurationStep):
             measured.append(difficulty)
         counts: Counters = {"queries": len(rows), "hard": sum(row["hard"] for row in rows)}
         counts |= {name: histogram([getattr(m, name) for m in measured]) for name in ("recall", "margin", "overlap")}
-        return pa.Table.from_pylist(rows, FOUND_SCHEMA), counts
+        return pa.Table.from_pylist(rows, DIFFICULTY_SCHEMA), counts

@@ -9,8 +9,8 @@ import pyarrow as pa
 from lrem.curation.answer_store import AnswerStore
 from lrem.curation.chat_requests import judge_request
 from lrem.curation.cross_encoder import CrossEncoderJudge
-from lrem.curation.curation_run import JUDGED_SCHEMA, CurationRun, CurationStep
-from lrem.curation.split_assignment import EASY, IRRELEVANT, KEPT, UNDECIDED
+from lrem.curation.curation_run import VERDICT_SCHEMA, CurationRun, CurationStep
+from lrem.curation.split_assignment import JUDGE_FAILED, KEPT, KEPT_WITHOUT_REASONING, NOTHING_RELEVANT
 from lrem.curation.verdicts import parse_verdict
 from lrem.data.counters import Counters
 
@@ -26,7 +26,7 @@ class Judge(CurationStep):
             self.cross_encoder = CrossEncoderJudge(str(self.settings.cross_encoder))
 
     def __call__(self, part: pa.Table) -> tuple[pa.Table, Counters]:
-        """TAUGHT_SCHEMA → JUDGED_SCHEMA, and counters.
+        """REASONING_SCHEMA → VERDICT_SCHEMA, and counters.
 
         `agreement` counts verdicts by known relevance: [accepted relevant, accepted not, rejected relevant, rejected
         not].
@@ -39,15 +39,15 @@ class Judge(CurationStep):
             row["outcome"], relevant = self._decide(row, grades, counts)
             row["items"] = self._sample(row["query_id"], relevant)
             counts[f"outcome {row['outcome']}"] = counts.get(f"outcome {row['outcome']}", 0) + 1
-        return pa.Table.from_pylist(rows, JUDGED_SCHEMA), counts
+        return pa.Table.from_pylist(rows, VERDICT_SCHEMA), counts
 
     def _decide(self, row: dict[str, Any], grades: dict[str, int], counts: Counters) -> tuple[str, list[str]]:
-        if row["outcome"] not in (KEPT, EASY):
+        if row["outcome"] not in (KEPT, KEPT_WITHOUT_REASONING):
             return row["outcome"], row["candidates"]
         min_grade = self.settings.relevant_from
         if self.settings.judge == "known":
             relevant = [item for item in row["candidates"] if grades.get(item, 0) >= min_grade]
-            return (row["outcome"], relevant) if relevant else (IRRELEVANT, [])
+            return (row["outcome"], relevant) if relevant else (NOTHING_RELEVANT, [])
         candidates = row["candidates"][: self.settings.judged_per_query]
         verdicts = self._verdicts(row["query"], candidates)
         counts["judged"] += len(verdicts)
@@ -57,8 +57,8 @@ class Judge(CurationStep):
                 counts["agreement"][2 * (not accepted) + (grades[item] < min_grade)] += 1
         relevant = [item for item in candidates if verdicts.get(item)]
         if candidates and not verdicts:
-            return UNDECIDED, []
-        return (row["outcome"], relevant) if relevant else (IRRELEVANT, [])
+            return JUDGE_FAILED, []
+        return (row["outcome"], relevant) if relevant else (NOTHING_RELEVANT, [])
 
     def _verdicts(self, query: str, items: list[str]) -> dict[str, bool]:
         """Return item → whether the judge accepts it; items without a readable answer are left out."""

@@ -5,9 +5,18 @@ from typing import Any
 from lrem.config import CurateConfig
 from lrem.curation.splits import split_for_draw
 
-KEPT, EASY, UNTAUGHT = "kept", "kept without reasoning", "kept without a teacher"
-FAILED, UNDECIDED = "the teacher failed", "the judge failed"
-IRRELEVANT, EMPTY = "nothing relevant", "empty difference set"
+# The values of `outcome`: kept, with what its rows lack
+KEPT = "kept"
+KEPT_WITHOUT_REASONING = "kept without reasoning"  # an easy query, whose empty reasoning teaches when not to reason
+KEPT_WITHOUT_TEACHER = "kept without a teacher"  # judged but without a reasoning, so for RL alone
+# or dropped, and why
+TEACHER_FAILED = "the teacher failed"
+JUDGE_FAILED = "the judge failed"
+NOTHING_RELEVANT = "nothing relevant"
+EMPTY_DIFFERENCE = "empty difference set"
+NO_REASONING = "no reasoning"  # an easy query, with curate.keep_easy off
+NO_TEACHER = "no teacher"
+NO_KEYWORDS_LEFT = "nothing left by the rules"
 
 
 def assign_split(settings: CurateConfig, row: dict[str, Any]) -> str | None:
@@ -15,13 +24,13 @@ def assign_split(settings: CurateConfig, row: dict[str, Any]) -> str | None:
 
     Args:
         settings: with `test_share` set.
-        row: with the columns draw, alone and outcome of `curation_run.JUDGED_SCHEMA`.
+        row: with the columns draw, alone and outcome of `curation_run.VERDICT_SCHEMA`.
     """
     assert settings.test_share is not None
     split = split_for_draw(row["draw"], settings.rl_share, settings.dev_share, settings.test_share)
-    if row["outcome"] == EASY and split == "rl" and not settings.rl_easy:
+    if row["outcome"] == KEPT_WITHOUT_REASONING and split == "rl" and not settings.rl_easy:
         return "cold_start" if row["alone"] else None
-    if row["outcome"] != UNTAUGHT or split in ("rl", "test"):
+    if row["outcome"] != KEPT_WITHOUT_TEACHER or split in ("rl", "test"):
         return split
     # Without a reasoning a query can only serve RL, but must not be separated from its near-duplicates.
     return "rl" if split == "cold_start" and row["alone"] else None

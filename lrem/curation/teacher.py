@@ -10,11 +10,20 @@ from lrem.curation import contrast
 from lrem.curation.answer_parsing import parse_keywords
 from lrem.curation.answer_store import AnswerStore
 from lrem.curation.chat_requests import extraction_request, reasoning_request
-from lrem.curation.curation_run import TAUGHT_SCHEMA, CurationRun
+from lrem.curation.curation_run import REASONING_SCHEMA, CurationRun
 from lrem.curation.finder import Finder
 from lrem.curation.query_lookup import QueryLookup
 from lrem.curation.rules import KeywordRules, difference_set, expand_query, filter_keywords, normalize_brand
-from lrem.curation.split_assignment import EASY, EMPTY, FAILED, KEPT, UNTAUGHT
+from lrem.curation.split_assignment import (
+    EMPTY_DIFFERENCE,
+    KEPT,
+    KEPT_WITHOUT_REASONING,
+    KEPT_WITHOUT_TEACHER,
+    NO_KEYWORDS_LEFT,
+    NO_REASONING,
+    NO_TEACHER,
+    TEACHER_FAILED,
+)
 from lrem.data.counters import Counters
 from lrem.data.schema import read_items
 from lrem.errors import DataError
@@ -39,7 +48,7 @@ class Teacher(Finder):
         self.rules = KeywordRules(banned, brands, budget, token_counter(run.config.model.source))
 
     def __call__(self, part: pa.Table) -> tuple[pa.Table, Counters]:
-        """FOUND_SCHEMA → TAUGHT_SCHEMA, and the number of phrases that each rule dropped."""
+        """DIFFICULTY_SCHEMA → REASONING_SCHEMA, and the number of phrases that each rule dropped."""
         rows, counts = part.to_pylist(), Counter[str]({"phrases": 0})
         self._reason(rows)
         counts["failed"] = sum(row["failed"] for row in rows)
@@ -58,7 +67,7 @@ class Teacher(Finder):
         for row in rows:
             known_items = relevant.get(row["query_id"], set())
             row["outcome"], row["candidates"] = self._outcome(row, known_items, second.get(row["query_id"], []))
-        return pa.Table.from_pylist(rows, TAUGHT_SCHEMA), counts
+        return pa.Table.from_pylist(rows, REASONING_SCHEMA), counts
 
     def _reason(self, rows: list[dict[str, Any]]) -> None:
         """Set `reasoning` (unfiltered), `taught`, and `failed` (a language model gave no usable answer)."""
@@ -103,17 +112,17 @@ class Teacher(Finder):
     def _outcome(self, row: dict[str, Any], relevant: set[str], second: list[str]) -> tuple[str, list[str]]:
         """Return the outcome of a query, subject to the judge's verdict, and the items to judge."""
         if row["failed"]:
-            return FAILED, []
+            return TEACHER_FAILED, []
         nothing_usable = row["hard"] and self.settings.teacher != "file" and not row["reasoning"]
         if not row["taught"] or nothing_usable:
             not_retrieved = sorted(relevant.difference(row["first"])) if self.settings.keep_untaught else []
             if not_retrieved:
-                return UNTAUGHT, not_retrieved
-            return ("nothing left by the rules" if row["unfiltered"] else "no teacher"), []
+                return KEPT_WITHOUT_TEACHER, not_retrieved
+            return (NO_KEYWORDS_LEFT if row["unfiltered"] else NO_TEACHER), []
         if not row["reasoning"]:
-            return (EASY, row["first"]) if self.settings.keep_easy else ("no reasoning", [])
+            return (KEPT_WITHOUT_REASONING, row["first"]) if self.settings.keep_easy else (NO_REASONING, [])
         difference = difference_set(row["first"], second)
-        return (KEPT, difference) if difference else (EMPTY, [])
+        return (KEPT, difference) if difference else (EMPTY_DIFFERENCE, [])
 
 
 def token_counter(source: str | None) -> Callable[[str], int]:

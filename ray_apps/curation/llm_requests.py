@@ -18,7 +18,7 @@ from lrem.curation.answer_parsing import parse_grade, parse_keywords
 from lrem.curation.answer_store import AnswerStore
 from lrem.curation.chat_requests import ChatRequest, extraction_request, judge_request, reasoning_request
 from lrem.curation.curation_run import CurationRun
-from lrem.curation.split_assignment import EASY, KEPT
+from lrem.curation.split_assignment import KEPT, KEPT_WITHOUT_REASONING
 from lrem.data.files import atomic_file
 from lrem.data.schema import read_items
 from ray_apps.cluster import metrics
@@ -83,7 +83,11 @@ def ask_judge(run: CurationRun) -> list[DeadLetter]:
 
     def requests() -> Iterator[_RowRequest]:
         for row in _rows(parts):
-            for item in row["candidates"][: settings.judged_per_query] if row["outcome"] in (KEPT, EASY) else ():
+            for item in (
+                row["candidates"][: settings.judged_per_query]
+                if row["outcome"] in (KEPT, KEPT_WITHOUT_REASONING)
+                else ()
+            ):
                 yield _RowRequest(judge_request(settings, row["query"], titles[item]), row | {"item_id": item})
 
     with AnswerStore(run.answers_file) as answers:

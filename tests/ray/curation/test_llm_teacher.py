@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from lrem.curation.split_assignment import FAILED
+from lrem.curation.split_assignment import TEACHER_FAILED
 from lrem.errors import DataError
 from ray_apps.curation import curate
 from tests.chat_server import Chat, serve
@@ -106,7 +106,7 @@ def test_only_failed_questions_are_asked_again(llm_run: LlmRun, tmp_path: Path) 
             ("judge", "q3"): "400: not judge today",
         }
         rows = decided_rows(config)
-        assert {query for query, row in rows.items() if row["outcome"] == FAILED} == {"q2", "q6", "q7"}
+        assert {query for query, row in rows.items() if row["outcome"] == TEACHER_FAILED} == {"q2", "q6", "q7"}
         assert (rows["q3"]["outcome"], rows["q3"]["items"]) == ("the judge failed", [])
         chat.refused = set()
         counters = curate.run(config)

@@ -22,9 +22,9 @@ def example_sheet(judge: str = "llm") -> dict:
     }
     bins = [0, 1, 0, 0, 0, 0, 0, 0, 4, 8, 2]
     counters = datasheet.CurationCounters(
-        found={"queries": 15, "hard": 5, "recall": bins, "margin": bins, "overlap": bins},
-        taught={"phrases": 20, "dropped: repeated": 4, "dropped: banned": 2, "failed": 0},
-        judged={"agreement": [4, 1, 2, 3], "judged": 12, "unjudged": 1},
+        finder={"queries": 15, "hard": 5, "recall": bins, "margin": bins, "overlap": bins},
+        teacher={"phrases": 20, "dropped: repeated": 4, "dropped: banned": 2, "failed": 0},
+        judge={"agreement": [4, 1, 2, 3], "judged": 12, "unjudged": 1},
         near_duplicates={"near-duplicates": 2, "largest group": 3},
         outcomes={"kept": 9, "nothing relevant": 6},
         queries={"cold_start": 5, "rl": 3, "test": 1},
