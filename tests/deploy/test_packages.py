@@ -1,4 +1,4 @@
-"""scripts/packages.sh on machines with and without a browser, Prometheus, a package manager, the right to use it."""
+"""scripts/packages.sh with and without a browser, Prometheus, a package manager, and root."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ BOTH = APT.format("chromium") + APT.format("prometheus")
 
 
 @pytest.mark.parametrize(
-    ("tools", "said", "called"),
+    ("tools", "message", "calls"),
     [
         ({"chromium": "", "prometheus": ""}, "", ""),
         ({"id": "echo 0", "apt-get": 'echo -n "$*; " >>calls'}, "packages: installing Debian's chromium", BOTH),
@@ -30,10 +30,10 @@ BOTH = APT.format("chromium") + APT.format("prometheus")
         ({"chromium": "", "id": "echo 0"}, "metrics are not tested: install prometheus", ""),
     ],
 )
-def test_it_brings_what_is_missing_or_says_what_to_do(
-    tools: dict[str, str], said: str, called: str, tmp_path: Path
+def test_it_installs_what_is_missing_or_says_what_to_install(
+    tools: dict[str, str], message: str, calls: str, tmp_path: Path
 ) -> None:
-    """On a PATH that holds only what the case names: it never fails, the tests decide what a missing browser means."""
+    """With only the named programs on the PATH it never fails: the tests decide what a missing browser means."""
     bash = shutil.which("bash")
     real = {name: f'exec {shutil.which(name)} "$@"' for name in ("mktemp", "rm", "tail")}
     for name, script in (real | tools).items():
@@ -49,7 +49,7 @@ def test_it_brings_what_is_missing_or_says_what_to_do(
         check=False,
     )
     assert done.returncode == 0
-    assert said in done.stdout + done.stderr
-    assert bool(done.stdout + done.stderr) == bool(said)
-    calls = tmp_path / "calls"
-    assert (calls.read_text() if calls.exists() else "") == called
+    assert message in done.stdout + done.stderr
+    assert bool(done.stdout + done.stderr) == bool(message)
+    log = tmp_path / "calls"
+    assert (log.read_text() if log.exists() else "") == calls

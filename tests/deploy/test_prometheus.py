@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a cluster while stages run on it as jobs, by the file that Ray writes for it."""
+"""A real Prometheus scrapes a cluster while stages run on it as jobs, with the discovery file that Ray writes."""
 
 import json
 import shutil
@@ -21,24 +21,24 @@ WAIT_S = 60.0
 
 
 class Prometheus:
-    """A server that has begun to scrape."""
+    """A server that scrapes the cluster."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def ask(self, query: str) -> list[dict[str, Any]]:
-        """Labels and value of each series."""
+    def query(self, query: str) -> list[dict[str, Any]]:
+        """Return labels and value (`is`) of each series."""
         answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, timeout=20).json()
         assert answer["status"] == "success", answer
         return [series["metric"] | {"is": float(series["value"][1])} for series in answer["data"]["result"]]
 
-    def until(self, query: str, wanted: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-        """What a query answers once that is as it should be."""
+    def until(self, query: str, accepted: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        """Repeat a query until its result is accepted; return the result."""
         deadline = time.monotonic() + WAIT_S
-        while not wanted(found := self.ask(query)):
-            assert time.monotonic() < deadline, f"{query}: {found}"
+        while not accepted(series := self.query(query)):
+            assert time.monotonic() < deadline, f"{query}: {series}"
             time.sleep(1)
-        return found
+        return series
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def prometheus(
     if program is None:
         pytest.skip("no Prometheus on this machine: install it (Debian, Ubuntu: apt-get install prometheus)")
     folder, port = tmp_path_factory.mktemp("prometheus"), new_port()
-    found = head.folder / "ray/prom_metrics_service_discovery.json"
-    scraped = {"job_name": "ray", "file_sd_configs": [{"files": [str(found)], "refresh_interval": "1s"}]}
+    discovery = head.folder / "ray/prom_metrics_service_discovery.json"
+    scraped = {"job_name": "ray", "file_sd_configs": [{"files": [str(discovery)], "refresh_interval": "1s"}]}
     config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scraped]}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{port}"
@@ -58,13 +58,13 @@ def prometheus(
     command.append(f"--web.listen-address={address}")
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
-            made, deadline = Prometheus(f"http://{address}"), time.monotonic() + WAIT_S
-            while not _is_ready(made.url):
+            prometheus, deadline = Prometheus(f"http://{address}"), time.monotonic() + WAIT_S
+            while not _is_ready(prometheus.url):
                 alive = server.poll() is None and time.monotonic() < deadline
                 assert alive, (folder / "log").read_text()[-2000:]
                 time.sleep(0.2)
-            made.until('up{job="ray"}', lambda series: any(one["is"] == 1 for one in series))
-            yield made
+            prometheus.until('up{job="ray"}', lambda series: any(one["is"] == 1 for one in series))
+            yield prometheus
         finally:
             server.terminate()
             server.wait(30)
@@ -78,22 +78,22 @@ def _is_ready(url: str) -> bool:
 
 
 def run(head: RayHead, folder: Path, *stages: str) -> list[str]:
-    """Each as a job; what they printed."""
+    """Run each stage as a job; return what they printed."""
     printed = []
     for stage in stages:
-        code, said = head.submit(None, *stage.split(), *TINY, f"run_dir={folder}")
-        assert code == 0, said
-        printed.append(said)
+        code, output = head.submit(None, *stage.split(), *TINY, f"run_dir={folder}")
+        assert code == 0, output
+        printed.append(output)
     return printed
 
 
-def test_curation_and_training_are_seen(head: RayHead, prometheus: Prometheus, tmp_path: Path) -> None:
-    """Two jobs, from their first word to their files, and what they counted meanwhile."""
+def test_metrics_of_curation_and_training(head: RayHead, prometheus: Prometheus, tmp_path: Path) -> None:
+    """Two jobs: what they print, what they write, and what they count meanwhile."""
     folder = tmp_path / "seen"
     make_world(0, 600, 300, 50).write(folder / "world")
-    said = run(head, folder, "curate", "cold-start")
-    assert f"curate wrote {folder}/curated/triplets.parquet" in said[0]
-    assert f"cold-start wrote {folder}/cold_start" in said[1]
+    printed = run(head, folder, "curate", "cold-start")
+    assert f"curate wrote {folder}/curated/triplets.parquet" in printed[0]
+    assert f"cold-start wrote {folder}/cold_start" in printed[1]
     sheet = json.loads((folder / "curated/datasheet.json").read_text())
     assert pq.read_metadata(folder / "curated/triplets.parquet").num_rows == sheet["split"]["cold start"]["rows"]
     assert (folder / "cold_start/model.safetensors").exists()
@@ -103,7 +103,7 @@ def test_curation_and_training_are_seen(head: RayHead, prometheus: Prometheus, t
     done = prometheus.until(
         "max_over_time(ray_lrem_progress_done{run='seen',stage='cold_start'}[1h])", lambda series: bool(series)
     )
-    total = prometheus.ask("max_over_time(ray_lrem_progress_goal{run='seen',stage='cold_start'}[1h])")
+    total = prometheus.query("max_over_time(ray_lrem_progress_goal{run='seen',stage='cold_start'}[1h])")
     assert 0 < done[0]["is"] <= total[0]["is"]
     values = prometheus.until(
         "max_over_time(ray_lrem_training{run='seen',stage='cold_start'}[1h])", lambda series: bool(series)
@@ -113,7 +113,7 @@ def test_curation_and_training_are_seen(head: RayHead, prometheus: Prometheus, t
 
 
 @pytest.mark.slow
-def test_rollouts_and_the_service_are_seen(
+def test_metrics_of_rollouts_and_the_service(
     head: RayHead, prometheus: Prometheus, tmp_path: Path, new_port: Callable[[], int]
 ) -> None:
     folder, port = tmp_path / "served", new_port()
@@ -123,13 +123,13 @@ def test_rollouts_and_the_service_are_seen(
     assert prometheus.until(samples, lambda series: bool(series))[0]["is"] > 0
     versions = "max_over_time(ray_lrem_rollout_version{run='served'}[1h])"
     assert prometheus.until(versions, lambda series: bool(series))[0]["is"] > 0
-    values = prometheus.ask("max_over_time(ray_lrem_training{run='served',stage='reinforce'}[1h])")
+    values = prometheus.query("max_over_time(ray_lrem_training{run='served',stage='reinforce'}[1h])")
     assert {"reward", "sync_s", "rollout_s", "samples_per_s"} <= {one["name"] for one in values}
     for counter in ("rollout_tokens_total", "items_embedded_total"):
-        seen = prometheus.until(f"sum(max_over_time(ray_lrem_{counter}{{run='served'}}[1h]))", bool)
-        assert seen[0]["is"] > 0, counter
-    code, said = head.submit("serve", "serve", *TINY, f"run_dir={folder}", f"serve.port={port}", wait=False)
-    assert code == 0, said
+        series = prometheus.until(f"sum(max_over_time(ray_lrem_{counter}{{run='served'}}[1h]))", bool)
+        assert series[0]["is"] > 0, counter
+    code, output = head.submit("serve", "serve", *TINY, f"run_dir={folder}", f"serve.port={port}", wait=False)
+    assert code == 0, output
     deadline = time.monotonic() + 180
     while not _answers(port):
         assert time.monotonic() < deadline, head.run("ray", "job", "logs", "serve").stdout
@@ -137,14 +137,14 @@ def test_rollouts_and_the_service_are_seen(
     for number in range(5):
         body = {"query": f"warm hat {number}", "k": 3}
         assert httpx.post(f"http://127.0.0.1:{port}/v1/search", json=body, timeout=60).is_success
-    asked = "sum(ray_lrem_requests_total{path='/v1/search',status='200'})"
-    assert prometheus.until(asked, lambda series: bool(series) and series[0]["is"] == 5)
+    requests = "sum(ray_lrem_requests_total{path='/v1/search',status='200'})"
+    assert prometheus.until(requests, lambda series: bool(series) and series[0]["is"] == 5)
     phases = prometheus.until("ray_lrem_phase_seconds_count", lambda series: bool(series))
     assert {"embed", "search"} <= {one["phase"] for one in phases}
     item = {"items": [{"item_id": "new", "title": "warm hat of wool"}]}
     assert httpx.put(f"http://127.0.0.1:{port}/v1/items", json=item, timeout=60).is_success
-    for series in ("items_written_total", "cache_queries_total", "requests_under_way"):
-        prometheus.until(f"ray_lrem_{series}", bool)
+    for name in ("items_written_total", "cache_queries_total", "requests_under_way"):
+        prometheus.until(f"ray_lrem_{name}", bool)
     queued = prometheus.until("ray_serve_deployment_queued_queries", bool)
     assert "Embedder" in {one["deployment"] for one in queued}
     assert head.run("ray", "job", "stop", "serve").returncode == 0

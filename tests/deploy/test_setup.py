@@ -1,4 +1,4 @@
-"""scripts/setup.sh on machines that cannot carry the project: one line that says what to do, and no .venv."""
+"""scripts/setup.sh on unsuitable machines prints one line that says what to do, and creates no .venv."""
 
 import hashlib
 import os
@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 INPUTS = ("pyproject.toml", "constraints.txt", "scripts/setup.sh")
-# All that the script calls before it installs; a test adds or fakes the rest.
+# All programs that the script calls before it installs; a test adds or fakes others.
 TOOLS = ("bash", "cat", "cut", "dirname", "flock", "grep", "rm", "sha256sum", "uname")
 
 
 class Machine:
-    """A copy of the set-up's inputs and a PATH that holds only what the test puts there."""
+    """A copy of the inputs of the set-up, and a PATH with only the programs of the test."""
 
     def __init__(self, folder: Path) -> None:
         self.project, self.bin = folder / "project", folder / "bin"
@@ -50,7 +50,7 @@ class Machine:
         )
 
     def refusal(self, **env: str) -> str:
-        """The one line of a set-up that must refuse, having written nothing."""
+        """Return the only line of a set-up that has to fail."""
         done = self.setup(**env)
         lines = done.stderr.splitlines()
         assert done.returncode != 0
@@ -58,7 +58,7 @@ class Machine:
         return lines[0]
 
     def finished(self, extra: str = "cpu") -> None:
-        """A .venv as a finished set-up leaves it."""
+        """Create a .venv as a finished set-up does."""
         (self.project / ".venv/bin").mkdir(parents=True)
         command = self.project / ".venv/bin/lrem"
         command.touch()
@@ -90,7 +90,7 @@ def test_no_python(machine: Machine) -> None:
     assert "Python 3.11 is needed, python3 is not usable" in machine.refusal()
 
 
-def test_the_named_python_is_not_replaced_by_another(machine: Machine) -> None:
+def test_no_other_python_replaces_the_named_one(machine: Machine) -> None:
     machine.add("my python", "echo 3.13")
     assert "my python is 3.13" in machine.refusal(PYTHON=str(machine.bin / "my python"))
 
@@ -114,15 +114,15 @@ def test_unsupported_platform(machine: Machine) -> None:
     assert "vLLM has no wheel for Darwin arm64: use Linux" in machine.refusal()
 
 
-def test_finished_setup_is_believed(machine: Machine) -> None:
+def test_a_finished_setup_is_not_repeated(machine: Machine) -> None:
     machine.finished()
-    machine.remove("c++")  # nothing is checked again, nothing is run
+    machine.remove("c++")  # nothing is checked or run again
     done = machine.setup()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("change", ["interrupted", "other lock", "gpu appeared", "no stamp"])
-def test_stale_or_half_made_setup_is_not_believed(machine: Machine, change: str) -> None:
+def test_a_stale_or_unfinished_setup_is_repeated(machine: Machine, change: str) -> None:
     machine.finished()
     machine.remove("c++")
     if change == "interrupted":
@@ -136,13 +136,13 @@ def test_stale_or_half_made_setup_is_not_believed(machine: Machine, change: str)
     assert "compiler" in machine.refusal()
 
 
-def test_failed_install_shows_its_log_and_is_not_taken_as_good(machine: Machine) -> None:
+def test_a_failed_installation_shows_its_log_and_stays_unfinished(machine: Machine) -> None:
     for tool in ("find", "mkdir", "tail", "touch"):
         machine.add(tool, f'exec {shutil.which(tool)} "$@"')
     # A pip that cannot reach any index.
     done = machine.setup(PIP_NO_INDEX="1", PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull, PIP_RETRIES="0")
     assert done.returncode != 0
-    assert "ERROR: " in done.stderr  # pip's own words
+    assert "ERROR: " in done.stderr  # from pip
     last = done.stderr.splitlines()[-1]
     assert f"the whole log is in {machine.project}/.venv/setup.log" in last
     assert (machine.project / ".venv/.unfinished").exists()

@@ -1,4 +1,4 @@
-"""Every stage end to end on a very small world, by the command line: artefacts, report, HTTP, and again."""
+"""Every stage end to end on a very small world, through the command line: outputs, report, HTTP, repetition."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def port(new_port: Callable[[], int]) -> int:
 
 
 class Demo(NamedTuple):
-    """A finished `lrem demo` in a terminal: what it printed, whether it served, how Ctrl-C ended it."""
+    """A finished `lrem demo` in a terminal: its output, whether it served, and its exit code after Ctrl-C."""
 
     folder: Path
     printed: str
@@ -55,15 +55,15 @@ class Demo(NamedTuple):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, port: int) -> Demo:
-    """`lrem demo` from nothing, in a pseudo-terminal, so that it stays up until Ctrl-C."""
+    """Run `lrem demo` in a pseudo-terminal, so that it stays up until Ctrl-C."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    ours, theirs = pty.openpty()
-    wide = os.environ | {"COLUMNS": "220"}  # no title is broken over two lines
+    terminal, child_terminal = pty.openpty()
+    wide = os.environ | {"COLUMNS": "220"}  # so that no title is split over two lines
     words = [*LREM, "demo", *settings(folder, port)]
-    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=wide)
-    os.close(theirs)
+    process = subprocess.Popen(words, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal, env=wide)
+    os.close(child_terminal)
     chunks: list[bytes] = []
-    reader = threading.Thread(target=drain, args=(ours, chunks), daemon=True)
+    reader = threading.Thread(target=drain, args=(terminal, chunks), daemon=True)
     reader.start()
     deadline = time.monotonic() + 500
     while process.poll() is None and time.monotonic() < deadline and b"the search page is at" not in b"".join(chunks):
@@ -74,14 +74,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory, port: int) -> Demo:
     try:
         code = process.wait(timeout=90)
     finally:
-        process.kill()  # one that does not heed Ctrl-C must not stay
+        process.kill()  # if it ignores Ctrl-C
     reader.join(timeout=10)
-    os.close(ours)
+    os.close(terminal)
     return Demo(folder, b"".join(chunks).decode(errors="replace"), served, code)
 
 
 def drain(terminal: int, chunks: list[bytes]) -> None:
-    with contextlib.suppress(OSError):  # the terminal's other end has closed
+    with contextlib.suppress(OSError):  # the other end is closed
         while chunk := os.read(terminal, 65536):
             chunks.append(chunk)
 
@@ -130,12 +130,12 @@ def test_the_report_has_every_system_stage_and_override(report: dict[str, Any]) 
     assert report["systems"]["bm25"]["easy"]["hit_rate"] > report["systems"]["bm25"]["hard"]["hit_rate"]
 
 
-def test_the_engines_were_used(report: dict[str, Any], run: Path) -> None:
-    assert report["counts"]["weight_syncs"] == 4  # one before the first step, to start from the same weights
+def test_the_engines_are_used(report: dict[str, Any], run: Path) -> None:
+    assert report["counts"]["weight_syncs"] == 4  # one of them before the first step
     assert report["counts"]["training"]["cold_start"]["zero_stage"] == 2
     steps = lines(run / "logs/reinforce.jsonl")
     assert [step["step"] for step in steps] == [1, 2, 3]
-    for step in steps:  # the sampler is the policy of this step: every sync took
+    for step in steps:  # the engines sample from the policy of this step: every sync arrived
         assert abs(step["mismatch_kl"]) < 1e-4
         assert step["clip_fraction"] == 0
 
@@ -147,7 +147,7 @@ def test_training_lowers_the_losses(run: Path) -> None:
         assert np.mean([s[name] for s in last]) < np.mean([s[name] for s in first])
 
 
-def test_artefacts_are_usable_and_nothing_is_left_over(run: Path) -> None:
+def test_outputs_are_usable_and_no_temporary_file_remains(run: Path) -> None:
     model = ReasoningEmbedder.load(run / "model")
     index = open_snapshot(run / "index", fingerprint(run / "model"))
     assert len(index) == 600
@@ -159,7 +159,7 @@ def test_artefacts_are_usable_and_nothing_is_left_over(run: Path) -> None:
     assert not [path for path in run.rglob("*") if path.name.endswith((".tmp", ".start"))]
 
 
-def test_the_three_questions_were_answered_over_http(report: dict[str, Any], demo: Demo) -> None:
+def test_the_three_queries_are_answered_over_http(report: dict[str, Any], demo: Demo) -> None:
     assert [example["category"] for example in report["examples"]] == ["question", "alternative", "negative"]
     for example in report["examples"]:
         assert len(example["lrem"]) == len(example["direct"]) == 5
@@ -179,7 +179,7 @@ AWKWARD = "☕ café [/b] [red] :cat: mug"
 
 @pytest.fixture(scope="module")
 def shop(run: Path, tmp_path_factory: pytest.TempPathFactory, port: int) -> list[str]:
-    """Another catalogue with awkward titles and payload, taken in by the command line; the settings of its run."""
+    """Embed and index another catalogue, with awkward titles and payloads; the settings of its run."""
     folder = tmp_path_factory.mktemp("shop")
     titles = [AWKWARD, *pq.read_table(run / "world/items.parquet")["title"].to_pylist()[:80]]
     tags = [None if i % 3 else ["a", None] for i in range(len(titles))]
@@ -194,7 +194,7 @@ def shop(run: Path, tmp_path_factory: pytest.TempPathFactory, port: int) -> list
 
 @pytest.fixture(scope="module")
 def server(run: Path, shop: list[str], port: int) -> Iterator[str]:
-    """`lrem serve` as a person starts it, ended with Ctrl-C."""
+    """A running `lrem serve`, ended with Ctrl-C."""
     with subprocess.Popen([*LREM, "serve", "--model", str(run / "model"), *shop]) as process:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 240
@@ -215,10 +215,10 @@ def healthy(address: str) -> bool:
 
 
 @pytest.mark.slow
-def test_search_of_a_catalogue_of_ones_own(server: str, run: Path, shop: list[str]) -> None:
-    """The served answer is the one that the files give, and the command line prints any title as it is."""
-    answer = httpx.post(f"{server}/v1/search", json={"query": "café", "k": 100}, timeout=60).json()
-    [result] = answer["results"]
+def test_search_of_another_catalogue(server: str, run: Path, shop: list[str]) -> None:
+    """The service returns what the files give, and the command line prints every title unchanged."""
+    response = httpx.post(f"{server}/v1/search", json={"query": "café", "k": 100}, timeout=60).json()
+    [result] = response["results"]
     model = ReasoningEmbedder.load(run / "model")
     vector = model.encode_queries(["café"], [result["reasoning"]])
     folder = next(Path(word.removeprefix("run_dir=")) for word in shop if word.startswith("run_dir="))
@@ -227,20 +227,20 @@ def test_search_of_a_catalogue_of_ones_own(server: str, run: Path, shop: list[st
     assert {item["item_id"] for item in result["items"]} == {hit.item_id for hit in expected}
     assert [item["score"] for item in result["items"]] == pytest.approx([hit.score for hit in expected], abs=1e-4)
     assert {"title": AWKWARD, "tags": ["a", None]} in [item["payload"] for item in result["items"]]
-    found = lrem("search", "[/b] café", *shop, "-k", "100")
-    assert found.returncode == 0, found.stderr
-    assert AWKWARD in found.stdout
+    printed = lrem("search", "[/b] café", *shop, "-k", "100")
+    assert printed.returncode == 0, printed.stderr
+    assert AWKWARD in printed.stdout
 
 
 @pytest.mark.slow
 def test_a_catalogue_is_indexed_once(run: Path, shop: list[str], tmp_path: Path) -> None:
-    """What `lrem serve --catalogue` asks before it embeds: the same catalogue and the same model."""
+    """`lrem serve --catalogue` embeds again only for another catalogue or another model."""
     folder = next(word for word in shop if word.startswith("run_dir="))
     file = Path(folder.removeprefix("run_dir=")) / "shop.parquet"
-    told = [folder, f"paths.model={run / 'model'}"]
-    assert is_index_current(load_config(None, [*told, f"paths.items={file}"]))
-    more = write_parquet(pq.read_table(file).slice(1), tmp_path / "less.parquet")
-    assert not is_index_current(load_config(None, [*told, f"paths.items={more}"]))
+    settings = [folder, f"paths.model={run / 'model'}"]
+    assert is_index_current(load_config(None, [*settings, f"paths.items={file}"]))
+    smaller = write_parquet(pq.read_table(file).slice(1), tmp_path / "less.parquet")
+    assert not is_index_current(load_config(None, [*settings, f"paths.items={smaller}"]))
     other = [folder, f"paths.model={run / 'cold_start'}", f"paths.items={file}"]
     assert not is_index_current(load_config(None, other))
 

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help, dry run, mistakes, Ctrl-C."""
+"""The command line as a user sees it: help, dry run, mistakes, Ctrl-C."""
 
 import signal
 import subprocess
@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from lrem.data.files import write_parquet
-from lrem.data.schema import TRIPLETS
 from lrem.world import make_world
 from tests.conftest import CommandResult
+from tests.ray.triplets import write_triplets
 
 Lrem = Callable[..., CommandResult]
 LREM = [sys.executable, "-m", "ray_apps.cli.main"]
@@ -51,8 +51,8 @@ def test_dry_run_prints_the_resolved_tree(lrem: Lrem, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dry_run_plans_rows_steps_and_memory(lrem: Lrem, tmp_path: Path) -> None:
-    """256 rows on two workers of 32: four steps an epoch; the parameters are those of the model that is made."""
+def test_dry_run_prints_rows_steps_and_memory(lrem: Lrem, tmp_path: Path) -> None:
+    """256 rows on two workers with 32 rows each: four steps per epoch."""
     write_triplets(tmp_path)
     done = lrem("cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -86,16 +86,16 @@ def test_dry_run_plans_rows_steps_and_memory(lrem: Lrem, tmp_path: Path) -> None
 )
 def test_mistakes_end_in_one_line(lrem: Lrem, words: list[str], code: int, message: str) -> None:
     done = lrem(*words)
-    said = done.stdout + done.stderr
-    assert done.returncode == code, said
-    assert message in " ".join(said.split())
-    assert "Traceback" not in said
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    assert message in " ".join(output.split())
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, number: signal.Signals) -> None:
-    """Stopped in the midst of training: exit 130, no model folder, no temporary folder."""
+    """Stopped half-way through training: exit code 130, no model folder, no temporary folder."""
     make_world(0, 600, 300, 50).write(tmp_path / "world")
     write_triplets(tmp_path)
     words = ["cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", "cold_start.epochs=400"]
@@ -109,31 +109,17 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, number: signal.Signa
         deadline = time.monotonic() + 400
         while process.poll() is None and time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
             time.sleep(0.5)
-        began = log.exists()
+        started = log.exists()
         process.send_signal(number)
-        said, _ = process.communicate(timeout=90)
-    assert began, f"training did not begin within 400 s: {said[-3000:]}"
-    assert process.returncode == 130, said[-3000:]
-    assert "stopped; nothing is left half written" in said
+        output, _ = process.communicate(timeout=90)
+    assert started, f"training did not start within 400 s: {output[-3000:]}"
+    assert process.returncode == 130, output[-3000:]
+    assert "stopped; nothing is left half written" in output
     assert not (tmp_path / "cold_start").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.endswith((".tmp", ".start"))]
 
 
-def write_triplets(run: Path) -> None:
-    rows = [
-        {
-            "query_id": f"q{i}",
-            "query": f"hat {i % 7}",
-            "reasoning": "wool",
-            "item_id": f"p{i}",
-            "title": f"wool hat {i}",
-        }
-        for i in range(256)
-    ]
-    write_parquet(pa.Table.from_pylist(rows, TRIPLETS), run / "curated/triplets.parquet")
-
-
-def test_a_filter_that_is_no_json(lrem: Lrem) -> None:
+def test_a_filter_that_is_not_json(lrem: Lrem) -> None:
     done = lrem("search", "tea", "--filter", "price < 20")
     assert done.returncode == 1
     assert done.stderr.startswith("error: the filter is not JSON")

@@ -1,4 +1,4 @@
-"""A cluster that grows with queued work and shrinks when idle: real raylets, started and ended by Ray's autoscaler."""
+"""A cluster that scales with queued work and idleness: real raylets, started and ended by Ray's autoscaler."""
 
 import json
 import re
@@ -30,16 +30,16 @@ UP_S, DOWN_S = 180.0, 120.0
 
 @pytest.fixture(scope="module")
 def head(new_port: Callable[[], int]) -> Iterator[RayHead]:
-    with autoscaling_head(Path(f"/tmp/lrem-{new_port()}"), new_port, KINDS) as made:
-        yield made
+    with autoscaling_head(Path(f"/tmp/lrem-{new_port()}"), new_port, KINDS) as cluster:
+        yield cluster
 
 
 def machines(head: RayHead, alive: bool | None = None) -> Counter[str]:
-    """Machines by kind, the head left out: those that are up (True), gone (False), or that ever were."""
+    """Count machines by kind, without the head: those that are up (True), gone (False), or both (None)."""
     done = head.run("lrem", "status", f"ray.address={head.address}", "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["machines"]
-    return Counter(m["kind"] for m in found if not m["head"] and alive in (None, m["alive"]))
+    nodes = json.loads(done.stdout)["machines"]
+    return Counter(m["kind"] for m in nodes if not m["head"] and alive in (None, m["alive"]))
 
 
 def until(happened: Callable[[], bool], limit: float, what: str) -> None:
@@ -50,7 +50,7 @@ def until(happened: Callable[[], bool], limit: float, what: str) -> None:
 
 
 def world(head: RayHead, run: Path) -> None:
-    """Made on this machine: it needs no cluster."""
+    """Generate the demo world on this machine: it needs no cluster."""
     done = head.run("lrem", "world", *TINY, f"run_dir={run}")
     assert done.returncode == 0, done.stderr
 
@@ -59,45 +59,45 @@ def outputs(run: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (run / "curated").glob("*.parquet")}
 
 
-def test_queued_curation_brings_machines_up_and_idleness_takes_them_down(head: RayHead, tmp_path: Path) -> None:
+def test_queued_curation_adds_machines_and_idleness_removes_them(head: RayHead, tmp_path: Path) -> None:
     world(head, tmp_path)
     assert machines(head) == {}
     words = ["curate", *TINY, f"run_dir={tmp_path}", "curate.actors=2", "curate.part_rows=100"]
-    code, said = head.submit(None, *words, DATA)
-    assert code == 0, said
-    assert machines(head)["data"] >= 1  # that were up; nothing else could have done it
-    until(lambda: not machines(head, alive=True), DOWN_S, "idle machines taken down")
+    code, output = head.submit(None, *words, DATA)
+    assert code == 0, output
+    assert machines(head)["data"] >= 1  # only such a machine could run it
+    until(lambda: not machines(head, alive=True), DOWN_S, "removal of idle machines")
     assert machines(head, alive=False)["data"] >= 1
     assert len(outputs(tmp_path)) == 2
 
 
-def test_what_no_machine_can_give_is_refused_at_once(head: RayHead, tmp_path: Path) -> None:
+def test_resources_that_no_machine_has_are_refused_at_once(head: RayHead, tmp_path: Path) -> None:
     world(head, tmp_path)
     started = time.monotonic()
-    code, said = head.submit(None, "curate", *TINY, f"run_dir={tmp_path}", "placement.data={lrem_gold: 1}")
+    code, output = head.submit(None, "curate", *TINY, f"run_dir={tmp_path}", "placement.data={lrem_gold: 1}")
     assert code == 1
-    assert "no machine that this cluster has or may add has 1 CPU, 1 lrem_gold" in " ".join(said.split())
+    assert "no machine that this cluster has or may add has 1 CPU, 1 lrem_gold" in " ".join(output.split())
     assert time.monotonic() - started < 100  # ray.start_timeout_s is 180
     assert "data" not in machines(head, alive=True)
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_lost_with_work_on_it_loses_nothing(head: RayHead, tmp_path: Path) -> None:
-    """kill -9 of the raylet under one of two actors, in the midst: the job ends well, with the same files."""
+def test_losing_a_machine_during_curation_loses_nothing(head: RayHead, tmp_path: Path) -> None:
+    """kill -9 of the raylet of one of two actors, half-way: the job succeeds, with the same files."""
     lost, calm = tmp_path / "lost", tmp_path / "calm"
     world(head, lost)
     shutil.copytree(lost / "world", calm / "world")
     words = ["curate", *TINY, "curate.actors=2", "curate.part_rows=5"]
-    code, said = head.submit("lost", *words, f"run_dir={lost}", DATA, wait=False)
-    assert code == 0, said
+    code, output = head.submit("lost", *words, f"run_dir={lost}", DATA, wait=False)
+    assert code == 0, output
     until(lambda: any(lost.glob("curated/work/*/found/*.parquet")), UP_S, "the first part")
     victims = raylets(head, "data")
     assert victims
     victims[0].send_signal(signal.SIGKILL)
-    assert not (lost / "curated/triplets.parquet").exists(), "it was over before"
+    assert not (lost / "curated/triplets.parquet").exists(), "the job ended before the kill"
     until(lambda: "succeeded" in head.run("ray", "job", "status", "lost").stdout, 300, "the job's end")
-    code, said = head.submit(None, *words, f"run_dir={calm}")
-    assert code == 0, said
+    code, output = head.submit(None, *words, f"run_dir={calm}")
+    assert code == 0, output
     assert outputs(lost) == outputs(calm)
 
 
@@ -122,8 +122,8 @@ except Exception as error:
 
 
 @pytest.mark.slow
-def test_room_that_another_holds_is_waited_for(head: RayHead) -> None:
-    """Two machines of a kind at most, and one has work: who wants two waits, who wants three is refused."""
+def test_resources_in_use_are_waited_for(head: RayHead) -> None:
+    """With at most two machines, one of them busy: a request for two waits, a request for three is refused."""
     done = head.run("python", "-c", WAITING, head.address)
     assert done.returncode == 0, done.stderr
     assert "waited for its end" in done.stdout
@@ -136,28 +136,28 @@ def trained(head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained")
     world(head, run)
     for stage in (["curate"], ["cold-start"], ["reinforce", ROLLOUT], ["embed"], ["index", "build"]):
-        code, said = head.submit(None, *stage, *TINY, f"run_dir={run}")
-        assert code == 0, said
+        code, output = head.submit(None, *stage, *TINY, f"run_dir={run}")
+        assert code == 0, output
     return run
 
 
 @pytest.mark.slow
-def test_rollouts_bring_their_machine_up(head: RayHead, trained: Path) -> None:
+def test_rollouts_add_their_machine(head: RayHead, trained: Path) -> None:
     assert machines(head)["rollout"] >= 1
     assert [json.loads(line)["step"] for line in (trained / "logs/reinforce.jsonl").open()] == [1, 2, 3]
-    until(lambda: not machines(head, alive=True)["rollout"], DOWN_S, "the idle machine taken down")
+    until(lambda: not machines(head, alive=True)["rollout"], DOWN_S, "removal of the idle machine")
 
 
 @pytest.mark.slow
-def test_the_machine_of_the_rollouts_is_lost(head: RayHead, trained: Path, tmp_path: Path) -> None:
-    """kill -9 of the raylet under the only engine, in the midst: another machine comes, and no step is left out."""
+def test_losing_the_machine_of_the_rollouts_loses_no_step(head: RayHead, trained: Path, tmp_path: Path) -> None:
+    """kill -9 of the raylet of the only engine, half-way: another machine is added, and every step is done once."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     shutil.rmtree(run / "checkpoints/reinforce", ignore_errors=True)
     (run / "logs/reinforce.jsonl").unlink()
     words = ["reinforce", *TINY, f"run_dir={run}", ROLLOUT, "reinforce.steps=60"]
-    code, said = head.submit("rollouts", *words, wait=False)
-    assert code == 0, said
+    code, output = head.submit("rollouts", *words, wait=False)
+    assert code == 0, output
     until(lambda: steps(run) >= 5, UP_S, "step 5")
     [victim] = raylets(head, "rollout")
     before = steps(run)
@@ -173,37 +173,37 @@ def steps(run: Path) -> int:
 
 
 @pytest.mark.slow
-def test_replicas_come_with_load_and_go_without(head: RayHead, trained: Path, new_port: Callable[[], int]) -> None:
-    """Not a request fails while replicas and their machines come, and while they go."""
+def test_replicas_scale_with_the_load(head: RayHead, trained: Path, new_port: Callable[[], int]) -> None:
+    """No request fails while replicas and their machines are added and removed."""
     port = new_port()
     words = ["serve", *TINY, f"run_dir={trained}", f"serve.port={port}", "placement.reasoner={lrem_serving: 1}"]
     words += ["serve.embedder={max_replicas: 3, target_ongoing: 1}", "serve.cache_size=0", "serve.shards=1"]
-    code, said = head.submit("serve", *words, wait=False)
-    assert code == 0, said
+    code, output = head.submit("serve", *words, wait=False)
+    assert code == 0, output
     url = f"http://127.0.0.1:{port}"
     until(lambda: ready(url), UP_S, "the service")
     until(lambda: replicas(head) == 1, 60, "one embedder")
     failed: list[str] = []
     over = threading.Event()
-    askers = [threading.Thread(target=keep_asking, args=(url, i, over, failed)) for i in range(12)]
-    for asker in askers:
-        asker.start()
+    clients = [threading.Thread(target=send_queries, args=(url, i, over, failed)) for i in range(12)]
+    for client in clients:
+        client.start()
     try:
-        until(lambda: replicas(head) > 1, UP_S, "another embedder")
-        until(lambda: machines(head, alive=True)["serving"] > 1, UP_S, "another machine")
+        until(lambda: replicas(head) > 1, UP_S, "a second embedder")
+        until(lambda: machines(head, alive=True)["serving"] > 1, UP_S, "a second machine")
     finally:
         over.set()
-        for asker in askers:
-            asker.join(60)
-    calm = threading.Event()
-    one = threading.Thread(target=keep_asking, args=(url, 99, calm, failed, 0.5))
-    one.start()
+        for client in clients:
+            client.join(60)
+    slow_over = threading.Event()
+    slow_client = threading.Thread(target=send_queries, args=(url, 99, slow_over, failed, 0.5))
+    slow_client.start()
     try:
         until(lambda: replicas(head) == 1, 300, "one embedder again")
         until(lambda: machines(head, alive=True)["serving"] == 1, DOWN_S, "one machine again")
     finally:
-        calm.set()
-        one.join(60)
+        slow_over.set()
+        slow_client.join(60)
     assert failed == []
 
 
@@ -220,28 +220,28 @@ def replicas(head: RayHead) -> int:
     return int(re.findall(r"(\d+) RUNNING", parts.get("Embedder", "") or "0 RUNNING")[0])
 
 
-def keep_asking(url: str, number: int, over: threading.Event, failed: list[str], pause_s: float = 0.0) -> None:
+def send_queries(url: str, number: int, over: threading.Event, failed: list[str], pause_s: float = 0.0) -> None:
     with httpx.Client(base_url=url, timeout=60) as client:
-        asked = 0
+        sent = 0
         while not over.wait(pause_s):
-            asked += 1
-            body = {"query": f"warm hat {number} {asked}", "k": 3, "reason": "never"}
+            sent += 1
+            body = {"query": f"warm hat {number} {sent}", "k": 3, "reason": "never"}
             try:
-                answer = client.post("/v1/search", json=body)
+                response = client.post("/v1/search", json=body)
             except httpx.TransportError as error:
                 failed.append(repr(error))
                 continue
-            if answer.status_code != 200:
-                failed.append(f"{answer.status_code} {answer.text}")
-    if not asked:
-        failed.append(f"asker {number} asked nothing")
+            if response.status_code != 200:
+                failed.append(f"{response.status_code} {response.text}")
+    if not sent:
+        failed.append(f"client {number} sent nothing")
 
 
 def raylets(head: RayHead, kind: str) -> list[psutil.Process]:
-    """Machines of one kind, as processes."""
-    found = []
+    """Return the raylets of one kind of machine."""
+    processes = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or [""]
         if words[0].endswith("raylet/raylet") and any(str(head.folder) in word for word in words):
-            found.append(process)
-    return [process for process in found if process.environ().get("RAY_NODE_TYPE_NAME") == kind]
+            processes.append(process)
+    return [process for process in processes if process.environ().get("RAY_NODE_TYPE_NAME") == kind]
