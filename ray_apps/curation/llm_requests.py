@@ -83,11 +83,9 @@ def ask_judge(run: CurationRun) -> list[DeadLetter]:
 
     def requests() -> Iterator[_RowRequest]:
         for row in _rows(parts):
-            for item in (
-                row["candidates"][: settings.judged_per_query]
-                if row["outcome"] in (KEPT, KEPT_WITHOUT_REASONING)
-                else ()
-            ):
+            if row["outcome"] not in (KEPT, KEPT_WITHOUT_REASONING):
+                continue
+            for item in row["candidates"][: settings.judged_per_query]:
                 yield _RowRequest(judge_request(settings, row["query"], titles[item]), row | {"item_id": item})
 
     with AnswerStore(run.answers_file) as answers:
