@@ -1,5 +1,6 @@
 """The report's terminal tables and its plot."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,25 @@ LABELS = {  # of the systems, by key
 }
 
 
-def score_table(title: str, scores: SliceScores, k: dict[str, int]) -> Table:
-    """Build a table with one row per system, one column per category, and HitRate / Precision in percent."""
+def score_table(
+    title: str, scores: SliceScores, k: Mapping[str, int], labels: Mapping[str, str] | None = None
+) -> Table:
+    """Build a table with one column per category, and HitRate / Precision in percent.
+
+    Args:
+        scores: one row per system or variant. labels: name of a row → what to show for it.
+    """
     columns = [c for c in CATEGORIES if any(c in row for row in scores.values())]
     columns = list(dict.fromkeys([*columns[:-1], *(c for row in scores.values() for c in row if "=" not in c), "all"]))
     columns.append(columns.pop(columns.index("all")))
-    grid = Table(title=f"{title}: HitRate@{k['hit_rate']} / Precision@{k['precision']}, %")
-    grid.add_column("", no_wrap=True)
+    table = Table(title=f"{title}: HitRate@{k['hit_rate']} / Precision@{k['precision']}, %")
+    table.add_column("", no_wrap=True)
     for column in columns:
-        grid.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in scores.items():
         cells = (f"{100 * row[c]['hit_rate']:.1f}/{100 * row[c]['precision']:.1f}" for c in columns)
-        grid.add_row((LABELS | VARIANT_LABELS).get(name, name), *cells)
-    return grid
+        table.add_row((labels or {}).get(name, name), *cells)
+    return table
 
 
 def overview_table(report: dict[str, Any]) -> Table:
@@ -48,9 +55,9 @@ def overview_table(report: dict[str, Any]) -> Table:
     """
     primary, names = report["primary"], report["measures"]
     shown = list(dict.fromkeys([primary, "nDCG@10", "RR@10", "R@100", "Success@1"]))
-    grid = Table(title="all queries, % (95 % interval over queries)")
+    table = Table(title="all queries, % (95 % interval over queries)")
     for column in ("", *(names[name] for name in shown), "ms per query", "reasoned"):
-        grid.add_column(column, justify="right" if column else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, row in report["systems"].items():
         low, high = report["intervals"].get(name, {}).get("all", {}).get(primary, (None, None))
         ends = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
@@ -58,8 +65,8 @@ def overview_table(report: dict[str, Any]) -> Table:
         cost = report["cost"][name]
         ms = f"{cost['ms_per_query']:.1f}" if "ms_per_query" in cost else ""
         reasoned = f"{100 * cost['thinks']:.0f} %" if "thinks" in cost else ""
-        grid.add_row(report["names"].get(name, name), *cells, ms, reasoned)
-    return grid
+        table.add_row(report["names"].get(name, name), *cells, ms, reasoned)
+    return table
 
 
 def comparison_line(row: dict[str, Any], names: dict[str, str]) -> str:
@@ -89,14 +96,14 @@ def saturation_note(scores: SliceScores, k: int) -> str | None:
 
 def print_tables(console: Console, report: dict[str, Any]) -> None:
     """Print the systems, the comparisons, the probes, and the note on k."""
-    console.print(score_table("systems", report["systems"], report["k"]))
+    console.print(score_table("systems", report["systems"], report["k"], LABELS))
     if "intervals" in report:
         console.print(overview_table(report))
         for row in report["comparisons"]:
             if row["slice"] == "all":
                 console.print(comparison_line(row, report["names"]), highlight=False)
     if report["overrides"]:
-        console.print(score_table("override of the reasoning", report["overrides"], report["k"]))
+        console.print(score_table("override of the reasoning", report["overrides"], report["k"], VARIANT_LABELS))
     if routing := report["routing"]:
         scores = {name: mode["scores"] for name, mode in routing.items()}
         console.print(score_table("when to reason", scores, report["k"]))
