@@ -101,9 +101,9 @@ def prepare(folder: Path, rows: int) -> None:
     for number, (query_id, item_id) in enumerate(list(first.items())[:rows]):
         triplets.append(
             {
-                "query_ids": renderer.query(query[query_id], reasoning[query_id]),
+                "query_ids": renderer.query_ids(query[query_id], reasoning[query_id]),
                 "start": len(renderer.query_prompt(query[query_id])),
-                "item_ids": renderer.item(title[item_id]),
+                "item_ids": renderer.item_ids(title[item_id]),
                 "query_key": number,
                 "item_key": number,  # distinct, since the peer masks nothing: both see the same negatives
                 "negative_ids": [],
@@ -196,7 +196,8 @@ def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Cal
 
     from lrem.data.known_positives import KnownPositives
     from lrem.modeling.model import ReasoningEmbedder
-    from lrem.training.cold_start_step import accumulate_gradients, collate, state_gradient_norms
+    from lrem.training.cold_start_step import accumulate_gradients, collate
+    from lrem.training.gradient_observer import GradNormObserver
     from ray_apps.training.deepspeed_engine import engine_backward, make_engine, update
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -207,8 +208,9 @@ def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Cal
     known = KnownPositives(np.arange(len(rows)), np.arange(len(rows)))
 
     def step() -> None:
-        accumulate_gradients(collate(rows, known), given, engine, engine_backward(engine), engine.device)
-        state_gradient_norms(engine.module.state_gradients, engine.device)
+        batch, observer = collate(rows, known), GradNormObserver()
+        accumulate_gradients(batch, given, engine, engine_backward(engine), engine.device, observer)
+        observer.norms(engine.device)
         update(engine)
 
     return step

@@ -19,7 +19,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lrem.config import ColdStartConfig
-from lrem.modeling.model import EncoderOutput, encode
+from lrem.modeling.encoding import EncoderOutput, encode
 from lrem.modeling.sequences import Sequences
 from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients
 from lrem.training.memory_estimate import DecoderShape, peak_tflops, step_flops

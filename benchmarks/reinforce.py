@@ -121,7 +121,7 @@ def row_of(model: Any, query: str, item_id: str, title: str) -> dict[str, Any]:
         "title": title,
         "prompt": model.tokenizer.decode(prompt_ids),
         "prompt_ids": prompt_ids,
-        "item_ids": model.renderer.item(title),
+        "item_ids": model.renderer.item_ids(title),
     }
 
 
@@ -291,12 +291,13 @@ def one_rank(folder: Path, rows: list[dict[str, Any]], config: Any, pool: Any) -
 
 def engine(*given: Any) -> Any:
     """Return a vLLM engine that samples NEW_TOKENS tokens and never stops early, as the peer does."""
+    from lrem.modeling.thinking import DecodingPolicy
     from ray_apps.rollouts.engines import VllmEngine
 
     class SixteenTokens(VllmEngine):
         def sample(self, queries: list[str], n: int, seeds: list[int] | None = None) -> Any:
             prompts = [self.renderer.query_prompt(query) for query in queries]
-            return self.generate(prompts, n, self.config.temperature, NEW_TOKENS, [], seeds)
+            return self.generate(prompts, n, self.config.temperature, DecodingPolicy(NEW_TOKENS), seeds)
 
     return SixteenTokens(*given)
 

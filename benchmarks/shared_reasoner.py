@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
@@ -12,9 +11,7 @@ from lrem.data.known_positives import identity
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.template import FILE as TEMPLATE
 from ray_apps.rollouts.client import await_pool, start_pool, stop_pool
-from ray_apps.rollouts.engines import expected_reports
-from ray_apps.rollouts.pool import check_load_report
-from ray_apps.rollouts.weight_sync import pack_state, state_checksum
+from ray_apps.rollouts.weight_sync import WeightSync
 
 
 class SharedReasoner:
@@ -52,19 +49,10 @@ class SharedReasoner:
             self.stop()
             self.pool, self.text_format, self.version = start_pool(folder, self.config), text_format, 0
         model = ReasoningEmbedder.load(folder).eval().requires_grad_(False)
-        weights = pack_state(model.lm.state_dict())
+        temperature = self.config.rollout.temperature
+        sync = WeightSync(self.pool, self.config, model.renderer, lambda batch: model(batch, temperature).log_probs)
         self.version += 1
-        synced = self._await(self.pool.sync.remote([ray.put(weights)], self.version), "a model to be loaded")
-        rollout = self.config.rollout
-        reports = expected_reports(
-            lambda sequences: model(sequences, rollout.temperature).log_probs,
-            model.renderer,
-            synced.loaded,
-            self.version,
-            state_checksum(weights),
-        )
-        for report in reports:
-            check_load_report(*report, rollout.probe_tolerance)
+        sync.push(model.lm.state_dict(), self.version)
 
     def _await(self, reference: ObjectRef, what: str) -> Any:
         return await_pool(self.pool, reference, self.config, what)

@@ -88,18 +88,10 @@ class MtebModel:
         """
         if self.direct:
             return [None] * len(queries)
-        reasonings: list[str | None] = [""] * len(queries)
         if self.reason == "never":
-            return reasonings
-        prompts = [self.model.renderer.thinking_prompt(query) for query in queries]
-        order = sorted(range(len(queries)), key=lambda i: len(prompts[i]))  # similar lengths together, for less padding
-        for chosen in _batches(order, batch_size):
-            if self.reason == "auto":
-                chances = self.model.chances([queries[i] for i in chosen])
-                chosen = [i for i, chance in zip(chosen, chances, strict=True) if chance < self.think_below]
-            for i, thought in zip(chosen, self._think([prompts[i] for i in chosen]), strict=True):
-                reasonings[i] = thought
-        return reasonings
+            return [""] * len(queries)
+        think_below = self.think_below if self.reason == "auto" else None
+        return [*self.model.reason(queries, think_below, batch_size)]
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Return cosines [N, M] of embeddings [N, H] and [M, H], arrays or tensors."""
@@ -113,30 +105,6 @@ class MtebModel:
 
         return torch.as_tensor(pairwise_cos_sim(embeddings1, embeddings2))
 
-    @torch.inference_mode()
-    def _think(self, prompts: list[list[int]]) -> list[str]:
-        """A greedy thought for each prompt: one ordinary token at least, and closed at the budget."""
-        if not prompts:
-            return []
-        renderer, blank = self.model.renderer, self.model.tokenizer.pad_token_id
-        longest = max(map(len, prompts))
-        gaps = [longest - len(prompt) for prompt in prompts]
-        ids = torch.tensor([[blank] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)])  # [N, L]
-        seen = torch.arange(longest) >= torch.tensor(gaps)[:, None]  # [N, L]
-        stop = [renderer.close, renderer.emb]
-        out = self.model.lm.generate(
-            ids.to(self.device),
-            attention_mask=seen.long().to(self.device),
-            max_new_tokens=renderer.template.budget,
-            min_new_tokens=1,
-            suppress_tokens=list(renderer.no_specials(stop)),
-            eos_token_id=stop,
-            pad_token_id=blank,
-            do_sample=False,
-            repetition_penalty=1.0,  # some models come with one
-        )
-        return [renderer.thought(row) for row in out[:, longest:].tolist()]
-
     def _check(self, folder: Path) -> None:
         if self.reason not in get_args(Reason):
             raise DataError(f"reason='{self.reason}' is unknown: choose one of {', '.join(get_args(Reason))}")
@@ -148,15 +116,6 @@ def _objective(folder: Path) -> str | None:
     """Return the objective that the folder records, or None if it records none."""
     file = folder / RECORD
     return json.loads(file.read_text(encoding="utf-8")).get("objective") if file.exists() else None
-
-
-def _batches(order: list[int], size: int) -> list[list[int]]:
-    """Split into batches of `size`.
-
-    >>> _batches([3, 1, 2], 2)
-    [[3, 1], [2]]
-    """
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _model_metas() -> ModuleType:

@@ -13,7 +13,7 @@ from lrem.modeling.template import EMB, Renderer
 
 def write(folder: Path, renderer: Renderer, dimensions: int) -> None:
     """Add the files that sentence-transformers 6 reads to a model folder. dimensions: H."""
-    limit = len(renderer.item("")) + renderer.template.max_item_tokens
+    limit = len(renderer.item_ids("")) + renderer.template.max_item_tokens
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     transformer = {
         "transformer_task": "feature-extraction",
@@ -39,7 +39,7 @@ def write(folder: Path, renderer: Renderer, dimensions: int) -> None:
 
 
 def _item_form(renderer: Renderer) -> str:
-    """`Renderer.item` in Jinja: spacing made plain, control tokens taken out of the title, `<emb>` at the end."""
+    """`Renderer.item_ids` in Jinja: spacing made plain, control tokens taken out of the title, `<emb>` at the end."""
     template = renderer.template
     title = "messages[-1]['content']" + "".join(f".replace({token!r}, ' ')" for token in renderer.control)
     return (

@@ -3,8 +3,8 @@
     query   prefix q suffix <think> kw1, kw2, … </think><emb>
     item    prefix title suffix <emb>
 
-The embedding is read at `<emb>`. The template is stored with the model, so that training, rollouts and
-serving cannot disagree. Knows a tokenizer; does not know the model. Source: paper, "Sequence format".
+The embedding is read at `<emb>`. The template is stored with the model, so that training, rollouts and serving
+cannot disagree. Source: paper, "Sequence format".
 """
 
 import json
@@ -23,10 +23,10 @@ FILE = "lrem_template.json"
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around the user's text, and the token limits.
+    """The text around a query or a title, and the token limits.
 
-    `budget` is the paper's l, counted between `<think>` and `</think>`. `matryoshka` lists the shorter
-    lengths that embeddings were trained to be cut to.
+    `budget` is the paper's l, counted between `<think>` and `</think>`. `matryoshka` lists the shorter lengths to
+    which embeddings can be cut.
     """
 
     query_prefix: str
@@ -44,14 +44,18 @@ class Template:
 
     @classmethod
     def load(cls, folder: Path) -> "Template":
-        """Read the template of a model folder; FileNotFoundError where it has none."""
+        """Read the template of a model folder.
+
+        Raises:
+            FileNotFoundError: the folder has no template.
+        """
         fields = json.loads((folder / FILE).read_text())
         return cls(**fields | {"matryoshka": tuple(fields.get("matryoshka", ()))})
 
 
-# Two markers in place of the prose: a small model trained from nothing learns roles from one token each.
+# Markers instead of prose: a small model trained from scratch learns each role from one token.
 COMPACT = Template(QUERY, "", ITEM, "")
-# ChatML, as Qwen2.5-Instruct was trained; the instruction is our wording of the paper's description.
+# ChatML, as in the training of Qwen2.5-Instruct; the instruction is our wording of the paper's description.
 CHAT = Template(
     query_prefix="<|im_start|>system\nYou understand the shopping queries of an online shop.<|im_end|>\n"
     "<|im_start|>user\nThink about the shopping intent of the query from several angles and list related "
@@ -63,14 +67,14 @@ CHAT = Template(
 
 
 class ParsedCompletion(NamedTuple):
-    """One sampled completion, read back: the reasoning's ids, and whether the format was kept."""
+    """One sampled completion: the ids of its reasoning, and whether it has the right format."""
 
     reasoning: list[int]
     well_formed: bool
 
 
 class Renderer:
-    """Renders text to ids and parses sampled ids, for one template and one tokenizer.
+    """Text to token ids and back, for one template and one tokenizer.
 
     Raises:
         ValueError: the tokenizer lacks `<think>`, `</think>` or `<emb>` as single tokens.
@@ -81,7 +85,7 @@ class Renderer:
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in (THINK, CLOSE, EMB) if token not in vocabulary]
         if missing:
-            raise ValueError(f"the tokenizer has no token {missing}: load the model with ReasoningEmbedder.load")
+            raise ValueError(f"the tokenizer has no token {missing}: ReasoningEmbedder.load adds it")
         self.think, self.close, self.emb = (vocabulary[token] for token in (THINK, CLOSE, EMB))
         self.special = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
         self.special |= {self.think, self.close, self.emb}
@@ -92,42 +96,38 @@ class Renderer:
         self._item = self._encode(template.item_prefix), self._encode(template.item_suffix)
 
     def query_prompt(self, query: str) -> list[int]:
-        """Ids up to where the model starts to write. Text beyond `max_query_tokens` is cut."""
+        """Return the ids up to where the model begins to write. A query beyond `max_query_tokens` is cut."""
         prefix, suffix = self._query
         return prefix + self.text_ids(query)[: self.template.max_query_tokens] + suffix
 
+    def thinking_prompt(self, query: str) -> list[int]:
+        """Return the ids up to where a reasoning begins: the prompt and `<think>`."""
+        return [*self.query_prompt(query), self.think]
+
     def reasoning_ids(self, reasoning: str) -> list[int]:
-        """Ids of a keyword list, cut to the budget."""
+        """Return the ids of a keyword list, cut to the budget."""
         return self.text_ids(reasoning)[: self.template.budget] if reasoning.strip() else []
 
     def reasoning_text(self, ids: list[int]) -> str:
-        """The keyword list that `ids` spell."""
+        """Return the keyword list that `ids` spell."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def thinking_prompt(self, query: str) -> list[int]:
-        """Ids up to where a thought begins: the prompt, and `<think>`."""
-        return [*self.query_prompt(query), self.think]
-
-    def thought(self, sampled: Sequence[int]) -> str:
-        """The keyword list of a thought as it was sampled, special tokens left out."""
+    def thought_text(self, sampled: Sequence[int]) -> str:
+        """Return the keyword list of a sampled reasoning, without special tokens."""
         return self.reasoning_text([token for token in sampled if token not in self.special])
 
-    def no_specials(self, but: list[int]) -> dict[int, float]:
-        """Logit biases that keep special tokens out of a thought, but some: id → bias."""
-        return dict.fromkeys(sorted(self.special - set(but)), -100.0)
-
     def completion(self, reasoning: list[int]) -> list[int]:
-        """`<think>` reasoning `</think><emb>`: what the model is taught to write after the prompt."""
+        """Return `<think>` reasoning `</think><emb>`: what the model learns to write after the prompt."""
         return [self.think, *reasoning[: self.template.budget], self.close, self.emb]
 
-    def query(self, query: str, reasoning: str | None) -> list[int]:
-        """A whole query sequence; None reads the embedding straight after the prompt, without thinking."""
+    def query_ids(self, query: str, reasoning: str | None) -> list[int]:
+        """Return a whole query sequence; with None, `<emb>` follows the prompt directly."""
         if reasoning is None:
             return [*self.query_prompt(query), self.emb]
         return self.query_prompt(query) + self.completion(self.reasoning_ids(reasoning))
 
-    def item(self, title: str) -> list[int]:
-        """A whole item sequence. Text beyond `max_item_tokens` is cut."""
+    def item_ids(self, title: str) -> list[int]:
+        """Return a whole item sequence. A title beyond `max_item_tokens` is cut."""
         prefix, suffix = self._item
         return [*prefix, *self.text_ids(title)[: self.template.max_item_tokens], *suffix, self.emb]
 
@@ -149,9 +149,9 @@ class Renderer:
         return ParsedCompletion(ordinary[: self.template.budget], False)
 
     def text_ids(self, text: str) -> list[int]:
-        """A user's text may spell control tokens; they are data here, so they are taken out.
+        """Return the ids of a user's text. Control tokens in it are removed: text is data.
 
-        It begins with a space: a word has the same token at the start of a text as within it.
+        The text begins with a space, so that a word has the same token at the start as in the middle.
         """
         plain = " ".join(self._control.sub(" ", text).split())
         return self._encode(f" {plain}" if plain else "")

@@ -1,7 +1,6 @@
 """One step of stage 1: SFT on the reasoning and InfoNCE on the embedding, from one pass over the queries.
 
-Knows rendered rows, the model's forward and the two losses; what drives the backward (DeepSpeed, plain PyTorch) is
-handed in. Source: paper, "Stage 1".
+The caller hands in what runs forward and backward: DeepSpeed, or plain PyTorch. Source: paper, "Stage 1".
 """
 
 from collections.abc import Callable, Sequence
@@ -13,15 +12,16 @@ from torch import Tensor
 
 from lrem.config import ColdStartConfig
 from lrem.data.known_positives import KnownPositives
-from lrem.modeling.model import EncoderOutput
+from lrem.modeling.encoding import EncoderOutput
 from lrem.modeling.sequences import Sequences
 from lrem.training.distributed import sum_over_ranks, world_size
 from lrem.training.gradcache import Backward, Chunk, cached_backward, make_chunks
+from lrem.training.gradient_observer import GradNormObserver
 from lrem.training.losses import info_nce, sft, truncate
 
 
 class ColdStartBatch(NamedTuple):
-    """A rank's rows of one step: B queries, then M ≥ B items, the positives first and in the queries' order."""
+    """One rank's rows of a step: B queries, then M ≥ B items, the positives first and in the queries' order."""
 
     queries: list[list[int]]
     scored: list[tuple[int, int]] | None  # [start, end) of each query's completion; None: nothing to imitate
@@ -31,7 +31,7 @@ class ColdStartBatch(NamedTuple):
 
     @property
     def work(self) -> tuple[int, int, int]:
-        """(real tokens, Σ length², supervised tokens): what the step's speed is reckoned from."""
+        """(real tokens, Σ length², supervised tokens), for the step's speed."""
         lengths = np.array([len(row) for row in self.queries + self.items])
         scored = sum(end - start for start, end in self.scored or [])
         return int(lengths.sum()), int((lengths**2).sum()), scored
@@ -44,12 +44,13 @@ def collate(
     thought_dropout: float = 0.0,
     random: np.random.Generator | None = None,
 ) -> ColdStartBatch:
-    """Rendered rows → a batch.
+    """Turn tokenised rows into a batch.
 
     Args:
-        rows: `query_ids`, `start`, `item_ids`, `query_key`, `item_key`, and the negatives' ids and keys.
-        thought_dropout: share of rows that embed with an empty reasoning and are not imitated, so that a model
-            also embeds without thinking (O1 Embedder, arXiv 2502.07555).
+        rows: `query_ids`, `start`, `item_ids`, `query_key`, `item_key`, `negative_ids` and `negative_keys`.
+        imitate: whether the reasonings are trained on.
+        thought_dropout: share of rows that embed with an empty reasoning and are not imitated, so that the model
+            learns to embed without thinking too (O1 Embedder, arXiv 2502.07555).
     """
     queries, scored = [], []
     for row in rows:
@@ -68,14 +69,19 @@ def collate(
 def accumulate_gradients(
     batch: ColdStartBatch,
     settings: ColdStartConfig,
-    forward: Callable[[Sequences], EncoderOutput],
+    forward: Callable[..., EncoderOutput],
     step_backward: Backward,
     device: torch.device,
+    observer: GradNormObserver | None = None,
 ) -> dict[str, float]:
-    """Back-propagate one step's loss, in chunks; returns the global `info_nce` and, where imitated, `sft`.
+    """Back-propagate one step's loss, in chunks; return the global `info_nce` and, if it imitates, `sft`.
 
-    L = info_nce_weight · L_InfoNCE + sft_weight · L_SFT; with Matryoshka dimensions L_InfoNCE is the mean over
-    the whole embedding and its shortened forms (arXiv 2205.13147).
+    L = info_nce_weight · L_InfoNCE + sft_weight · L_SFT; with Matryoshka dimensions L_InfoNCE is the mean over the
+    whole embedding and its shortened forms (arXiv 2205.13147).
+
+    Args:
+        forward: Sequences → EncoderOutput; with `observer` it must accept `observe` too, see `encode`.
+        observer: records the gradient of each loss.
     """
     size = len(batch.queries)
     parts = make_chunks(batch.queries, batch.scored, 0, settings.chunk_tokens, device)
@@ -84,35 +90,24 @@ def accumulate_gradients(
     known = torch.from_numpy(batch.known).to(device)
     supervised = batch.work[2] if settings.sft_mean == "token" else size
     count = sum_over_ranks(torch.tensor(float(supervised), device=device))
-    imitation = torch.zeros((), device=device)
+    sft_value = torch.zeros((), device=device)
 
-    def contrast(embeddings: Tensor) -> Tensor:
+    def observed(sequences: Sequences) -> EncoderOutput:
+        return forward(sequences) if observer is None else forward(sequences, observe=observer.record)
+
+    def contrastive_loss(embeddings: Tensor) -> Tensor:
         views = [embeddings, *(truncate(embeddings, d) for d in settings.matryoshka)]
         terms = [info_nce(v[:size], v[size:], positives, keys, known, settings.temperature) for v in views]
         return settings.info_nce_weight * torch.stack(terms).mean()
 
-    def imitate(encoded: EncoderOutput, part: Chunk) -> Tensor | None:
+    def imitation_loss(encoded: EncoderOutput, part: Chunk) -> Tensor | None:
         if encoded.log_probs is None or part.sequences.scored is None:
             return None
         term = sft(encoded.log_probs, part.sequences.scored, count)
-        imitation.add_(term.detach())
+        sft_value.add_(term.detach())
         return settings.sft_weight * term
 
-    value = cached_backward(parts, forward, contrast, imitate, step_backward, settings.graph_tokens)
-    losses = sum_over_ranks(torch.stack([value, imitation])) / world_size()
-    found = {"info_nce": losses[0].item() / (settings.info_nce_weight or 1.0)}
-    return found if batch.scored is None else found | {"sft": losses[1].item()}
-
-
-def state_gradient_norms(squares: dict[str, Tensor], device: torch.device) -> dict[str, float]:
-    """Norm of each loss's gradient at the last layer's states, over the global batch; clears `squares`.
-
-    Measured where the two losses part, so it costs nothing and holds under every ZeRO stage; the norm over all
-    parameters is the optimiser's. The weights of the losses are in it. Source: GradNorm (arXiv 1711.02257).
-    """
-    local = {name: value.to(device) for name, value in squares.items()}
-    names = sorted(local)  # the same on every rank: their chunks are alike
-    sums = sum_over_ranks(torch.stack([local[name] for name in names]))
-    squares.clear()
-    norms = (sums.sqrt() / world_size()).tolist()
-    return {f"grad_norm_{name}": norm for name, norm in zip(names, norms, strict=True)}
+    value = cached_backward(parts, observed, contrastive_loss, imitation_loss, step_backward, settings.graph_tokens)
+    losses = sum_over_ranks(torch.stack([value, sft_value])) / world_size()
+    values = {"info_nce": losses[0].item() / (settings.info_nce_weight or 1.0)}
+    return values if batch.scored is None else values | {"sft": losses[1].item()}

@@ -1,10 +1,15 @@
 """The collectives that losses and batches need, exact in value and gradient; identities without a process group."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from lrem.errors import RolloutError
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -81,3 +86,22 @@ def max_over_ranks(value: int, device: torch.device) -> int:
     found = torch.tensor(value, device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
+
+
+def run_on_first_rank(work: Callable[[], T]) -> T:
+    """Return the result of `work` on rank 0, on every rank.
+
+    Raises:
+        RolloutError: `work` failed on rank 0; every rank raises it.
+    """
+    result: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            result[0] = work()
+        except Exception as error:  # of any kind: the other ranks wait for it
+            result[1] = f"{error}"
+    if world_size() > 1:
+        dist.broadcast_object_list(result)
+    if result[1] is not None:
+        raise RolloutError(result[1])
+    return cast(T, result[0])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrem.modeling.model import EncoderOutput
+from lrem.modeling.encoding import EncoderOutput
 from lrem.modeling.sequences import Group, Sequences, pack_groups, pad
 from lrem.training.batching import chunk_by_length
 from lrem.training.distributed import max_over_ranks

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lrem.config import ReinforceConfig
 from lrem.data.known_positives import KnownPositives
-from lrem.modeling.model import EncoderOutput
+from lrem.modeling.encoding import EncoderOutput
 from lrem.modeling.sequences import Group, Sequences
 from lrem.modeling.template import ParsedCompletion, Renderer
 from lrem.training.distributed import gather_rows, sum_over_ranks, world_size
@@ -100,7 +100,7 @@ def collate(
         old,
         sampled,
         torch.tensor([rollout.version for rollout in flat]),
-        [renderer.item(title) for title in titles],
+        [renderer.item_ids(title) for title in titles],
         torch.tensor(keys),
         torch.from_numpy(np.asarray(known.table([row["query_key"] for row in rows]))),
     )

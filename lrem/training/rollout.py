@@ -1,4 +1,4 @@
-"""What is sampled from a policy, as plain records: light to import, for processes that only pass them on."""
+"""Records of what a policy samples and which weights an engine holds; light to import, without torch."""
 
 from typing import NamedTuple
 
@@ -12,15 +12,23 @@ class Rollout(NamedTuple):
 
 
 class LoadReport(NamedTuple):
-    """What an engine says of the weights it took: their version and checksum, and a probe of what it now samples."""
+    """An engine's answer to new weights: their version and checksum, and a probe of what it now samples."""
 
     version: int
     checksum: int
     probe: list[Rollout]
 
 
+class SyncReport(NamedTuple):
+    """The result of a weight sync: each engine's report by its name."""
+
+    loaded: dict[str, LoadReport]
+    waited_s: float  # seconds until the calls before the sync were answered
+    restarts: int  # engines replaced so far
+
+
 class ReasoningResponse(NamedTuple):
-    """The reasonings of each query, None where it was not thought over, and the seconds until that was decided."""
+    """The reasonings of each query, None for a query that needs none, and the seconds until that was decided."""
 
     reasonings: list[list[str] | None]
     decided_s: float

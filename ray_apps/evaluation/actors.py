@@ -31,7 +31,7 @@ class SearchActor:
 
     def empty_probabilities(self, queries: list[str]) -> list[float]:
         """Return for each query the model's probability, 0 to 1, that it needs no reasoning."""
-        return self.model.chances(queries)
+        return self.model.empty_reasoning_probabilities(queries)
 
     def search(self, queries: list[str], reasonings: list[str | None]) -> list[Ranking]:
         """Return the top `depth` items of each query."""

@@ -8,6 +8,7 @@ from ray.actor import ActorHandle
 
 from lrem.config import Config
 from lrem.evaluation.system_run import SystemRun, reasoned_share, timed
+from lrem.modeling.thinking import needs_thinking
 from ray_apps.cluster.gpus import plan_gpus
 from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.resources import bundle
@@ -77,7 +78,7 @@ def generate_reasonings(
 ) -> Reasonings:
     """Generate reasonings with a rollout pool: greedy ones, and `samples` per query at the rollouts' temperature."""
     probabilities, decision_s = timed(lambda: call_in_batches(searcher.empty_probabilities, config, queries))
-    hard = [probability < config.serve.think_below for probability in probabilities]
+    hard = [needs_thinking(probability, config.serve.think_below) for probability in probabilities]
     pool = start_pool(folder, config, workers=1, started=True)  # beside the searcher
 
     def reason(texts: list[str], temperature: float = 0.0, seeds: list[int] | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The rollout pool from outside: started by a driver, asked by drivers and ranks, each wait with its deadline."""
+"""The rollout pool from outside: start and stop it, and wait for its results, with a deadline each."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -13,23 +13,24 @@ from lrem.errors import RolloutError
 from ray_apps.cluster.gpus import plan_gpus
 from ray_apps.cluster.placement import driver_node, reserve, wait_for_resources
 from ray_apps.cluster.resources import bundle
-from ray_apps.rollouts.pool import ENGINES, RolloutPool, engine_bundle
+from ray_apps.rollouts.engine_actors import ENGINES, engine_bundle
+from ray_apps.rollouts.pool import RolloutPool
 
 
 def start_pool(folder: Path, config: Config, workers: int = 0, started: bool = False) -> ActorHandle:
-    """Start a pool on one model folder, beside `workers` training workers; returns when its engines are up.
+    """Start a pool on a model folder, beside `workers` training workers; return when its engines are up.
 
     Args:
-        started: whether these run already, and need no more room.
+        started: the workers run already, and need no further resources.
 
     Raises:
-        DataError: the cluster will never have room for engines and workers together.
-        TimeoutError: it has none within ray.start_timeout_s.
+        DataError: the cluster can never hold engines and workers together.
+        TimeoutError: it has no free resources within ray.start_timeout_s.
         RolloutError: an engine was not up in time.
     """
     rollout, limit = config.rollout, config.ray.start_timeout_s
     plan = plan_gpus(config, workers, rollout.actors, rollout.tensor_parallel)
-    share = 0.4 if plan.shared else 0.9  # of the GPU's memory: half where a training worker has the other
+    share = 0.4 if plan.shared else 0.9  # of the GPU's memory; a training worker may need the other half
     actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=driver_node())(RolloutPool)
     training = [] if started else [bundle(1.0, plan.worker_gpus, config.placement.training)] * plan.workers
     gpus = plan.engine_gpus * rollout.tensor_parallel
@@ -40,7 +41,7 @@ def start_pool(folder: Path, config: Config, workers: int = 0, started: bool = F
     pool = actor.remote(str(folder), config, ENGINES.get(rollout.engine, rollout.engine), gpus, share)
     try:
         with reserve(training if plan.shared else [], what, limit, config.placement.workers):
-            await_pool(pool, pool.start.remote(), config, f"its start on {folder}")
+            await_pool(pool, pool.start.remote(), config, f"the rollout pool's start on {folder}")
     except BaseException:
         stop_pool(pool)
         raise
@@ -48,35 +49,43 @@ def start_pool(folder: Path, config: Config, workers: int = 0, started: bool = F
 
 
 def stop_pool(pool: ActorHandle) -> None:
-    """End the pool with its engines, and give their room back."""
+    """Stop the pool and its engines, and free their resources."""
     with suppress(RayError, TimeoutError):  # it may be lost
         ray.get(pool.close.remote(), timeout=30)
     ray.kill(pool)
 
 
-def await_pool(pool: ActorHandle, asked: Any, config: Config, what: str) -> Any:
-    """The pool's answer. It may take long, while the pool gets on: calls are answered, or engines replaced.
+def await_pool(pool: ActorHandle, reference: Any, config: Config, what: str) -> Any:
+    """Return the result of one of the pool's methods.
+
+    It may take long as long as the pool makes progress: calls are answered, or engines replaced.
+
+    Args:
+        what: the result's name in error messages.
 
     Raises:
-        TimeoutError: nothing was answered or replaced for longer than the pool's own deadlines allow.
+        TimeoutError: the pool made no progress for longer than its own deadlines allow.
         RolloutError: as the pool raised it, or the pool was lost.
     """
     limit = config.rollout.timeout_s + config.rollout.sync_timeout_s + config.ray.start_timeout_s
-    seen = -1
+    progress = -1
     try:
-        while not ray.wait([asked], timeout=limit)[0]:
-            before, seen = seen, ray.get(pool.progress.remote(), timeout=limit)
-            if seen == before:
-                raise TimeoutError(f"waited {limit:.0f} s for {what}, and the rollout pool does nothing: see its log")
-        return ray.get(asked, timeout=limit)
+        while not ray.wait([reference], timeout=limit)[0]:
+            before, progress = progress, ray.get(pool.progress.remote(), timeout=limit)
+            if progress == before:
+                raise TimeoutError(f"waited {limit:.0f} s for {what} without progress of the rollout pool: see its log")
+        return ray.get(reference, timeout=limit)
     except RolloutError as error:
         raise RolloutError(str(getattr(error, "cause", error))) from error
     except RayActorError as error:
-        raise RolloutError(f"the rollout pool was lost while asked for {what}: run again with --resume") from error
+        raise RolloutError(f"the rollout pool was lost during {what}: run again with --resume") from error
 
 
 def get_within(references: list[Any], timeout_s: float, what: str) -> list[Any]:
-    """ray.get with a deadline whose error says what was waited for.
+    """Return `ray.get` of the references, with a deadline.
+
+    Args:
+        what: the results' name in the error message.
 
     Raises:
         TimeoutError: the deadline passed.
@@ -84,4 +93,4 @@ def get_within(references: list[Any], timeout_s: float, what: str) -> list[Any]:
     try:
         return list(ray.get(references, timeout=timeout_s))
     except ray.exceptions.GetTimeoutError as error:
-        raise TimeoutError(f"waited {timeout_s:.0f} s for {what}: look at `ray status` for what is missing") from error
+        raise TimeoutError(f"waited {timeout_s:.0f} s for {what}: see `ray status` for missing resources") from error

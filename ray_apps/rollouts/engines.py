@@ -1,28 +1,25 @@
-"""What samples reasonings inside an actor: vLLM, or transformers behind the same methods.
+"""Inference engines that sample reasonings: vLLM, or transformers behind the same methods.
 
-An engine serves one version of the policy at a time, and says with every rollout which. Knows nothing of Ray: who
-starts it, and what happens when it is lost, is ray_apps.rollouts.pool's.
+An engine serves one version of the policy at a time and marks each rollout with it. Engines know nothing of Ray:
+ray_apps.rollouts.pool starts them in actors and replaces those that are lost.
 """
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer
 
 from lrem.config import RolloutConfig
 from lrem.modeling.model import ReasoningEmbedder
-from lrem.modeling.sequences import Sequences, pad
 from lrem.modeling.template import Renderer, Template
+from lrem.modeling.thinking import DecodingPolicy
 from lrem.training.rollout import LoadReport, Rollout
-from ray_apps.rollouts.weight_sync import PackedState, state_checksum, unpack_state
+from ray_apps.rollouts.weight_sync import PackedState, probe_prompts, state_checksum, unpack_state
 
 GREEDY, SAMPLED = {"do_sample": False}, {"do_sample": True, "top_k": 0, "top_p": 1.0}
-PROBE_QUERY, PROBE_WORDS = "red shoes for the rain", "boots, waterproof, leather shoes, rubber sole"
 
 
 class Engine(ABC):
@@ -38,27 +35,26 @@ class Engine(ABC):
         prompts: list[list[int]],
         n: int,
         temperature: float,
-        max_tokens: int,
-        stop: list[int],
+        decoding: DecodingPolicy,
         seeds: list[int] | None = None,
-        at_least: int = 0,
     ) -> list[list[Rollout]]:
         """Sample `n` completions of each prompt; temperature 0 is greedy. The stop token is kept.
 
-        top-p and top-k stay off: truncated sampling would bias the importance ratio. `seeds`, one a prompt, make
-        the samples of a call repeatable. No stop token comes before `at_least` others, which are ordinary ones then.
+        top-p and top-k stay off: truncated sampling would bias the importance ratio.
+
+        Args:
+            seeds: one per prompt; they make the samples of a call repeatable.
         """
 
     @abstractmethod
     def load(self, weights: PackedState) -> None:
-        """Replace all weights, and forget what was computed with the old ones."""
+        """Replace all weights, and drop what was computed with the old ones."""
 
     def sample(self, queries: list[str], n: int, seeds: list[int] | None = None) -> list[list[Rollout]]:
-        """n training rollouts of each query, free from the first token on, cut at budget + slack."""
-        renderer = self.renderer
-        prompts = [renderer.query_prompt(query) for query in queries]
-        length = renderer.template.budget + self.config.slack
-        return self.generate(prompts, n, self.config.temperature, length, [renderer.emb], seeds)
+        """Return n training rollouts of each query."""
+        prompts = [self.renderer.query_prompt(query) for query in queries]
+        decoding = DecodingPolicy.rollout(self.renderer, self.config.slack)
+        return self.generate(prompts, n, self.config.temperature, decoding, seeds)
 
     def reason(
         self,
@@ -67,59 +63,30 @@ class Engine(ABC):
         seeds: list[int] | None = None,
         must_think: bool = False,
     ) -> list[str]:
-        """One reasoning a query: `<think>` is given, the close is forced at the budget, and not allowed at once if it
-        must think."""
-        renderer = self.renderer
-        prompts = [renderer.thinking_prompt(query) for query in queries]
-        budget = renderer.template.budget
-        stop = [renderer.close, renderer.emb]
-        groups = self.generate(prompts, 1, temperature, budget, stop, seeds, int(must_think))
-        return [renderer.thought(group[0].tokens) for group in groups]
+        """Return one reasoning of each query; empty ones are possible unless `must_think`."""
+        prompts = [self.renderer.thinking_prompt(query) for query in queries]
+        groups = self.generate(prompts, 1, temperature, DecodingPolicy.reasoning(self.renderer, must_think), seeds)
+        return [self.renderer.thought_text(group[0].tokens) for group in groups]
 
     def update_weights(self, weights: PackedState, version: int) -> LoadReport:
-        """Take a whole new policy under its version; the answer is for the sender to compare with its own."""
-        found = state_checksum(weights)
+        """Load a whole new policy under its version; the sender compares the report with its own weights."""
+        checksum = state_checksum(weights)
         self.load(weights)
         self.version = version
-        return LoadReport(version, found, self.probe())
+        return LoadReport(version, checksum, self.probe())
 
     def probe(self) -> list[Rollout]:
-        """One token after each of `probe_prompts`, sampled as rollouts are: cheap, and it goes through every layer."""
+        """Sample one token after each of `probe_prompts`, as for rollouts: cheap, and it runs through every layer."""
         prompts = probe_prompts(self.renderer)
-        groups = self.generate(prompts, 1, self.config.temperature, 1, [], list(range(len(prompts))))
+        groups = self.generate(prompts, 1, self.config.temperature, DecodingPolicy(1), list(range(len(prompts))))
         return [group[0] for group in groups]
-
-
-def probe_prompts(renderer: Renderer) -> list[list[int]]:
-    """A fixed query and beginnings of a fixed reasoning: what engine and trainer are compared on."""
-    prompt, words = renderer.query_prompt(PROBE_QUERY), renderer.completion(renderer.reasoning_ids(PROBE_WORDS))
-    return [prompt + words[:end] for end in range(0, len(words), 2)]
-
-
-def expected_reports(
-    score: Callable[[Sequences], Tensor], renderer: Renderer, found: dict[str, LoadReport], version: int, sent: int
-) -> Iterator[tuple[str, LoadReport, LoadReport]]:
-    """Each engine's answer to a sync, and what it should have been: its tokens with our own log-probabilities.
-
-    Args:
-        score: the policy's log-probabilities [B, L], at the temperature of rollouts.
-        version, sent: under what version and with what checksum the weights went.
-    """
-    prompts = probe_prompts(renderer) * len(found)
-    probes = [rollout for loaded in found.values() for rollout in loaded.probe]
-    rows = [prompt + rollout.tokens for prompt, rollout in zip(prompts, probes, strict=True)]
-    log_probs = score(pad(rows, [(len(prompt), len(row)) for prompt, row in zip(prompts, rows, strict=True)]))
-    own = iter([log_probs[i, len(prompt)].item() for i, prompt in enumerate(prompts)])
-    for name, loaded in found.items():
-        probe = [Rollout(rollout.tokens, [next(own)], version) for rollout in loaded.probe]
-        yield name, loaded, LoadReport(version, sent, probe)
 
 
 class VllmEngine(Engine):
     """vLLM over a model folder, in this process.
 
     Args:
-        logprobs: of the distribution sampled from, temperature included; `raw_logprobs`: before anything is masked.
+        logprobs: of the distribution that is sampled from, temperature included; `raw_logprobs`: before any masking.
     """
 
     def __init__(
@@ -136,11 +103,11 @@ class VllmEngine(Engine):
 
         self.llm = LLM(
             folder,
-            runner="generate",  # the folder also describes its item side, which vLLM would take for its only one
+            runner="generate",  # the folder also describes its item side, which vLLM would take for the only one
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             tensor_parallel_size=config.tensor_parallel,
-            # by itself it would take Ray, whose bundles hold a GPU each; ours holds all of an engine's
+            # vLLM's default is Ray, whose bundles hold one GPU each; our bundle holds all GPUs of an engine
             distributed_executor_backend="mp" if config.tensor_parallel > 1 else None,
             gpu_memory_utilization=gpu_memory,
             enforce_eager=not torch.cuda.is_available(),
@@ -155,10 +122,8 @@ class VllmEngine(Engine):
         prompts: list[list[int]],
         n: int,
         temperature: float,
-        max_tokens: int,
-        stop: list[int],
+        decoding: DecodingPolicy,
         seeds: list[int] | None = None,
-        at_least: int = 0,
     ) -> list[list[Rollout]]:
         """See `Engine.generate`."""
         from vllm import SamplingParams, TokensPrompt
@@ -167,14 +132,9 @@ class VllmEngine(Engine):
             SamplingParams(
                 n=n,
                 temperature=temperature,
-                max_tokens=max_tokens,
-                min_tokens=at_least,
-                logit_bias=self.renderer.no_specials(stop) if at_least else None,
-                stop_token_ids=stop,
-                ignore_eos=True,
-                detokenize=False,
                 logprobs=0,
                 seed=None if seeds is None else seeds[i],
+                **decoding.vllm_arguments(),
             )
             for i in range(len(prompts))
         ]
@@ -182,7 +142,7 @@ class VllmEngine(Engine):
         return [[self._rollout(completion) for completion in output.outputs] for output in outputs]
 
     def load(self, weights: PackedState) -> None:
-        """In one call: pieces would silently corrupt some models.
+        """Load all weights in one call: loading them piece by piece would silently corrupt some models.
 
         Raises:
             RuntimeError: cached prefixes of the old policy could not be dropped.
@@ -216,12 +176,10 @@ class TransformersEngine(Engine):
         prompts: list[list[int]],
         n: int,
         temperature: float,
-        max_tokens: int,
-        stop: list[int],
+        decoding: DecodingPolicy,
         seeds: list[int] | None = None,
-        at_least: int = 0,
     ) -> list[list[Rollout]]:
-        """See `Engine.generate`. A prompt at a time: each has its own seed, and the scores of one fit into memory."""
+        """See `Engine.generate`. One prompt at a time: each has its own seed, and the scores of one fit into memory."""
         groups = []
         for i, prompt in enumerate(prompts):
             if seeds is not None:
@@ -231,27 +189,23 @@ class TransformersEngine(Engine):
                 ids,
                 attention_mask=torch.ones_like(ids),
                 num_return_sequences=n,
-                max_new_tokens=max_tokens,
-                min_new_tokens=at_least or None,
-                suppress_tokens=list(self.renderer.no_specials(stop)) if at_least else None,
-                eos_token_id=stop or None,
                 pad_token_id=self.model.tokenizer.pad_token_id,
                 return_dict_in_generate=True,
                 output_scores=True,
-                repetition_penalty=1.0,  # some models come with one, which would bend the distribution
+                **decoding.transformers_arguments(),
                 **(SAMPLED | {"temperature": temperature} if temperature else GREEDY),
             )
             log_probs = torch.stack(out.scores, 1).log_softmax(-1)  # [n, T, V] of the distribution sampled from
             sampled = out.sequences[:, len(prompt) :]
             chosen = log_probs.gather(2, sampled[:, :, None])[:, :, 0]
             rows = zip(sampled.tolist(), chosen.tolist(), strict=True)
-            groups.append([self._rollout(*row, stop) for row in rows])
+            groups.append([self._rollout(*row, decoding.stop) for row in rows])
         return groups
 
-    def _rollout(self, tokens: list[int], log_probs: list[float], stop: list[int]) -> Rollout:
+    def _rollout(self, tokens: list[int], log_probs: list[float], stop: tuple[int, ...]) -> Rollout:
         end = next((i + 1 for i, token in enumerate(tokens) if token in stop), len(tokens))
         return Rollout(tokens[:end], log_probs[:end], self.version)
 
     def load(self, weights: PackedState) -> None:
-        """Into the module's own parameters."""
+        """Copy the weights into the module's own parameters."""
         self.model.lm.load_state_dict(dict(unpack_state(weights)))

@@ -74,8 +74,8 @@ class Embedder:
     def _count_tokens(self, texts: list[str], reasonings: list[str | None] | None) -> tuple[int, int]:
         renderer = self.embedder.renderer
         if reasonings is None:
-            items = sum(len(renderer.item(text)) for text in texts)
+            items = sum(len(renderer.item_ids(text)) for text in texts)
             return items, items
-        prompts = sum(len(renderer.query(text, "")) for text in texts)
+        prompts = sum(len(renderer.query_ids(text, "")) for text in texts)
         pairs = zip(texts, reasonings, strict=True)
-        return prompts, sum(len(renderer.query(text, reasoning or "")) for text, reasoning in pairs)
+        return prompts, sum(len(renderer.query_ids(text, reasoning or "")) for text, reasoning in pairs)

@@ -60,7 +60,7 @@ class CatalogueCandidates:
 
     def _embed(self, numbers: np.ndarray) -> torch.Tensor:
         """Return unit embeddings [n, H] of items by number."""
-        rows = [self.engine.module.renderer.item(title) for title in self.items["title"].take(numbers).to_pylist()]
+        rows = [self.engine.module.renderer.item_ids(title) for title in self.items["title"].take(numbers).to_pylist()]
         return encode_rows(self.engine, rows, self.stage.chunk_tokens)
 
 

@@ -45,8 +45,9 @@ from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.lora import add_lora, split_state
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
-from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients, collate, state_gradient_norms
+from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients, collate
 from lrem.training.distributed import rank, sum_over_ranks, world_size
+from lrem.training.gradient_observer import GradNormObserver
 from lrem.training.memory_estimate import DecoderShape, mfu, peak_tflops, step_flops
 from ray_apps.cluster.session import cluster
 from ray_apps.training import dev_set
@@ -154,10 +155,10 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
         with_reasoning = self.stage.objective == "joint"
         batch = collate(rows, self.known_positives, with_reasoning, self.stage.thought_dropout, random)
         clock.append(time.monotonic())
-        engine = self.engine
-        values = accumulate_gradients(batch, self.stage, engine, engine_backward(engine), engine.device)
+        engine, observer = self.engine, GradNormObserver()
+        values = accumulate_gradients(batch, self.stage, engine, engine_backward(engine), engine.device, observer)
         check_finite(step_rows.step + 1, values)  # before the weights are updated
-        values |= state_gradient_norms(engine.module.state_gradients, engine.device)
+        values |= observer.norms(engine.device)
         clock.append(time.monotonic())
         values["lr"] = engine.get_lr()[0]
         values["grad_norm"] = update(engine)

@@ -9,7 +9,8 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from lrem.config import OptimConfig
-from lrem.modeling.model import EncoderOutput, ReasoningEmbedder
+from lrem.modeling.encoding import EncoderOutput
+from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import Sequences
 from lrem.training.distributed import rank
 

@@ -67,9 +67,9 @@ def load(config: Config, checkpoint: CheckpointConfig, with_reasoning: bool) -> 
 def evaluate(engine: TrainingEngine, dev_set: DevSet, k: int, chunk_tokens: int) -> dict[str, float]:
     """Return HitRate@k and Precision@k on rank 0, nothing on the others; every rank must call."""
     renderer = engine.module.renderer
-    query_ids = [renderer.query(*pair) for pair in zip(dev_set.queries, dev_set.reasonings, strict=True)]
+    query_ids = [renderer.query_ids(*pair) for pair in zip(dev_set.queries, dev_set.reasonings, strict=True)]
     queries = _encode(engine, query_ids, chunk_tokens)  # [Q, H]
-    items = _encode(engine, [renderer.item(title) for title in dev_set.titles], chunk_tokens)  # [N, H]
+    items = _encode(engine, [renderer.item_ids(title) for title in dev_set.titles], chunk_tokens)  # [N, H]
     if rank() != 0:
         return {}
     scores, columns = (queries @ items.T).topk(min(k, len(dev_set.item_ids)), dim=1)

@@ -2,12 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-import ray
 import torch
-import torch.distributed as dist
 from ray import ObjectRef
 
 from lrem.config import ReinforceConfig
@@ -15,13 +13,11 @@ from lrem.data.known_positives import identity
 from lrem.errors import RolloutError
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import Sequences
-from lrem.training.distributed import rank, sum_over_ranks, world_size
+from lrem.training.distributed import rank, run_on_first_rank, sum_over_ranks
 from lrem.training.grpo_step import GrpoStepResult, accumulate_gradients, collate
-from lrem.training.rollout import Rollout
+from lrem.training.rollout import Rollout, SyncReport
 from ray_apps.rollouts.client import await_pool
-from ray_apps.rollouts.engines import expected_reports
-from ray_apps.rollouts.pool import SyncReport, check_load_report
-from ray_apps.rollouts.weight_sync import pack_state, state_checksum
+from ray_apps.rollouts.weight_sync import WeightSync
 from ray_apps.training import dev_set
 from ray_apps.training.catalogue_candidates import CatalogueCandidates
 from ray_apps.training.deepspeed_engine import engine_backward, full_state, update
@@ -29,8 +25,6 @@ from ray_apps.training.job import ReinforceJob
 from ray_apps.training.row_shards import Row, StepRows
 from ray_apps.training.stage_trainer import StageTrainer
 from ray_apps.training.tracking import JsonLines, check_finite
-
-Result = TypeVar("Result")
 
 
 class ReinforceTrainer(StageTrainer[ReinforceConfig]):
@@ -63,8 +57,8 @@ class ReinforceTrainer(StageTrainer[ReinforceConfig]):
         clock.append(time.monotonic())
         names = ("rollout_s", "train_s", "sync_s")
         phases = {name: end - start for name, start, end in zip(names, clock, clock[1:], strict=False)}
-        phases["sync_s"] -= synced.waited  # for rollouts of the next step, if these are sampled ahead
-        phases["rollout_s"] += synced.waited
+        phases["sync_s"] -= synced.waited_s  # for rollouts of the next step, if these are sampled ahead
+        phases["rollout_s"] += synced.waited_s
         samples = sum_over_ranks(
             torch.tensor(float(len(rows) * self.stage.group_size), device=self.engine.device)
         ).item()
@@ -108,7 +102,6 @@ class ReinforceTrainer(StageTrainer[ReinforceConfig]):
             self.candidates.sample(step_rows.step, batch.groups),
             None if reference is None else lambda sequences: reference(sequences, temperature),
         )
-        engine.module.state_gradients.clear()
         check_finite(step_rows.step + 1, result.values)  # before the weights are updated
         self._log_samples(step_rows.step + 1, batch.reasonings, rows, rollouts, result)
         lags = (self.version - batch.versions).float().to(engine.device)
@@ -124,18 +117,10 @@ class ReinforceTrainer(StageTrainer[ReinforceConfig]):
         Raises:
             RolloutError: an engine did not load the weights in time, or samples another policy; the message names it.
         """
-        weights = pack_state(full_state(self.engine))  # empty except on rank 0
-        sent = state_checksum(weights)
-
-        def push() -> tuple[int, SyncReport]:
-            request = self.pool.sync.remote([ray.put(weights)], version)
-            return sent, await_pool(self.pool, request, self.config, f"policy version {version} to be taken")
-
-        sent, synced = _from_rank_0(push)
-        for answer in expected_reports(self.score, self.engine.module.renderer, synced.loaded, version, sent):
-            check_load_report(*answer, self.config.rollout.probe_tolerance)
+        weight_sync = WeightSync(self.pool, self.config, self.engine.module.renderer, self.score)
+        report = weight_sync.push(full_state(self.engine), version)
         self.version, self.syncs = version, self.syncs + 1
-        return synced
+        return report
 
     @torch.no_grad()
     def score(self, sequences: Sequences) -> torch.Tensor:
@@ -156,7 +141,7 @@ class ReinforceTrainer(StageTrainer[ReinforceConfig]):
             request = self.pool.reason.remote(queries, 0.0, None)
             return list(await_pool(self.pool, request, self.config, "the reasonings of the dev set"))
 
-        reasoned = self.dev_set._replace(reasonings=_from_rank_0(reason))
+        reasoned = self.dev_set._replace(reasonings=run_on_first_rank(reason))
         return dev_set.evaluate(self.engine, reasoned, self.stage.checkpoint.k, self.stage.chunk_tokens)
 
     def summary(self, values: Mapping[str, float]) -> str:
@@ -179,19 +164,3 @@ class ReinforceTrainer(StageTrainer[ReinforceConfig]):
                 parts = {name: round(part[i].item(), 4) for name, part in result.parts.items()}
                 rewards = {"reward": round(result.rewards[i].item(), 4), **parts, "rank": int(result.ranks[i])}
                 self.samples.write(step, text | rewards | {"version": rollout.version})
-
-
-def _from_rank_0(work: Callable[[], Result]) -> Result:
-    """Run `work` on rank 0 and return its result on every rank; if it fails there, every rank raises RolloutError."""
-    outcome: list[Any] = [None, None]  # result, error
-    if rank() == 0:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # of any type: the other ranks wait for the broadcast
-            outcome[1] = f"{error}"
-    if world_size() > 1:
-        dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise RolloutError(outcome[1])
-    result: Result = outcome[0]
-    return result

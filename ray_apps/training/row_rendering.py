@@ -92,15 +92,15 @@ def _renderer(model: str) -> Renderer:
 
 def _render_triplet(renderer: Renderer, row: Row, options: RenderOptions) -> Row:
     reasoning = row["reasoning"] if options.with_reasoning else None
-    query_ids = renderer.query(row["query"], reasoning)
+    query_ids = renderer.query_ids(row["query"], reasoning)
     negatives = list(zip(*_negatives(row), strict=True))[: options.max_negatives]
     content = (row["query"], reasoning or "", str(row["item_id"]), row["title"])
     return {
         **_keys(row, content, [str(item) for item, _ in negatives], options.seed),
         "query_ids": query_ids,
         "start": len(renderer.query_prompt(row["query"])) if options.with_reasoning else len(query_ids),
-        "item_ids": renderer.item(row["title"]),
-        "negative_ids": [renderer.item(title) for _, title in negatives],
+        "item_ids": renderer.item_ids(row["title"]),
+        "negative_ids": [renderer.item_ids(title) for _, title in negatives],
     }
 
 

@@ -12,12 +12,12 @@ from lrem.config import ColdStartConfig, ModelConfig
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from lrem.training.cold_start_step import accumulate_gradients as cold_start
-from lrem.training.cold_start_step import state_gradient_norms
+from lrem.training.gradient_observer import GradNormObserver
 from lrem.training.grpo_step import accumulate_gradients as reinforce
 from lrem.training.rewards import BUILT_IN
 from tests.deploy.dashboard import PANELS, ROOT, selectors
-from tests.unit.training.test_gradcache import make_batch
-from tests.unit.training.test_grpo_step import TEMPERATURE, TITLES, extra, make, settings
+from tests.unit.training.cold_start_batch import make_batch
+from tests.unit.training.grpo_batch import TEMPERATURE, TITLES, make_candidates, make_grpo_batch, make_settings
 
 NOT_SHOWN = {"epoch", "actor_restarts", "samples_per_s", "reward_s"}  # other metrics show them, or they are in train_s
 
@@ -32,12 +32,13 @@ def logged() -> set[str]:
     tokenizer = train_tokenizer([f" {title}" for title in TITLES], 300)
     shape = ModelConfig(hidden_size=32, intermediate_size=48, layers=1, heads=2, kv_heads=2)
     model, cpu = ReasoningEmbedder.from_config(shape, tokenizer, seed=0), torch.device("cpu")
-    names = {*cold_start(make_batch(model), ColdStartConfig(), model, lambda loss, _: loss.backward(), cpu)}
-    names |= {*state_gradient_norms(model.state_gradients, cpu)}
-    rl = settings("kl", rewards=dict.fromkeys(BUILT_IN, 1.0))
+    observer, rows = GradNormObserver(), make_batch(model)
+    names = {*cold_start(rows, ColdStartConfig(), model, lambda loss, _: loss.backward(), cpu, observer)}
+    names |= {*observer.norms(cpu)}
+    rl = make_settings("kl", rewards=dict.fromkeys(BUILT_IN, 1.0))
     forward: Callable[..., Any] = lambda sequences: model(sequences, TEMPERATURE)  # noqa: E731
-    batch = make(model, [0, 1, 2])
-    step = reinforce(batch, rl, 9, 12, forward, lambda loss, _: loss.backward(), cpu, extra(model), forward)
+    batch = make_grpo_batch(model, [0, 1, 2])
+    step = reinforce(batch, rl, 9, 12, forward, lambda loss, _: loss.backward(), cpu, make_candidates(model), forward)
     trainers = added("ColdStartTrainer", "step", "_speed") | added("ReinforceTrainer", "step", "update")
     return names | {*step.values} | trainers | dev_values()
 

@@ -1,4 +1,4 @@
-"""The rollout pool on real engines: same policy as the trainer, before and after syncs; killed, hung, corrupted."""
+"""The rollout pool on real engines: the trainer's policy before and after syncs; engines killed, hung, corrupted."""
 
 import os
 import signal
@@ -15,15 +15,14 @@ from ray.actor import ActorHandle
 from lrem.config import Config, load_config
 from lrem.errors import RolloutError
 from lrem.modeling.model import ReasoningEmbedder
-from lrem.modeling.sequences import pad
-from lrem.training.rollout import LoadReport, Rollout
+from lrem.modeling.thinking import DecodingPolicy
+from lrem.training.rollout import Rollout, SyncReport
 from ray_apps.cluster.session import cluster
 from ray_apps.rollouts.client import await_pool, get_within, start_pool, stop_pool
-from ray_apps.rollouts.engines import Engine, TransformersEngine, probe_prompts
-from ray_apps.rollouts.pool import check_load_report
-from ray_apps.rollouts.weight_sync import pack_state, state_checksum
+from ray_apps.rollouts.engines import Engine, TransformersEngine
+from ray_apps.rollouts.weight_sync import WeightSync, check_load_report, pack_state, probe_prompts, state_checksum
+from tests.ray.rollouts.policies import QUERIES, assert_same_policy, greedy, log_probs_of
 
-QUERIES = ["red coat", "warm hat, not silk", "blue", "something for the winter"]
 SEEDS = [11, 12, 13, 14]
 
 
@@ -34,15 +33,15 @@ def ray_here() -> Iterator[None]:
 
 
 def configured(*more: str) -> Config:
-    return load_config(None, ["ray.num_cpus=4", "rollout.batch_size=2", *more])
+    return load_config(None, ["ray.num_cpus=4", "rollout.batch_size=2", "rollout.probe_tolerance=1e-3", *more])
 
 
 @pytest.fixture(scope="module")
 def pool(tiny_folder: Path) -> Iterator[ActorHandle]:
     """Two vLLM actors."""
-    made = start_pool(tiny_folder, configured("rollout.actors=2"))
-    yield made
-    stop_pool(made)
+    pool = start_pool(tiny_folder, configured("rollout.actors=2"))
+    yield pool
+    stop_pool(pool)
 
 
 def engines(pool: ActorHandle) -> list[ActorHandle]:
@@ -53,28 +52,18 @@ def sample(pool: ActorHandle, n: int = 8) -> list[list[Rollout]]:
     return list(ray.get(pool.sample.remote(QUERIES, n, SEEDS), timeout=120))
 
 
-def push(pool: ActorHandle, model: ReasoningEmbedder, version: int) -> Any:
-    weights = pack_state(model.lm.state_dict())
-    asked = pool.sync.remote([ray.put(weights)], version)
-    return await_pool(pool, asked, configured(), "a weight sync"), state_checksum(weights)
+def weight_sync(pool: ActorHandle, model: ReasoningEmbedder) -> WeightSync:
+    return WeightSync(pool, configured(), model.renderer, lambda batch: model(batch).log_probs)
 
 
-def greedy(model: ReasoningEmbedder, prompt: list[int], length: int) -> list[int]:
-    """transformers' own generation, to be compared with."""
-    ids = torch.tensor([prompt])
-    out = model.lm.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=length,
-        eos_token_id=None,
-        pad_token_id=model.tokenizer.pad_token_id,
-    )
-    return [int(token) for token in out[0, len(prompt) :]]
+@torch.no_grad()
+def push(pool: ActorHandle, model: ReasoningEmbedder, version: int) -> SyncReport:
+    """Push a model's weights, and check the engines' probes against it."""
+    return weight_sync(pool, model).push(model.lm.state_dict(), version)
 
 
 def changed(model: ReasoningEmbedder, folder: Path, seed: int) -> ReasoningEmbedder:
-    """A copy whose every weight has moved."""
+    """Return a copy with every weight changed."""
     copy = ReasoningEmbedder.load(folder)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -83,61 +72,33 @@ def changed(model: ReasoningEmbedder, folder: Path, seed: int) -> ReasoningEmbed
     return copy
 
 
-def assert_same_policy(engine: ActorHandle, model: ReasoningEmbedder) -> None:
-    prompts = [model.renderer.query_prompt(query) for query in QUERIES]
-    groups = ray.get(engine.call.remote("generate", prompts, 1, 0.0, 16, [model.renderer.emb]), timeout=60)
-    for prompt, [rollout] in zip(prompts, groups, strict=True):
-        expected = greedy(model, prompt, 16)
-        stop = expected.index(model.renderer.emb) + 1 if model.renderer.emb in expected else 16
-        assert rollout.tokens == expected[:stop]
-
-
-def log_probs_of(model: ReasoningEmbedder, prompts: list[list[int]], rollouts: list[Rollout]) -> list[torch.Tensor]:
-    rows = [prompt + rollout.tokens for prompt, rollout in zip(prompts, rollouts, strict=True)]
-    spans = [(len(prompt), len(row)) for prompt, row in zip(prompts, rows, strict=True)]
-    with torch.no_grad():
-        found = model(pad(rows, spans)).log_probs
-    return [found[i, start:end] for i, (start, end) in enumerate(spans)]
-
-
-def expected_of(model: ReasoningEmbedder, loaded: LoadReport, version: int, sent: int) -> LoadReport:
-    own = log_probs_of(model, probe_prompts(model.renderer), loaded.probe)
-    probe = [Rollout(r.tokens, lp.tolist(), version) for r, lp in zip(loaded.probe, own, strict=True)]
-    return LoadReport(version, sent, probe)
-
-
 def test_every_engine_takes_every_version(pool: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
     """Greedy tokens equal transformers' after each sync, a tied head included; the probe agrees with the trainer."""
     for version, model in ((1, changed(tiny, tiny_folder, 1)), (2, changed(tiny, tiny_folder, 2)), (3, tiny)):
-        synced, sent = push(pool, model, version)
-        assert list(synced.loaded) == ["rollout actor 0", "rollout actor 1"]
-        for name, loaded in synced.loaded.items():
-            check_load_report(name, loaded, expected_of(model, loaded, version, sent), 1e-3)
+        report = push(pool, model, version)
+        assert list(report.loaded) == ["rollout actor 0", "rollout actor 1"]
         for engine in engines(pool):
             assert_same_policy(engine, model)
         assert {rollout.version for group in sample(pool) for rollout in group} == {version}
 
 
-def test_the_probe_tells_another_policy(pool: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
-    """A tensor that is not what the trainer holds, a byte lost on the way, and an engine left behind: each is named."""
+def test_a_failed_sync_names_the_engine(pool: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
+    """A tensor that the trainer does not hold, a byte lost on the way, and an engine left behind."""
     other = ReasoningEmbedder.load(tiny_folder)
     with torch.no_grad():
         other.lm.model.layers[1].self_attn.v_proj.weight[3] += 2.0
-    synced, sent = push(pool, other, 4)
-    loaded = synced.loaded["rollout actor 1"]
-    with pytest.raises(RolloutError, match="rollout actor 1 samples another policy than version 4"):
-        check_load_report("rollout actor 1", loaded, expected_of(tiny, loaded, 4, sent), 1e-2)
+        with pytest.raises(RolloutError, match="rollout actor 0 samples another policy than version 4"):
+            weight_sync(pool, tiny).push(other.lm.state_dict(), 4)
     broken = pack_state(tiny.lm.state_dict())
-    name, kind, shape, data = broken[2]
-    flipped = data.copy()
+    flipped = broken[2].data.copy()
     flipped[17] ^= 1
-    broken[2] = (name, kind, shape, flipped)
-    [synced] = get_within([pool.sync.remote([ray.put(broken)], 5)], 60, "a weight sync")
-    loaded, sent = synced.loaded["rollout actor 0"], state_checksum(pack_state(tiny.lm.state_dict()))
-    with pytest.raises(RolloutError, match="rollout actor 0 holds policy version 5 with checksum"):
-        check_load_report("rollout actor 0", loaded, expected_of(tiny, loaded, 5, sent), 1e-2)
-    with pytest.raises(RolloutError, match=r"holds policy version 5 .* version 6 .*: the weight sync failed"):
-        check_load_report("rollout actor 0", loaded, expected_of(tiny, loaded, 6, loaded.checksum), 1e-2)
+    broken[2] = broken[2]._replace(data=flipped)
+    [report] = get_within([pool.sync.remote([ray.put(broken)], 5)], 60, "a weight sync")
+    loaded, checksum = report.loaded["rollout actor 1"], state_checksum(pack_state(tiny.lm.state_dict()))
+    with pytest.raises(RolloutError, match="rollout actor 1 holds policy version 5 with checksum"):
+        check_load_report("rollout actor 1", loaded, loaded._replace(checksum=checksum), 1e-2)
+    with pytest.raises(RolloutError, match=r"rollout actor 1 holds policy version 5 .* version 6 "):
+        check_load_report("rollout actor 1", loaded, loaded._replace(version=6), 1e-2)
     push(pool, tiny, 3)
 
 
@@ -173,47 +134,46 @@ def test_reasoning_is_closed_at_the_budget(pool: ActorHandle, tiny: ReasoningEmb
 
 
 def test_a_killed_engine_is_replaced(pool: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
-    """Killed while it samples: every query is answered, once, by the present policy; the new engine has its weights."""
+    """Killed while it samples: every query is answered once by the current policy, which the new engine loads."""
     moved = changed(tiny, tiny_folder, 5)
     push(pool, moved, 6)
     queries = [f"{query} {i}" for i in range(40) for query in QUERIES]
-    asked = pool.sample.remote(queries, 8, list(range(len(queries))))
+    rollouts = pool.sample.remote(queries, 8, list(range(len(queries))))
     time.sleep(0.3)
     os.kill(ray.get(engines(pool)[1].pid.remote(), timeout=60), signal.SIGKILL)
-    groups = ray.get(asked, timeout=180)
+    groups = ray.get(rollouts, timeout=180)
     assert [len(group) for group in groups] == [8] * len(queries)
     assert {rollout.version for group in groups for rollout in group} == {6}
     untouched = ray.get(pool.sample.remote(queries, 8, list(range(len(queries)))), timeout=180)
     assert [[r.tokens for r in group] for group in untouched] == [[r.tokens for r in group] for group in groups]
     for engine in engines(pool):
         assert_same_policy(engine, moved)
-    synced, _ = push(pool, tiny, 3)
-    assert synced.restarts == 1
+    assert push(pool, tiny, 3).restarts == 1
 
 
 class Slow(TransformersEngine):
-    """A real engine that stops answering: when told to, at what it is told."""
+    """A real engine that hangs in one of its methods, on request."""
 
-    stuck = ""
+    hanging = ""
 
-    def hang(self, what: str) -> None:
-        self.stuck = what
+    def hang(self, method: str) -> None:
+        self.hanging = method
 
     def sample(self, *arguments: Any) -> list[list[Rollout]]:
-        time.sleep(600 if self.stuck == "sample" else 0)
+        time.sleep(600 if self.hanging == "sample" else 0)
         return super().sample(*arguments)
 
     def load(self, weights: Any) -> None:
-        time.sleep(600 if self.stuck == "load" else 0)
+        time.sleep(600 if self.hanging == "load" else 0)
         super().load(weights)
 
 
 @pytest.fixture
 def slow_pool(tiny_folder: Path) -> Iterator[ActorHandle]:
-    more = ["rollout.actors=2", "rollout.timeout_s=15", "rollout.sync_timeout_s=3", "rollout.restarts=1"]
-    made = start_pool(tiny_folder, configured(*more, f"rollout.engine={__name__}:Slow"))
-    yield made
-    stop_pool(made)
+    limits = ["rollout.actors=2", "rollout.timeout_s=15", "rollout.sync_timeout_s=3", "rollout.restarts=1"]
+    pool = start_pool(tiny_folder, configured(*limits, f"rollout.engine={__name__}:Slow"))
+    yield pool
+    stop_pool(pool)
 
 
 @pytest.mark.slow
@@ -224,25 +184,25 @@ def test_a_hung_engine_is_found_by_its_deadline(slow_pool: ActorHandle) -> None:
     assert time.monotonic() - started > 14
     for engine in engines(slow_pool):
         ray.get(engine.call.remote("hang", "sample"), timeout=30)
-    asked = slow_pool.sample.remote(QUERIES, 2, SEEDS)
-    with pytest.raises(RolloutError, match=r"rollout actor \d gave no answer within 15 s when asked to sample, and 1 "):
-        await_pool(slow_pool, asked, configured(), "rollouts")
+    rollouts = slow_pool.sample.remote(QUERIES, 2, SEEDS)
+    with pytest.raises(RolloutError, match=r"rollout actor \d gave no answer within 15 s in 'sample', after 1 engines"):
+        await_pool(slow_pool, rollouts, configured(), "rollouts")
 
 
 class Refusing(TransformersEngine):
-    """A real engine that will not sample, as one whose prompts are too long for it."""
+    """A real engine that refuses to sample, like one whose prompts are too long for it."""
 
     def sample(self, *arguments: Any) -> list[list[Rollout]]:
         raise ValueError("the prompt is longer than 256 tokens")
 
 
 @pytest.mark.slow
-def test_what_every_engine_refuses_is_not_asked_of_all(tiny_folder: Path) -> None:
+def test_a_call_that_two_engines_refuse_is_an_error(tiny_folder: Path) -> None:
     pool = start_pool(tiny_folder, configured(f"rollout.engine={__name__}:Refusing"))
     try:
-        asked = pool.sample.remote(QUERIES, 2, SEEDS)
+        rollouts = pool.sample.remote(QUERIES, 2, SEEDS)
         with pytest.raises(RolloutError, match=r"prompt is longer than 256 tokens.*no other engine would do better"):
-            await_pool(pool, asked, configured(), "rollouts")
+            await_pool(pool, rollouts, configured(), "rollouts")
     finally:
         stop_pool(pool)
 
@@ -250,7 +210,7 @@ def test_what_every_engine_refuses_is_not_asked_of_all(tiny_folder: Path) -> Non
 @pytest.mark.slow
 def test_a_sync_that_takes_too_long_names_the_actor(slow_pool: ActorHandle, tiny: ReasoningEmbedder) -> None:
     ray.get(engines(slow_pool)[1].call.remote("hang", "load"), timeout=30)
-    with pytest.raises(RolloutError, match="rollout actor 1 did not take policy version 9 within 3 s"):
+    with pytest.raises(RolloutError, match="rollout actor 1 did not load policy version 9 within 3 s"):
         push(slow_pool, tiny, 9)
 
 
@@ -265,11 +225,13 @@ def test_transformers_behind_the_same_interface(tiny: ReasoningEmbedder, tiny_fo
         assert rollout.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
         assert tiny.renderer.emb not in rollout.tokens[:-1]
     moved = changed(tiny, tiny_folder, 7)
-    loaded = engine.update_weights(pack_state(moved.lm.state_dict()), 2)
-    check_load_report(
-        "engine", loaded, expected_of(moved, loaded, 2, state_checksum(pack_state(moved.lm.state_dict()))), 1e-3
-    )
-    for prompt, [rollout] in zip(prompts, engine.generate(prompts, 1, 0.0, 8, []), strict=True):
+    packed = pack_state(moved.lm.state_dict())
+    report = engine.update_weights(packed, 2)
+    assert (report.version, report.checksum) == (2, state_checksum(packed))
+    own = log_probs_of(moved, probe_prompts(moved.renderer), report.probe)
+    for rollout, expected in zip(report.probe, own, strict=True):
+        assert rollout.log_probs == pytest.approx(expected.tolist(), abs=1e-3)
+    for prompt, [rollout] in zip(prompts, engine.generate(prompts, 1, 0.0, DecodingPolicy(8)), strict=True):
         assert rollout.tokens == greedy(moved, prompt, 8)
 
 
@@ -278,5 +240,5 @@ def test_a_wait_names_what_it_waited_for() -> None:
     def sleep() -> None:
         time.sleep(30)
 
-    with pytest.raises(TimeoutError, match="waited 0 s for a nap"):
+    with pytest.raises(TimeoutError, match="0 s for a nap"):
         get_within([sleep.remote()], 0.2, "a nap")

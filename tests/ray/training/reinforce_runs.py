@@ -50,9 +50,9 @@ def train_model(folder: Path) -> None:
     model = ReasoningEmbedder.from_config(config, train_tokenizer(texts, 400), seed=2)
     renderer, rows = model.renderer, []
     for i, triplet in enumerate(triplets):
-        ids = renderer.query(triplet["query"], triplet["reasoning"])
+        ids = renderer.query_ids(triplet["query"], triplet["reasoning"])
         start = len(renderer.query_prompt(triplet["query"]))
-        rows.append({"query_ids": ids, "start": start, "item_ids": renderer.item(triplet["title"]), "query_key": i})
+        rows.append({"query_ids": ids, "start": start, "item_ids": renderer.item_ids(triplet["title"]), "query_key": i})
         rows[-1] |= {"item_key": i % 20, "negative_ids": [], "negative_keys": []}
     known = KnownPositives(*(torch.tensor([row[name] for row in rows]).numpy() for name in ("query_key", "item_key")))
     batch, optimizer = collate(rows, known), torch.optim.AdamW(model.parameters(), lr=5e-3)

@@ -14,7 +14,7 @@ from lrem.modeling.model import ReasoningEmbedder
 from ray_apps.cluster.session import cluster
 from ray_apps.rollouts.client import start_pool
 from ray_apps.training import cold_start
-from tests.ray.rollouts.test_pool import assert_same_policy
+from tests.ray.rollouts.policies import assert_same_policy
 from tests.ray.training.cold_start_runs import ROUNDING, SETTINGS, assert_same_curve, loss_curve, write_data
 
 CACHED = ["cold_start.chunk_tokens=64", "cold_start.graph_tokens=64"]

@@ -84,9 +84,9 @@ def test_a_triplet_is_rendered_completely(tmp_path: Path, tiny: ReasoningEmbedde
     assert len(rendered) == len(rows)
     for row in rows:
         result = rendered[identity("5", row["query"], row["reasoning"], row["item_id"], row["title"])]
-        assert result["query_ids"] == tiny.renderer.query(row["query"], row["reasoning"])
+        assert result["query_ids"] == tiny.renderer.query_ids(row["query"], row["reasoning"])
         assert result["query_ids"][: result["start"]] == tiny.renderer.query_prompt(row["query"])
-        assert result["item_ids"] == tiny.renderer.item(row["title"])
+        assert result["item_ids"] == tiny.renderer.item_ids(row["title"])
         assert result["query_key"] == query_identity(row["query"])
         assert result["item_key"] == identity(row["item_id"])
         assert result["negative_ids"] == []
@@ -164,7 +164,7 @@ def test_hard_negatives_are_rendered(tmp_path: Path, tiny: ReasoningEmbedder, ti
     corpus = load(tmp_path, tiny_folder, rows, stage=ColdStartConfig(workers=2, max_negatives=2))
     for row in table(corpus.dataset):
         assert row["negative_keys"] == [identity("n1"), identity("n2")]
-        assert row["negative_ids"] == [tiny.renderer.item("hat"), tiny.renderer.item("scarf")]
+        assert row["negative_ids"] == [tiny.renderer.item_ids("hat"), tiny.renderer.item_ids("scarf")]
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_limits_override_those_of_the_folder(model: ReasoningEmbedder, folder: P
         with torch.no_grad():
             logits = model.lm(torch.tensor([renderer.thinking_prompt(query)])).logits[0, -1]
         logits[sorted(renderer.special)] = -torch.inf
-        first.append(renderer.thought([int(logits.argmax())]))
+        first.append(renderer.thought_text([int(logits.argmax())]))
     assert MtebModel(folder, limits=ModelConfig(budget=1)).reasonings(QUERIES) == first
 
 
@@ -186,7 +186,7 @@ def test_a_model_trained_without_reasoning_embeds_without(model: ReasoningEmbedd
 
 
 def test_errors_name_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no \*.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"none has no \*.safetensors"):
         MtebModel(tmp_path / "none")
     with pytest.raises(DataError, match="reason='often'.* never, always, auto"):
         MtebModel(folder, "often")  # type: ignore[arg-type]

@@ -1,14 +1,11 @@
 """Losses against numbers worked out by hand, and two ranks against one."""
 
 import math
-import os
-from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +16,8 @@ from lrem.modeling.tokenizer import train_tokenizer
 from lrem.training.distributed import gather_rows
 from lrem.training.losses import info_nce, sft
 from lrem.training.policy_loss import policy_gradient, token_weights
+from tests.unit.training.gradients import gradient_of, relative_error
+from tests.unit.training.two_ranks import TwoRanks
 
 NOTHING_KNOWN = torch.full((4, 1), -1)
 
@@ -108,9 +107,9 @@ def joint_gradient(rows: list[int], model: ReasoningEmbedder) -> torch.Tensor:
     """Gradient of all three losses together, averaged over ranks as data-parallel training does."""
     renderer = model.renderer
     prompts = [renderer.query_prompt(TITLES[-1 - i]) for i in rows]
-    ids = [renderer.query(TITLES[-1 - i], REASONINGS[i]) for i in rows]
+    ids = [renderer.query_ids(TITLES[-1 - i], REASONINGS[i]) for i in rows]
     queries = pad(ids, [(len(p), len(row)) for p, row in zip(prompts, ids, strict=True)])
-    encoded, items = model(queries), model.embed(pad([renderer.item(TITLES[i]) for i in rows]))
+    encoded, items = model(queries), model.embed(pad([renderer.item_ids(TITLES[i]) for i in rows]))
     item_keys = torch.tensor([i % 5 for i in rows])  # 0 and 5, 1 and 6 are the same product
     known = torch.tensor([[(i + 1) % 5] for i in rows])
     assert encoded.log_probs is not None
@@ -124,7 +123,7 @@ def joint_gradient(rows: list[int], model: ReasoningEmbedder) -> torch.Tensor:
     )
     model.zero_grad()
     loss.backward()
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    gradient = gradient_of(model)
     if dist.is_initialized():
         dist.all_reduce(gradient)
         gradient /= dist.get_world_size()
@@ -137,27 +136,14 @@ def tiny_model() -> ReasoningEmbedder:
     return ReasoningEmbedder.from_config(config, tokenizer, seed=5)
 
 
-def _rank(rank: int, shares: list[list[int]], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def run_rank(rank: int, shares: list[list[int]]) -> torch.Tensor:
     assert gather_rows(torch.tensor(shares[rank])).tolist() == shares[0] + shares[1]
-    gradient = joint_gradient(shares[rank], tiny_model())
-    if rank == 0:
-        torch.save(gradient, f"{folder}/gradient.pt")
-    dist.destroy_process_group()
+    return joint_gradient(shares[rank], tiny_model())
 
 
-@pytest.mark.parametrize(
-    "shares",
-    [
-        pytest.param([[0, 1, 2], [3, 4, 5]], id="even", marks=pytest.mark.slow),
-        pytest.param([[0, 1, 2, 3, 4], [5, 6]], id="uneven"),
-    ],
-)
-def test_two_ranks_give_the_gradient_of_one(tmp_path: Path, shares: list[list[int]]) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    mp.spawn(_rank, args=(shares, str(tmp_path)), nprocs=2)
-    two = torch.load(tmp_path / "gradient.pt")
+@pytest.mark.parametrize("shares", [[[0, 1, 2], [3, 4, 5]], [[0, 1, 2, 3, 4], [5, 6]]], ids=["even", "uneven"])
+def test_two_ranks_give_the_gradient_of_one(two_ranks: TwoRanks, shares: list[list[int]]) -> None:
+    two = two_ranks.run(run_rank, shares)
     one = joint_gradient(shares[0] + shares[1], tiny_model())
-    assert ((two - one).norm() / one.norm()).item() < 1e-5
+    assert relative_error(two, one) < 1e-5
     assert one.norm().item() > 0.1

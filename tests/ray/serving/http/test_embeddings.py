@@ -30,8 +30,8 @@ def test_embeddings_equal_those_of_the_model(served: Served, encoding: Any) -> N
     np.testing.assert_allclose(vectors_of(direct), expected, atol=1e-4)
     assert [row.index for row in items.data] == [0, 1, 2, 3, 4]
     renderer = served.embedder.renderer
-    assert items.usage.total_tokens == sum(len(renderer.item(title)) for title in TITLES[:5])
-    assert direct.usage.prompt_tokens == direct.usage.total_tokens == len(renderer.query(QUERIES[0], ""))
+    assert items.usage.total_tokens == sum(len(renderer.item_ids(title)) for title in TITLES[:5])
+    assert direct.usage.prompt_tokens == direct.usage.total_tokens == len(renderer.query_ids(QUERIES[0], ""))
 
 
 def test_embeddings_think_by_default(served: Served) -> None:
@@ -40,7 +40,7 @@ def test_embeddings_think_by_default(served: Served) -> None:
     expected = served.embedder.encode_queries(QUERIES, reasonings)
     np.testing.assert_allclose([row.embedding for row in response.data], expected, atol=1e-4)
     renderer = served.embedder.renderer
-    total = sum(len(renderer.query(*pair)) for pair in zip(QUERIES, reasonings, strict=True))
+    total = sum(len(renderer.query_ids(*pair)) for pair in zip(QUERIES, reasonings, strict=True))
     assert response.usage.total_tokens == total > response.usage.prompt_tokens
 
 

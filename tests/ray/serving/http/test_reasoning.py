@@ -28,13 +28,14 @@ def test_several_reasonings_are_averaged(served: Served) -> None:
 def test_the_probability_of_an_empty_thought_is_the_models(served: Served) -> None:
     record = live_record.read()
     assert record is not None
-    chances = get_deployment_handle("Reasoner", record.application).chances
+    reasoner = get_deployment_handle("Reasoner", record.application)
     renderer = served.embedder.renderer
     batch = pad([[*renderer.query_prompt(query), renderer.think] for query in QUERIES])
     with torch.no_grad():
         logits = served.embedder.lm(batch.ids).logits[torch.arange(len(QUERIES)), batch.lengths - 1]
     expected = logits.softmax(-1)[:, renderer.close].tolist()
-    assert chances.remote(QUERIES).result(timeout_s=60) == pytest.approx(expected, rel=1e-3)
+    probabilities = reasoner.empty_reasoning_probabilities.remote(QUERIES).result(timeout_s=60)
+    assert probabilities == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_repeated_query_comes_from_the_cache(served: Served) -> None:
@@ -51,8 +52,8 @@ def test_a_repeated_query_comes_from_the_cache(served: Served) -> None:
 @pytest.fixture
 def think_below(served: Served, world: Config) -> Iterator[float]:
     """A `serve.think_below` with which the model thinks about some of QUERIES, and not about others."""
-    chances = sorted(served.embedder.chances(QUERIES))
-    low, high = max(pairwise(chances), key=lambda pair: pair[1] / pair[0])
+    probabilities = sorted(served.embedder.empty_reasoning_probabilities(QUERIES))
+    low, high = max(pairwise(probabilities), key=lambda pair: pair[1] / pair[0])
     assert high > 1.01 * low  # vLLM's probabilities agree to a thousandth
     changed = world.serve.model_copy(update={"think_below": (low + high) / 2})
     deploy.start(world.model_copy(update={"serve": changed}))
@@ -64,7 +65,7 @@ def test_auto_thinks_if_an_empty_thought_is_improbable(served: Served, think_bel
     auto, never, always = (
         search(served, queries=QUERIES, k=12, reason=reason)["results"] for reason in ("auto", "never", "always")
     )
-    thinks = [chance < think_below for chance in served.embedder.chances(QUERIES)]
+    thinks = [empty < think_below for empty in served.embedder.empty_reasoning_probabilities(QUERIES)]
     assert set(thinks) == {True, False}
     for result, think, direct, thoughtful in zip(auto, thinks, never, always, strict=True):
         assert result["reasoning"] == (thoughtful["reasoning"] if think else None)
