@@ -9,7 +9,7 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from lrem.config import OptimConfig
-from lrem.modeling.encoding import EncoderOutput
+from lrem.modeling.encoding import EncoderOutput, StateObserver
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import Sequences
 from lrem.training.distributed import rank
@@ -21,7 +21,9 @@ class TrainingEngine(Protocol):
     module: ReasoningEmbedder
     device: torch.device
 
-    def __call__(self, batch: Sequences, temperature: float = 1.0) -> EncoderOutput: ...
+    def __call__(
+        self, batch: Sequences, temperature: float = 1.0, observe: StateObserver | None = None
+    ) -> EncoderOutput: ...
     def backward(self, loss: torch.Tensor) -> object: ...
     def step(self) -> None: ...
     def train(self) -> object: ...
