@@ -1,4 +1,4 @@
-"""Items, their vectors and how they are found: a live collection, its snapshots, its shards."""
+"""The vector index: a live collection of items, its snapshots and its shards."""
 
 from lrem.errors import BuildError, FilterError, ItemError, SnapshotError, StoreError
 from lrem.index.collection import Collection

@@ -1,7 +1,4 @@
-"""A collection from many items at once: they are stored first, and the search structure is built once, behind them.
-
-Knows stores, snapshots and which shard owns an item; does not know where shards run.
-"""
+"""Bulk loading: collections and snapshots from many items, stored first and then indexed once."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,11 +16,11 @@ from lrem.index.shard import owner
 from lrem.index.snapshot import read_manifest, restore, write_snapshot
 from lrem.index.store import Store
 
-FILL_TIMEOUT_S = 3600.0  # for another process that fills the same folder
+RESTORE_TIMEOUT_S = 3600.0  # waiting for another process that restores the same folder
 
 
 class ItemBatch(NamedTuple):
-    """Some items; vectors: [N, H] float32 of unit length."""
+    """Items to load; vectors: [N, H] float32 of unit length."""
 
     ids: Sequence[str]
     payloads: Sequence[Mapping[str, Any]]
@@ -33,11 +30,14 @@ class ItemBatch(NamedTuple):
 def build_collection(
     folder: Path, batches: Iterable[ItemBatch], model: str, dimension: int, factory: str | None = None
 ) -> None:
-    """Make the collection `folder`; it is there whole or not at all. Arguments as `Collection`'s.
+    """Create the collection `folder`, completely or not at all. An item that is repeated counts as it came last.
+
+    Args:
+        model, dimension, factory: as of `Collection`.
 
     Raises:
-        ItemError: an id, payload or vector that cannot be kept.
-        BuildError: Faiss does not take the factory.
+        ItemError: an id, payload or vector is invalid.
+        BuildError: Faiss refuses the factory.
     """
     choose_factory(0, dimension, factory)
     with atomic_folder(folder) as part:
@@ -46,8 +46,8 @@ def build_collection(
         try:
             for ids, payloads, vectors in batches:
                 texts = encode_items(ids, payloads, vectors, dimension)
-                kept = last_positions(ids)
-                store.upsert([ids[i] for i in kept], [texts[i] for i in kept], vectors[kept])
+                last = last_positions(ids)
+                store.upsert([ids[i] for i in last], [texts[i] for i in last], vectors[last])
         finally:
             store.close()
         collection = Collection(part, model, dimension, factory)
@@ -65,22 +65,25 @@ def build_snapshot(
     factory: str | None = None,
     source: str | None = None,
 ) -> dict[str, Any]:
-    """Write a snapshot of many items; one that lies on a path replaces an older one whole. Returns its manifest.
+    """Build a snapshot from items and return its manifest. On a path it replaces an older snapshot as a whole.
 
     Args:
-        source: kept in the manifest, so that who reads it knows what it was made of.
+        source: sha256 of the catalogue that the items come from, for the manifest.
 
     Raises:
-        ItemError, BuildError: as `fill`.
-        SnapshotError: as `snapshot.snapshot`.
+        ItemError, BuildError: as `build_collection`.
+        SnapshotError: as `write_snapshot`.
     """
     if "://" in str(out):
-        with tempfile.TemporaryDirectory(prefix="lrem-index-") as made:
-            build_collection(Path(made, "items"), batches, model, dimension, factory)
-            return _snapshot(Path(made, "items"), out, factory, source)
-    with atomic_folder(Path(out)) as part, tempfile.TemporaryDirectory(dir=part.parent, prefix=".lrem-index-") as made:
-        build_collection(Path(made, "items"), batches, model, dimension, factory)
-        return _snapshot(Path(made, "items"), part, factory, source)
+        with tempfile.TemporaryDirectory(prefix="lrem-index-") as temporary:
+            build_collection(Path(temporary, "items"), batches, model, dimension, factory)
+            return _snapshot(Path(temporary, "items"), out, factory, source)
+    with (
+        atomic_folder(Path(out)) as part,
+        tempfile.TemporaryDirectory(dir=part.parent, prefix=".lrem-index-") as temporary,
+    ):
+        build_collection(Path(temporary, "items"), batches, model, dimension, factory)
+        return _snapshot(Path(temporary, "items"), part, factory, source)
 
 
 def _snapshot(folder: Path, out: str | Path, factory: str | None, source: str | None) -> dict[str, Any]:
@@ -92,11 +95,12 @@ def _snapshot(folder: Path, out: str | Path, factory: str | None, source: str | 
 
 
 def read_batches(folder: Path) -> Iterator[ItemBatch]:
-    """Every item of a collection that nobody has open, or that is being served, some at a time."""
+    """Yield all items of a collection, which may be open in other processes."""
     store = Store(folder / ITEMS, {"format": FORMAT}, create=False)
     try:
-        for part in store.since(0):
-            yield ItemBatch([i.item_id for i in part], [i.payload for i in part], np.stack([i.vector for i in part]))
+        for items in store.items_after(0):
+            vectors = np.stack([item.vector for item in items])
+            yield ItemBatch([item.item_id for item in items], [item.payload for item in items], vectors)
     finally:
         store.close()
 
@@ -104,28 +108,28 @@ def read_batches(folder: Path) -> Iterator[ItemBatch]:
 def restore_shard(
     source: str | Path, folder: Path, model: str, shard: int, shards: int, factory: str | None = None
 ) -> None:
-    """Make the collection `folder` of what `shard` of `shards` owns of a snapshot, unless it is there already.
+    """Restore the items of a snapshot that `shard` owns as the collection `folder`, unless it exists.
 
     Raises:
-        SnapshotError: as `snapshot.restore`.
-        TimeoutError: another process has been filling the folder for an hour.
+        SnapshotError: as `restore`.
+        TimeoutError: another process has been restoring the folder for an hour.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder.with_name(f"{folder.name}.lock"), FILL_TIMEOUT_S):
+    with exclusive_lock(folder.with_name(f"{folder.name}.lock"), RESTORE_TIMEOUT_S):
         if folder.exists():
             return
         dimension = read_manifest(source, model)["dimension"]
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".restored-") as made:
-            whole, part = Path(made, "index"), Path(made, "part")
-            restore(source, whole, model)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".restored-") as temporary:
+            collection = Path(temporary, "index")
+            restore(source, collection, model)
             if shards > 1:
-                build_collection(part, _owned(read_batches(whole), shard, shards), model, dimension, factory)
-            ready = part if shards > 1 else whole
-            changes.record_start(ready)
-            ready.rename(folder)
+                owned, collection = _owned(read_batches(collection), shard, shards), Path(temporary, "part")
+                build_collection(collection, owned, model, dimension, factory)
+            changes.record_start(collection)
+            collection.rename(folder)
 
 
 def _owned(batches: Iterable[ItemBatch], shard: int, shards: int) -> Iterator[ItemBatch]:
     for ids, payloads, vectors in batches:
-        kept = [i for i, item_id in enumerate(ids) if owner(item_id, shards) == shard]
-        yield ItemBatch([ids[i] for i in kept], [payloads[i] for i in kept], vectors[kept])
+        owned = [i for i, item_id in enumerate(ids) if owner(item_id, shards) == shard]
+        yield ItemBatch([ids[i] for i in owned], [payloads[i] for i in owned], vectors[owned])

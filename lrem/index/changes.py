@@ -1,7 +1,4 @@
-"""What was written to a collection since it was filled from a snapshot: what a newer index has to be told.
-
-Knows stores; does not know who asks, nor what becomes of the changes.
-"""
+"""The writes that a collection received after it was restored from a snapshot, for carrying them to a newer index."""
 
 import json
 from collections.abc import Callable
@@ -18,71 +15,70 @@ T = TypeVar("T")
 
 
 class Watermark(NamedTuple):
-    """How far a collection has come: its newest row, and the number of its newest deletion."""
+    """A point in a collection's history: its newest row, and the number of its newest deletion."""
 
     row: int
     drop: int
 
 
 class Changes(NamedTuple):
-    """What came since some state, with its payload, the ids of what went, and the state that this leads to."""
+    """The writes between two watermarks; `watermark` is the later one."""
 
-    upserted: list[tuple[str, dict[str, Any]]]
+    upserted: list[tuple[str, dict[str, Any]]]  # (item_id, payload)
     deleted: list[str]
-    state: Watermark
+    watermark: Watermark
 
 
 def record_start(folder: Path) -> None:
-    """Keep the state of a collection that was just filled, which nobody has open."""
-    state = _opened(folder, lambda store: Watermark(store.last_row, store.last_drop))
-    write_json(state._asdict(), folder / START_FILE)
-
-
-def record_carried(folder: Path, state: Watermark) -> None:
-    """Keep the state up to which another index knows everything; what is carried still starts at the filling."""
-    write_json(state._asdict(), folder / CARRIED_FILE)
+    """Record the watermark of a collection that was just restored and that nobody has open."""
+    watermark = _with_store(folder, lambda store: Watermark(store.last_row, store.last_drop))
+    write_json(watermark._asdict(), folder / START_FILE)
 
 
 def start_watermark(folder: Path) -> Watermark:
-    """The state when it was filled."""
+    """Return the watermark at which the collection was restored."""
     return Watermark(**json.loads((folder / START_FILE).read_text()))
 
 
+def record_carried(folder: Path, watermark: Watermark) -> None:
+    """Record that another index has all writes up to `watermark`; carrying again still begins at the start."""
+    write_json(watermark._asdict(), folder / CARRIED_FILE)
+
+
 def count_pending(folder: Path) -> int:
-    """How many items and deletions of a collection no other index was told of."""
-    told = folder / CARRIED_FILE
-    state = Watermark(**json.loads(told.read_text())) if told.exists() else start_watermark(folder)
+    """Return the number of items and deletions that no other index has."""
+    carried = folder / CARRIED_FILE
+    watermark = Watermark(**json.loads(carried.read_text())) if carried.exists() else start_watermark(folder)
 
     def count(store: Store) -> int:
-        rows = store.rows()
-        return int((rows > state.row).sum()) + store.last_drop - state.drop
+        return int((store.rows() > watermark.row).sum()) + store.last_drop - watermark.drop
 
-    return _opened(folder, count)
+    return _with_store(folder, count)
 
 
-def _opened(folder: Path, work: Callable[[Store], T]) -> T:
+def _with_store(folder: Path, function: Callable[[Store], T]) -> T:
     store = Store(folder / ITEMS, {"format": FORMAT}, create=False)
     try:
-        return work(store)
+        return function(store)
     finally:
         store.close()
 
 
-def changes_since(store: Store, state: Watermark, limit: int) -> Changes:
-    """Up to `limit` items that came since a state, the oldest first; with the last of them, everything that went.
+def changes_since(store: Store, watermark: Watermark, limit: int) -> Changes:
+    """Return up to `limit` items written after `watermark`, oldest first; the last part also has all deletions.
 
     Raises:
-        StoreError: more was deleted than is remembered.
+        StoreError: the store no longer remembers all deletions.
     """
-    last_row, last_drop = store.last_row, store.last_drop  # before the rest: what comes meanwhile is told the next time
-    items = next(store.since(state.row, limit), [])
+    last_row, last_drop = store.last_row, store.last_drop  # read first: later writes belong to the next call
+    items = next(store.items_after(watermark.row, limit), [])
     upserted = [(item.item_id, item.payload) for item in items]
     if len(items) == limit:
-        return Changes(upserted, [], Watermark(items[-1].row, state.drop))
-    gone = store.dropped(state.drop)
-    if gone is None:
-        raise StoreError(f"{store.file}: more was deleted since it was filled than is remembered: take a snapshot")
-    ids = list(dict.fromkeys(gone.values()))
-    there = store.rows_of(ids)
+        return Changes(upserted, [], Watermark(items[-1].row, watermark.drop))
+    deletions = store.deletions_after(watermark.drop)
+    if deletions is None:
+        raise StoreError(f"{store.file}: too many deletions since it was restored to carry them; save a snapshot")
+    ids = list(dict.fromkeys(deletions.values()))
+    present = store.rows_of(ids)
     reached = Watermark(max([last_row, *(item.row for item in items)]), last_drop)
-    return Changes(upserted, [item_id for item_id in ids if item_id not in there], reached)
+    return Changes(upserted, [item_id for item_id in ids if item_id not in present], reached)

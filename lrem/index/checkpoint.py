@@ -1,10 +1,10 @@
-"""The search structure on disk, so that a collection need not be built at every opening.
+"""A segment on disk, so that opening a collection need not build it.
 
 index.faiss     the vectors
 rows.npy        the store's row at each position
-manifest.json   what it is, and the sha256 of the two
+manifest.json   factory and size, and the sha256 of both files
 
-Knows segments and files. What it reads is whole or nothing: the store can always give everything again.
+A damaged checkpoint is ignored: the store can always provide the items again.
 """
 
 import json
@@ -25,10 +25,14 @@ VECTORS, ROWS, MANIFEST = "index.faiss", "rows.npy", "manifest.json"
 log = logging.getLogger(__name__)
 
 
-def write(segment: Segment, folder: Path, unchanged: AbstractContextManager[Any]) -> None:
-    """Write a segment's index and rows, replacing older ones whole; within `unchanged` nobody writes to the segment."""
+def write(segment: Segment, folder: Path, writes_paused: AbstractContextManager[None]) -> None:
+    """Write a segment's vectors and rows to `folder`, replacing it as a whole.
+
+    Args:
+        writes_paused: held while the segment is read.
+    """
     with atomic_folder(folder) as part:
-        with unchanged:
+        with writes_paused:
             segment.ann.write(part / VECTORS)
             np.save(part / ROWS, segment.rows)
         manifest = {
@@ -39,24 +43,27 @@ def write(segment: Segment, folder: Path, unchanged: AbstractContextManager[Any]
         (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def tidy(folder: Path, *patterns: str) -> None:
-    """Remove what a killed process left half-written."""
-    for left in (found for pattern in patterns for found in folder.glob(pattern)):
-        shutil.rmtree(left, ignore_errors=True)
+def remove_leftovers(folder: Path, *patterns: str) -> None:
+    """Remove folders that a killed process left half-written."""
+    for leftover in (path for pattern in patterns for path in folder.glob(pattern)):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read(folder: Path, dimension: int) -> Segment | None:
-    """Read it back, without payloads (see `Segment.describe`); None, and a line in the log, where it is not whole."""
+    """Return the segment, still without payloads (see `Segment.attach_payloads`).
+
+    Returns None if there is no checkpoint, or, with a warning, if it is damaged.
+    """
     if not (folder / MANIFEST).exists():
         return None
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        damaged = [name for name in (VECTORS, ROWS) if sha256(folder / name) != manifest["sha256"][name]]
-        if not damaged:
+        damage = [name for name in (VECTORS, ROWS) if sha256(folder / name) != manifest["sha256"][name]]
+        if not damage:
             ann, rows = Ann.read(folder / VECTORS, manifest["factory"]), np.load(folder / ROWS)
             if ann.index.d == dimension and len(ann) == len(rows):
                 return Segment(ann, manifest["built_for"], rows)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        damaged = [str(error)]
-    log.warning("%s is damaged (%s): the index is built anew", folder, ", ".join(damaged) or "sizes differ")
+        damage = [str(error)]
+    log.warning("%s is damaged (%s); the index is built again", folder, ", ".join(damage) or "sizes differ")
     return None

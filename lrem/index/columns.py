@@ -1,9 +1,7 @@
-"""The payload in columns, so that a filter is a few passes over arrays: rows in, a mask of rows out.
+"""Payloads in columns: a filter becomes a few passes over arrays, and returns a mask of rows.
 
-Of each field it keeps what filters can ask: strings and truth values as numbered values, numbers as they are. A list
-counts as all its values. Everything else in a payload (objects, dates as objects) can be stored, not filtered.
-
-Knows filters and arrays; does not know vectors or disks.
+Each field keeps what filters can match: strings and booleans as codes, numbers as they are, a list as all its values.
+Anything else in a payload (null, objects) can be stored but not filtered.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +11,12 @@ import numpy as np
 
 from lrem.index.filters import AllOf, AnyOf, Filter, Not, Term
 
-NAMED, NUMBER = 1, 2
-KINDS = {str: NAMED, bool: NAMED, int: NUMBER, float: NUMBER}
+CODED, NUMBER = 1, 2
+KINDS = {str: CODED, bool: CODED, int: NUMBER, float: NUMBER}
 
 
 class GrowingArray:
-    """An array that grows at its end at a constant cost per value."""
+    """An array to which values can be appended at amortized constant cost."""
 
     def __init__(self, dtype: Any) -> None:
         self._values, self._size = np.empty(16, dtype), 0
@@ -28,11 +26,11 @@ class GrowingArray:
 
     @property
     def values(self) -> np.ndarray:
-        """What is in it; a view that the next `extend` may leave behind."""
+        """A view of the values, valid until the next `extend`."""
         return self._values[: self._size]
 
     def extend(self, values: Sequence[Any] | np.ndarray) -> None:
-        """Add values at the end."""
+        """Append values."""
         size = self._size + len(values)
         if size > len(self._values):
             larger = np.empty(max(size, 2 * len(self._values)), self._values.dtype)
@@ -43,102 +41,102 @@ class GrowingArray:
 
 
 class FieldValues:
-    """One field's values: (row, code) of each string or truth value, (row, number) of each number."""
+    """One field: (row, code) of each string or boolean, (row, number) of each number."""
 
     def __init__(self) -> None:
         self.codes: dict[str | bool, int] = {}
-        self.named = GrowingArray(np.int64), GrowingArray(np.int32)
+        self.coded = GrowingArray(np.int64), GrowingArray(np.int32)
         self.numbers = GrowingArray(np.int64), GrowingArray(np.float64)
 
     def add(self, rows: Sequence[int], values: Sequence[Any]) -> None:
-        """Take the values of some rows."""
+        """Add the values of rows."""
         if {list, tuple} & set(map(type, values)):
-            pairs = [(row, one) for row, value in zip(rows, values, strict=True) for one in _values(value)]
+            pairs = [(row, element) for row, value in zip(rows, values, strict=True) for element in _elements(value)]
             rows, values = [row for row, _ in pairs], [value for _, value in pairs]
         kinds = np.fromiter((KINDS.get(type(value), 0) for value in values), np.int8, len(values))
         at = np.asarray(rows, np.int64)
-        for kind, (target_rows, target) in ((NAMED, self.named), (NUMBER, self.numbers)):
+        for kind, (target_rows, target) in ((CODED, self.coded), (NUMBER, self.numbers)):
             chosen = np.flatnonzero(kinds == kind)
             if not len(chosen):
                 continue
-            mine = values if len(chosen) == len(values) else [values[i] for i in chosen]
-            taken = np.asarray(self._coded(mine) if kind == NAMED else mine, target.values.dtype)
-            there = taken == taken  # NaN is no value
-            target_rows.extend(at[chosen][there])
-            target.extend(taken[there])
+            selected = values if len(chosen) == len(values) else [values[i] for i in chosen]
+            array = np.asarray(self._encode(selected) if kind == CODED else selected, target.values.dtype)
+            valid = array == array  # not NaN
+            target_rows.extend(at[chosen][valid])
+            target.extend(array[valid])
 
-    def _coded(self, values: Sequence[str | bool]) -> list[int]:
+    def _encode(self, values: Sequence[str | bool]) -> list[int]:
         codes = self.codes
         return [codes.setdefault(value, len(codes)) for value in values]
 
     def rows(self, term: Term) -> list[np.ndarray]:
-        """The rows that match a term, in any order, repeated ones possible."""
-        (rows, codes), (number_rows, numbers) = ([c.values for c in pair] for pair in (self.named, self.numbers))
+        """Return the rows that match a term, in any order, perhaps repeated."""
+        (rows, codes), (number_rows, numbers) = ([c.values for c in pair] for pair in (self.coded, self.numbers))
         if term.operator == "$exists":
             return [rows, number_rows]
         if term.operator == "$in":
-            wanted = [self.codes.get(value, -1) for value in term.value if isinstance(value, str | bool)]
-            exact = [float(value) for value in term.value if not isinstance(value, str | bool)]
-            return [rows[_among(codes, wanted)], number_rows[_among(numbers, exact)]]
+            accepted = [self.codes.get(value, -1) for value in term.value if isinstance(value, str | bool)]
+            accepted_numbers = [float(value) for value in term.value if not isinstance(value, str | bool)]
+            return [rows[_isin(codes, accepted)], number_rows[_isin(numbers, accepted_numbers)]]
         compare = {"$gt": np.greater, "$gte": np.greater_equal, "$lt": np.less, "$lte": np.less_equal}
         return [number_rows[compare[term.operator](numbers, term.value)]]
 
 
-def _values(value: Any) -> Sequence[Any]:
+def _elements(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else (value,)
 
 
-def _among(values: np.ndarray, wanted: Sequence[float]) -> np.ndarray:
-    if len(wanted) == 1:  # by far the most frequent, and several times as fast
-        return values == wanted[0]
-    return np.isin(values, wanted)
+def _isin(values: np.ndarray, accepted: Sequence[float]) -> np.ndarray:
+    if len(accepted) == 1:  # by far the most frequent case, and several times as fast
+        return values == accepted[0]
+    return np.isin(values, accepted)
 
 
 class Columns:
-    """The payloads of rows 0, 1, 2, …, taken in in any order; a row without a payload has no field."""
+    """The payloads of rows 0, 1, 2, …, added in any order; a row without a payload has no fields."""
 
     def __init__(self) -> None:
         self.fields: dict[str, FieldValues] = {}
 
     def add(self, rows: Sequence[int], payloads: Sequence[Mapping[str, Any]]) -> None:
-        """Take the payloads of some rows."""
-        seen: dict[str, tuple[list[int], list[Any]]] = {}
+        """Add the payloads of rows."""
+        by_field: dict[str, tuple[list[int], list[Any]]] = {}
         for row, payload in zip(rows, payloads, strict=True):
             for name, value in payload.items():
-                its_rows, values = seen.setdefault(name, ([], []))
-                its_rows.append(row)
+                field_rows, values = by_field.setdefault(name, ([], []))
+                field_rows.append(row)
                 values.append(value)
-        for name, (its_rows, values) in seen.items():
-            self.fields.setdefault(name, FieldValues()).add(its_rows, values)
+        for name, (field_rows, values) in by_field.items():
+            self.fields.setdefault(name, FieldValues()).add(field_rows, values)
 
-    def mask(self, wanted: Filter, count: int) -> np.ndarray:
-        """Which of the rows 0 to count−1 match. Returns [count] bool, a new array."""
-        if isinstance(wanted, Not):
-            return ~self.mask(wanted.part, count)
-        if isinstance(wanted, AllOf | AnyOf):
-            join, start = (np.logical_and, True) if isinstance(wanted, AllOf) else (np.logical_or, False)
+    def mask(self, where: Filter, count: int) -> np.ndarray:
+        """Return which of the rows 0 to count − 1 match, [count] bool, a new array."""
+        if isinstance(where, Not):
+            return ~self.mask(where.part, count)
+        if isinstance(where, AllOf | AnyOf):
+            join, start = (np.logical_and, True) if isinstance(where, AllOf) else (np.logical_or, False)
             result = np.full(count, start)
-            for part in wanted.parts:
+            for part in where.parts:
                 join(result, self.mask(part, count), out=result)
             return result
         result = np.zeros(count, bool)
-        if wanted.field in self.fields:
-            for rows in self.fields[wanted.field].rows(wanted):
+        if where.field in self.fields:
+            for rows in self.fields[where.field].rows(where):
                 result[rows] = True
-        if wanted.operator == "$exists" and not wanted.value:
+        if where.operator == "$exists" and not where.value:
             return ~result
         return result
 
 
-def match_payloads(payloads: Sequence[Mapping[str, Any]], wanted: Filter | None) -> list[bool]:
-    """Which of a few payloads match.
+def match_payloads(payloads: Sequence[Mapping[str, Any]], where: Filter | None) -> list[bool]:
+    """Return which of a few payloads match.
 
     >>> from lrem.index.filters import compile_filter
     >>> match_payloads([{"price": 3}, {"price": 30}, {}], compile_filter({"price": {"$lt": 20}}))
     [True, False, False]
     """
-    if wanted is None:
+    if where is None:
         return [True] * len(payloads)
     columns = Columns()
     columns.add(range(len(payloads)), payloads)
-    return [bool(fits) for fits in columns.mask(wanted, len(payloads))]
+    return [bool(match) for match in columns.mask(where, len(payloads))]

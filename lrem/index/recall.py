@@ -1,6 +1,6 @@
-"""What an approximate structure misses, and what it saves: a collection's search beside its own exact search.
+"""Recall and latency of a collection's search, measured against its own exact search.
 
-Knows collections; does not know where the queries come from. They should be real ones: random vectors are harder.
+Measure with real queries: random vectors are harder.
 """
 
 import time
@@ -11,11 +11,11 @@ import numpy as np
 
 from lrem.index.collection import Collection
 
-TIE = 1e-6  # cosines closer than this are the same
+TIE = 1e-6  # cosines closer than this are equal
 
 
 class Recall(NamedTuple):
-    """recall@k, and the median milliseconds of one query searched alone, both ways."""
+    """recall@k, and the median milliseconds of one query, approximate and exact."""
 
     recall: float
     ms: float
@@ -29,12 +29,16 @@ def measure_recall(
     where: Mapping[str, Any] | None = None,
     effort: float = 1.0,
 ) -> Recall:
-    """Search each query both ways. queries: [Q, H] float32, Q ≥ 1; effort: as of `Collection.search`.
+    """Search each query approximately and exactly, one at a time.
 
-    recall@k is the share of the exact search's scores that the other reaches, so that which of two items with equal
-    scores is found does not matter; 1.0 where nothing is there to be found.
+    recall@k is the share of exact hits whose score the approximate hits reach, so either of two items with equal
+    scores counts; 1.0 if nothing matches.
+
+    Args:
+        queries: [Q, H] float32, Q ≥ 1.
+        effort: as in `Collection.search`.
     """
-    found, wanted = 0, 0
+    reached, expected = 0, 0
     times: dict[bool, list[float]] = {False: [], True: []}
     for query in queries[:, None]:
         scores = {}
@@ -43,8 +47,8 @@ def measure_recall(
             [hits] = collection.search(query, k, where, exact, effort)
             times[exact].append(1000 * (time.perf_counter() - started))
             scores[exact] = [hit.score for hit in hits]
-        wanted += len(scores[True])
+        expected += len(scores[True])
         if scores[True]:
-            found += sum(score >= scores[True][-1] - TIE for score in scores[False])
-    recall = found / wanted if wanted else 1.0
+            reached += sum(score >= scores[True][-1] - TIE for score in scores[False])
+    recall = reached / expected if expected else 1.0
     return Recall(recall, float(np.median(times[False])), float(np.median(times[True])))

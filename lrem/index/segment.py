@@ -1,7 +1,6 @@
-"""What a collection searches in: a Faiss index, the payload in columns and the tombstones, all in memory.
+"""The searchable part of a collection, in memory: a Faiss index, the payload columns and the tombstones.
 
-Position i of each belongs to one row of the store; rows ascend. Knows how to find; does not know how items are kept,
-nor who writes: its owner sees to it that nothing is written while it searches.
+Position i of each belongs to one row of the store; rows ascend. The owner must not write while a search runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,9 @@ class Segment:
     """Rows of a store, searchable.
 
     Args:
-        ann: with the vectors of `rows`.
-        built_for: how many rows its structure was chosen for.
-        rows: [N] int64, ascending; rows without an entry later taken in by `describe` are tombstones.
+        ann: the index with the vectors of `rows`.
+        built_for: number of rows that the index's structure was chosen for.
+        rows: [N] int64, ascending; they are tombstones until `attach_payloads`.
     """
 
     def __init__(self, ann: Ann, built_for: int = 0, rows: np.ndarray | None = None) -> None:
@@ -29,50 +28,50 @@ class Segment:
         if rows is not None:
             self._rows.extend(rows)
             self._alive.extend(np.zeros(len(rows), bool))
-        self.live = 0  # rows that are no tombstones
-        self.built_for = built_for  # rows that the index's structure was chosen for
-        self.last_drop: int | None = None  # the store's newest deletion that was taken in, where that is known
+        self.live = 0  # rows that are not tombstones
+        self.built_for = built_for
+        self.last_drop: int | None = None  # newest deletion of the store that was applied, if known
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def rows(self) -> np.ndarray:
-        """[N] int64, the row at each position, tombstones among them."""
+        """[N] int64, the row at each position, including tombstones."""
         return self._rows.values
 
     @property
     def last_row(self) -> int:
-        """The newest row that was taken in, 0 before the first."""
+        """The newest row, 0 before the first."""
         return int(self._rows.values[-1]) if len(self) else 0
 
     @property
-    def dead(self) -> int:
-        """How many positions are tombstones."""
+    def tombstones(self) -> int:
+        """The number of deleted rows that still have a position."""
         return len(self) - self.live
 
-    def take(self, rows: Sequence[int], payloads: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
-        """Take in new rows, ascending and newer than all before. vectors: [N, H] float32."""
+    def append(self, rows: Sequence[int], payloads: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
+        """Add rows, ascending and newer than all before. vectors: [N, H] float32."""
         first = len(self)
         self.ann.add(vectors)
         self._rows.extend(rows)
         self._alive.extend(np.zeros(len(rows), bool))
-        self._describe(np.arange(first, len(self)), payloads)
+        self._activate(np.arange(first, len(self)), payloads)
 
-    def describe(self, rows: Sequence[int], payloads: Sequence[Mapping[str, Any]]) -> None:
-        """Bring rows to life whose vectors are in the index already. Raises KeyError where one is not."""
+    def attach_payloads(self, rows: Sequence[int], payloads: Sequence[Mapping[str, Any]]) -> None:
+        """Make rows live whose vectors are already in the index. Raises KeyError if one is not."""
         positions = np.searchsorted(self.rows, rows)
         if not np.array_equal(self.rows[positions], rows):
             raise KeyError("a row is not in the index")
-        self._describe(positions, payloads)
+        self._activate(positions, payloads)
 
-    def _describe(self, positions: np.ndarray, payloads: Sequence[Mapping[str, Any]]) -> None:
+    def _activate(self, positions: np.ndarray, payloads: Sequence[Mapping[str, Any]]) -> None:
         self.columns.add(positions.tolist(), payloads)
         self._alive.values[positions] = True
         self.live += len(positions)
 
     def drop(self, rows: Sequence[int]) -> None:
-        """Make tombstones of rows; those that are none of its own, or are dropped already, are passed over."""
+        """Turn rows into tombstones; unknown rows and tombstones are ignored."""
         positions = np.searchsorted(self.rows, rows)
         known = positions < len(self)
         known[known] = self.rows[positions[known]] == np.asarray(rows)[known]
@@ -80,38 +79,38 @@ class Segment:
         self.live -= int(self._alive.values[positions].sum())
         self._alive.values[positions] = False
 
-    def mask(self, wanted: Filter | None) -> np.ndarray | None:
-        """[N] bool, the positions that live and match; None where that is all of them."""
-        if wanted is None:
-            return None if self.dead == 0 else self._alive.values
-        return self.columns.mask(wanted, len(self)) & self._alive.values
+    def mask(self, where: Filter | None) -> np.ndarray | None:
+        """Return [N] bool, which positions are live and match, or None if all are."""
+        if where is None:
+            return None if self.tombstones == 0 else self._alive.values
+        return self.columns.mask(where, len(self)) & self._alive.values
 
-    def count(self, wanted: Filter | None) -> int:
-        """How many live rows match."""
-        mask = self.mask(wanted)
-        return self.live if wanted is None or mask is None else int(mask.sum())
+    def count(self, where: Filter | None) -> int:
+        """Return the number of live rows that match."""
+        mask = self.mask(where)
+        return self.live if where is None or mask is None else int(mask.sum())
 
     def search(
         self,
         queries: np.ndarray,
         k: int,
-        wanted: Filter | None,
+        where: Filter | None,
         fetch: Fetch,
         exact: bool = False,
         effort: float = 1.0,
     ) -> list[list[tuple[int, float]]]:
-        """The k best (row, score) of each query among the live rows that match, best first.
+        """Return the k best (row, score) of each query among the live rows that match, best first.
 
         Args:
             queries: [Q, H] float32.
-            fetch: rows [N] → their vectors [N, H], asked where the index does not keep them.
-            exact: compare with every row that is allowed.
-            effort: how far an approximate structure searches, in multiples of what is usual.
+            fetch: rows [N] → their vectors [N, H], for an index that does not hold them.
+            exact: compare with every matching row.
+            effort: how far an approximate structure searches, as a multiple of the default.
         """
         rows = self.rows
-        given: Fetch = lambda positions: fetch(rows[positions])  # noqa: E731
-        scores, found = self.ann.search(queries, k, self.mask(wanted), given, exact, effort)
+        fetch_positions: Fetch = lambda positions: fetch(rows[positions])  # noqa: E731
+        scores, matches = self.ann.search(queries, k, self.mask(where), fetch_positions, exact, effort)
         return [
             [(int(rows[p]), float(s)) for p, s in zip(positions, line, strict=True) if p >= 0]
-            for positions, line in zip(found.tolist(), scores.tolist(), strict=True)
+            for positions, line in zip(matches.tolist(), scores.tolist(), strict=True)
         ]

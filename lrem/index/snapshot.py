@@ -1,8 +1,8 @@
-"""Snapshots of a collection, to a path or an object store, and back.
+"""Snapshots of a collection: written to a path or an object store, and restored from there.
 
-A snapshot is a folder: items.sqlite, ann/…, and a manifest with the model's fingerprint, the dimension and the sha256
-of each file. The manifest is written last, so a folder without one is no snapshot yet. Any address that pyarrow knows
-is taken (s3://, gs://, file://, a path). Knows collections and files; does not know when it is called.
+A snapshot is a folder with items.sqlite, ann/… and a manifest: the model's fingerprint, the dimension and the sha256 of
+each file. The manifest is written last, so a folder without one is not a snapshot. Any URI that pyarrow supports works
+(s3://, gs://, file://), or a path.
 """
 
 import json
@@ -25,19 +25,22 @@ FILES = (ITEMS, *(f"{ANN}/{name}" for name in (checkpoint.VECTORS, checkpoint.RO
 
 
 def write_snapshot(collection: Collection, destination: str | Path, source: str | None = None) -> dict[str, Any]:
-    """Write the collection as it is now, while it is searched and written to. Returns the manifest.
+    """Write a snapshot of the collection, which stays searchable and writable, and return its manifest.
 
-    The search structure may lag behind the items by what is written meanwhile; opening makes up for it.
+    The search structure may lack the latest items; it catches up when the snapshot is opened.
+
+    Args:
+        source: sha256 of the catalogue that it was built from, for the manifest.
 
     Raises:
-        SnapshotError: a snapshot is there already, or the place cannot be written to.
+        SnapshotError: the destination holds a snapshot, or cannot be written.
     """
-    place, folder = _place(destination)
+    filesystem, folder = _filesystem(destination)
     try:
-        if place.get_file_info(f"{folder}/{MANIFEST}").type != fs.FileType.NotFound:
-            raise SnapshotError(f"{destination} holds a snapshot already: choose another name, or delete it first")
-        with collection.alone(), tempfile.TemporaryDirectory(dir=collection.folder, prefix=PART) as made:
-            part = Path(made)
+        if filesystem.get_file_info(f"{folder}/{MANIFEST}").type != fs.FileType.NotFound:
+            raise SnapshotError(f"{destination} already holds a snapshot: choose another name, or delete it first")
+        with collection.exclusive(), tempfile.TemporaryDirectory(dir=collection.folder, prefix=PART) as temporary:
+            part = Path(temporary)
             collection.save(part / ANN)
             collection.store.copy(part / ITEMS)
             manifest = {
@@ -50,34 +53,36 @@ def write_snapshot(collection: Collection, destination: str | Path, source: str 
                 "sha256": {name: sha256(part / name) for name in FILES},
             }
             for name in FILES:
-                place.create_dir(str(Path(folder, name).parent), recursive=True)
-                fs.copy_files(str(part / name), f"{folder}/{name}", fs.LocalFileSystem(), place)
-        with place.open_output_stream(f"{folder}/{MANIFEST}") as out:
+                filesystem.create_dir(str(Path(folder, name).parent), recursive=True)
+                fs.copy_files(str(part / name), f"{folder}/{name}", fs.LocalFileSystem(), filesystem)
+        with filesystem.open_output_stream(f"{folder}/{MANIFEST}") as out:
             out.write(json.dumps(manifest, indent=2).encode())
     except (OSError, sqlite3.OperationalError) as error:
-        raise SnapshotError(f"{destination} cannot be written ({error}): the snapshot is not whole") from error
+        raise SnapshotError(
+            f"{destination} cannot be written ({error}): the snapshot is incomplete, write it again"
+        ) from error
     return manifest
 
 
 def restore(source: str | Path, folder: Path, model: str | None = None) -> dict[str, Any]:
-    """Make the collection `folder` from a snapshot; nothing is there unless all of it is whole. Returns the manifest.
+    """Restore a snapshot as the collection `folder`, completely or not at all, and return its manifest.
 
     Args:
-        folder: where nothing is yet.
-        model: the fingerprint that queries will be embedded with; None takes any.
+        folder: must not exist.
+        model: fingerprint of the model that embeds the queries; None accepts any.
 
     Raises:
-        SnapshotError: no snapshot there, it is another model's, a file is torn or altered, or `folder` is taken.
+        SnapshotError: there is no snapshot, it belongs to another model, a file is damaged, or `folder` exists.
     """
     if folder.exists():
-        raise SnapshotError(f"{folder} is there already: restore beside it, under another name")
-    place, origin = _place(source)
+        raise SnapshotError(f"{folder} already exists: restore to another folder")
+    filesystem, origin = _filesystem(source)
     manifest = read_manifest(source, model)
     with atomic_folder(folder) as part:
         (part / ANN).mkdir()
         for name, digest in manifest["sha256"].items():
             try:
-                fs.copy_files(f"{origin}/{name}", str(part / name), place, fs.LocalFileSystem())
+                fs.copy_files(f"{origin}/{name}", str(part / name), filesystem, fs.LocalFileSystem())
             except OSError as error:
                 raise SnapshotError(f"{source}/{name} cannot be read ({error}): use another snapshot") from error
             if sha256(part / name) != digest:
@@ -91,24 +96,22 @@ def restore(source: str | Path, folder: Path, model: str | None = None) -> dict[
 
 
 def read_manifest(source: str | Path, model: str | None = None) -> dict[str, Any]:
-    """What a snapshot says of itself, without reading its items: `model`, `dimension`, `count`, `created`, `sha256`.
+    """Return a snapshot's manifest, without reading its items: `model`, `dimension`, `count`, `created`, `sha256`, ….
 
     Raises:
-        SnapshotError: no snapshot there, or it belongs to another model than `model`.
+        SnapshotError: there is no snapshot, or it does not belong to `model`.
     """
-    place, folder = _place(source)
+    filesystem, folder = _filesystem(source)
     try:
-        with place.open_input_stream(f"{folder}/{MANIFEST}") as stream:
+        with filesystem.open_input_stream(f"{folder}/{MANIFEST}") as stream:
             manifest: dict[str, Any] = json.loads(stream.read())
     except FileNotFoundError as error:
-        raise SnapshotError(
-            f"{source} holds no index snapshot, or one that was not finished: run `lrem index build` first"
-        ) from error
+        raise SnapshotError(f"{source} holds no complete index snapshot: run `lrem index build` first") from error
     except (OSError, ValueError) as error:
         raise SnapshotError(f"{source}/{MANIFEST} cannot be read ({error}): use another snapshot") from error
-    whole = isinstance(manifest, dict) and {"format", "model", "dimension", "count", "sha256"} <= set(manifest)
-    if not whole or manifest["format"] != FORMAT or set(manifest["sha256"]) != set(FILES):
-        raise SnapshotError(f"{source} is no index snapshot in format {FORMAT}: run `lrem index build` again")
+    complete = isinstance(manifest, dict) and {"format", "model", "dimension", "count", "sha256"} <= set(manifest)
+    if not complete or manifest["format"] != FORMAT or set(manifest["sha256"]) != set(FILES):
+        raise SnapshotError(f"{source} is not an index snapshot in format {FORMAT}: run `lrem index build` again")
     if model is not None and manifest["model"] != model:
         raise SnapshotError(
             f"{source} was built with model {manifest['model']}, queries use model {model}: "
@@ -118,25 +121,25 @@ def read_manifest(source: str | Path, model: str | None = None) -> dict[str, Any
 
 
 def open_snapshot(source: str | Path, model: str | None = None) -> Collection:
-    """The collection of a snapshot, to be searched: its files have no name any more, and go with the process.
+    """Open a snapshot for searching. Its files are unlinked, so they disappear with the process.
 
     Raises:
         SnapshotError: as `restore`.
     """
-    with tempfile.TemporaryDirectory(prefix="lrem-index-") as made:
-        restore(source, Path(made, "index"), model)
-        collection = Collection(Path(made, "index"))
-        collection.wait(CLOSE_TIMEOUT_S)  # a rebuild would save what it made
+    with tempfile.TemporaryDirectory(prefix="lrem-index-") as temporary:
+        restore(source, Path(temporary, "index"), model)
+        collection = Collection(Path(temporary, "index"))
+        collection.wait(CLOSE_TIMEOUT_S)  # a rebuild would write its checkpoint here
     return collection
 
 
-def _place(where: str | Path) -> tuple[fs.FileSystem, str]:
-    if "://" not in str(where):
-        return fs.LocalFileSystem(), str(Path(where).absolute())
+def _filesystem(address: str | Path) -> tuple[fs.FileSystem, str]:
+    if "://" not in str(address):
+        return fs.LocalFileSystem(), str(Path(address).absolute())
     try:
-        place, folder = fs.FileSystem.from_uri(str(where))
+        filesystem, folder = fs.FileSystem.from_uri(str(address))
     except (ValueError, OSError) as error:
         raise SnapshotError(
-            f"{where} is no address that pyarrow knows ({error}): s3://, gs://, file:// or a path"
+            f"{address} is not an address that pyarrow supports ({error}): use s3://, gs://, file:// or a path"
         ) from error
-    return place, folder.rstrip("/")
+    return filesystem, folder.rstrip("/")

@@ -1,10 +1,8 @@
-"""The durable truth of a collection: ids, payloads and vectors in SQLite.
+"""The durable items of a collection: ids, payloads and vectors in SQLite.
 
-Every upsert gives its item a new row number, greater than any before and never used again. So a search structure that
-knows the last row it took in can be brought up to date (`since`), and a row that is no longer here is a tombstone.
-A call that has returned is on disk (write-ahead log, synchronous=FULL).
-
-Knows SQL; does not know how anything is searched.
+Every upsert gives its item a new row number, greater than all before and never reused. A search structure that knows
+its last row can therefore be brought up to date (`items_after`), and a row that is missing here is a tombstone.
+A write is on disk when the call returns (write-ahead log, synchronous=FULL).
 """
 
 import json
@@ -19,20 +17,20 @@ import numpy as np
 
 from lrem.errors import StoreError
 
-TIMEOUT_S = 30.0  # to wait for another process that writes
-MAPPED = 2**31  # bytes that are read without a system call for each page
-VARIABLES = 30_000  # of one statement; SQLite takes 32,766
+TIMEOUT_S = 30.0  # waiting for another process that writes
+MAPPED = 2**31  # bytes of the file that are memory-mapped
+VARIABLES = 30_000  # per statement; SQLite allows 32,766
 SCHEMA = """
 CREATE TABLE items (
     row INTEGER PRIMARY KEY AUTOINCREMENT, item_id TEXT NOT NULL UNIQUE, payload TEXT NOT NULL, vector BLOB NOT NULL);
 CREATE TABLE dropped (seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL, item_id TEXT NOT NULL);
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-REMEMBERED = 1_000_000  # rows that went, for whoever follows the changes: another process, or a newer index
+REMEMBERED = 1_000_000  # deletions, for those who follow the changes: other processes, a newer index
 
 
 class StoredItem(NamedTuple):
-    """An item as it is kept: `vector` is [H] float32 of unit length."""
+    """One item; `vector` is [H] float32 of unit length."""
 
     row: int
     item_id: str
@@ -41,14 +39,14 @@ class StoredItem(NamedTuple):
 
 
 class Store:
-    """One SQLite file, open.
+    """One open SQLite file.
 
     Args:
-        about: what must be the same at every opening, such as the model's fingerprint and the dimension.
-        create: make the file if it is not there; then `about` has to be complete.
+        about: properties that must be the same at every opening, such as the model's fingerprint and the dimension.
+        create: create the file if it does not exist; `about` must then be complete.
 
     Raises:
-        StoreError: no store is there, it was made with another `about`, it is damaged or cannot be opened.
+        StoreError: the file does not exist, has another `about`, is damaged, or cannot be opened.
     """
 
     def __init__(self, file: Path, about: Mapping[str, str | int], create: bool) -> None:
@@ -69,10 +67,12 @@ class Store:
             self._check(about)
         except sqlite3.OperationalError as error:
             self.close()
-            raise StoreError(f"{file} cannot be opened ({error}): is it in use elsewhere, or the disk full?") from error
+            raise StoreError(
+                f"{file} cannot be opened ({error}): check whether another process uses it or the disk is full"
+            ) from error
         except sqlite3.DatabaseError as error:
             self.close()
-            raise StoreError(f"{file} is no store, or damaged ({error}): restore a snapshot") from error
+            raise StoreError(f"{file} is damaged or not a store ({error}): restore a snapshot") from error
         except BaseException:
             self.close()
             raise
@@ -91,11 +91,11 @@ class Store:
         self._db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in about.items()])
 
     def _check(self, about: Mapping[str, str | int]) -> None:
-        for name, wanted in about.items():
-            if self.about.get(name) != wanted:
+        for name, expected in about.items():
+            if self.about.get(name) != expected:
                 raise StoreError(
-                    f"{self.file} was made with {name} {self.about.get(name)}, not with {name} {wanted}: "
-                    "build a new collection beside it"
+                    f"{self.file} was created with {name} {self.about.get(name)}, not with {name} {expected}: "
+                    "build a new collection in another folder"
                 )
 
     @contextmanager
@@ -111,10 +111,10 @@ class Store:
                 raise
 
     def upsert(self, ids: Sequence[str], payloads: Sequence[str], vectors: np.ndarray) -> tuple[range, list[int]]:
-        """Write items, all or none; one that is there is replaced.
+        """Insert or replace items, all or none.
 
         Args:
-            ids: each once.
+            ids: without repetitions.
             payloads: JSON.
             vectors: [N, H] float32.
 
@@ -134,21 +134,21 @@ class Store:
         return rows, replaced
 
     def delete(self, ids: Sequence[str]) -> list[int]:
-        """Delete items, all or none; unknown ids are passed over. Returns the rows that were deleted."""
+        """Delete items, all or none, and return their rows; unknown ids are ignored."""
         with self._transaction():
             return self._delete(ids)
 
     def _delete(self, ids: Sequence[str]) -> list[int]:
-        gone = self.rows_of(ids)
-        rows = list(gone.values())
+        deleted = self.rows_of(ids)
+        rows = list(deleted.values())
         self._db.executemany("DELETE FROM items WHERE row = ?", [(row,) for row in rows])
-        self._db.executemany("INSERT INTO dropped (row, item_id) VALUES (?, ?)", [(r, i) for i, r in gone.items()])
+        self._db.executemany("INSERT INTO dropped (row, item_id) VALUES (?, ?)", [(r, i) for i, r in deleted.items()])
         self._db.execute("DELETE FROM dropped WHERE seq <= ?", (self.last_drop - REMEMBERED,))
         return rows
 
     @property
     def last_row(self) -> int:
-        """The greatest row ever given out, 0 before the first."""
+        """The greatest row number ever used, 0 before the first."""
         return self._sequence("items")
 
     @property
@@ -158,19 +158,20 @@ class Store:
 
     def _sequence(self, table: str) -> int:
         with self._lock:
-            found = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
-        return int(found[0]) if found else 0
+            result = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+        return int(result[0]) if result else 0
 
-    def dropped(self, after: int) -> dict[int, str] | None:
-        """row → item_id of what went since deletion number `after`; None where that is not remembered any more."""
+    def deletions_after(self, drop: int) -> dict[int, str] | None:
+        """Return row → item_id of the deletions after number `drop`, or None if some are no longer remembered."""
         with self._lock:
             query = "SELECT seq, row, item_id FROM dropped WHERE seq > ? ORDER BY seq"
-            found = self._db.execute(query, (after,)).fetchall()
-        return {row: item_id for _, row, item_id in found} if not found or found[0][0] == after + 1 else None
+            deletions = self._db.execute(query, (drop,)).fetchall()
+        complete = not deletions or deletions[0][0] == drop + 1
+        return {row: item_id for _, row, item_id in deletions} if complete else None
 
     @property
     def version(self) -> int:
-        """Another number whenever someone else, here or in another process, has written to the file."""
+        """A number that changes whenever another connection, also of another process, has written to the file."""
         with self._lock:
             return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
@@ -179,66 +180,66 @@ class Store:
             return int(self._db.execute("SELECT COUNT(*) FROM items").fetchone()[0])
 
     def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
-        """item_id → row, of the ids that are there."""
+        """Return item_id → row of the ids that exist."""
         return dict(self._where("item_id", ids, "item_id, row"))
 
     def read(self, rows: Sequence[int]) -> dict[int, tuple[str, dict[str, Any]]]:
-        """row → (item_id, payload), of the rows that are there."""
-        found = self._where("row", rows, "row, item_id, payload")
-        payloads = parse_payloads([payload for _, _, payload in found])
-        return {row: (item_id, payload) for (row, item_id, _), payload in zip(found, payloads, strict=True)}
+        """Return row → (item_id, payload) of the rows that exist."""
+        records = self._where("row", rows, "row, item_id, payload")
+        payloads = parse_payloads([payload for _, _, payload in records])
+        return {row: (item_id, payload) for (row, item_id, _), payload in zip(records, payloads, strict=True)}
 
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The vectors of some rows, in their order. Returns [N, H] float32. Raises KeyError where a row is gone."""
-        found = dict(self._where("row", rows, "row, vector"))
-        return _matrix([found[row] for row in rows], self.about["dimension"])
+        """Return the vectors of rows, [N, H] float32, in their order. Raises KeyError if a row was deleted."""
+        blobs = dict(self._where("row", rows, "row, vector"))
+        return _matrix([blobs[row] for row in rows], self.about["dimension"])
 
     def sample(self, count: int) -> np.ndarray:
-        """The vectors of up to `count` items, chosen at random, the same ones each time. Returns [N, H] float32."""
+        """Return the vectors of up to `count` random items, [N, H] float32; the same ones each time."""
         rows = self.rows()
         chosen = np.sort(np.random.default_rng(0).permutation(rows)[:count])
         return _matrix([vector for (vector,) in self._where("row", chosen, "vector")], self.about["dimension"])
 
     def get(self, ids: Sequence[str]) -> dict[str, StoredItem]:
-        """item_id → the item, of the ids that are there."""
-        found = self._where("item_id", ids, "row, item_id, payload, vector")
-        return {item.item_id: item for item in _stored(found)}
+        """Return item_id → item of the ids that exist."""
+        records = self._where("item_id", ids, "row, item_id, payload, vector")
+        return {item.item_id: item for item in _stored_items(records)}
 
-    def since(self, row: int, batch: int = 1000) -> Iterator[list[StoredItem]]:
-        """The items whose row is greater, in the order of rows, some at a time."""
+    def items_after(self, row: int, batch: int = 1000) -> Iterator[list[StoredItem]]:
+        """Yield the items with a greater row, in batches, in the order of rows."""
         while True:
             with self._lock:
-                found = self._db.execute("SELECT * FROM items WHERE row > ? ORDER BY row LIMIT ?", (row, batch))
-                part = _stored(found.fetchall())
-            if not part:
+                records = self._db.execute("SELECT * FROM items WHERE row > ? ORDER BY row LIMIT ?", (row, batch))
+                items = _stored_items(records.fetchall())
+            if not items:
                 return
-            yield part
-            row = part[-1].row
+            yield items
+            row = items[-1].row
 
     def rows(self) -> np.ndarray:
-        """Every row that is there, ascending. Returns [N] int64."""
+        """Return all rows, [N] int64, ascending."""
         with self._lock:
             return np.fromiter((row for (row,) in self._db.execute("SELECT row FROM items ORDER BY row")), np.int64)
 
     def scroll(self, after: str, limit: int) -> list[tuple[int, str, dict[str, Any]]]:
-        """Items in the order of their ids, from behind the id `after`: (row, item_id, payload)."""
+        """Return (row, item_id, payload) of up to `limit` items with ids greater than `after`, in ascending order."""
         query = "SELECT row, item_id, payload FROM items WHERE item_id > ? ORDER BY item_id LIMIT ?"
         with self._lock:
-            found = self._db.execute(query, (after, limit)).fetchall()
-        payloads = parse_payloads([payload for _, _, payload in found])
-        return [(row, item_id, payload) for (row, item_id, _), payload in zip(found, payloads, strict=True)]
+            records = self._db.execute(query, (after, limit)).fetchall()
+        payloads = parse_payloads([payload for _, _, payload in records])
+        return [(row, item_id, payload) for (row, item_id, _), payload in zip(records, payloads, strict=True)]
 
     def _where(self, column: str, values: Sequence[Any] | np.ndarray, columns: str) -> list[Any]:
-        found: list[Any] = []
+        records: list[Any] = []
         for start in range(0, len(values), VARIABLES):
             part = [int(v) if isinstance(v, np.integer) else v for v in values[start : start + VARIABLES]]
             marks = ",".join("?" * len(part))
             with self._lock:
-                found += self._db.execute(f"SELECT {columns} FROM items WHERE {column} IN ({marks})", part).fetchall()
-        return found
+                records += self._db.execute(f"SELECT {columns} FROM items WHERE {column} IN ({marks})", part).fetchall()
+        return records
 
     def copy(self, file: Path) -> None:
-        """Write a compact copy as of now; writers go on meanwhile."""
+        """Write a compact copy of the current state; writers need not wait."""
         reader = sqlite3.connect(self.file, timeout=TIMEOUT_S)
         try:
             reader.execute("VACUUM INTO ?", (str(file),))
@@ -251,7 +252,7 @@ class Store:
             copy.close()
 
     def close(self) -> None:
-        """Let go of the file, once nobody reads from it."""
+        """Close the file after running reads have ended."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -262,16 +263,16 @@ def _matrix(blobs: Sequence[bytes], dimension: int) -> np.ndarray:
     return np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), dimension)
 
 
-def _stored(entries: Sequence[tuple[int, str, str, bytes]]) -> list[StoredItem]:
-    payloads = parse_payloads([payload for _, _, payload, _ in entries])
+def _stored_items(records: Sequence[tuple[int, str, str, bytes]]) -> list[StoredItem]:
+    payloads = parse_payloads([payload for _, _, payload, _ in records])
     return [
         StoredItem(row, item_id, payload, np.frombuffer(vector, "<f4"))
-        for (row, item_id, _, vector), payload in zip(entries, payloads, strict=True)
+        for (row, item_id, _, vector), payload in zip(records, payloads, strict=True)
     ]
 
 
 def parse_payloads(payloads: Sequence[str]) -> list[dict[str, Any]]:
-    """JSON objects, read in one go.
+    """Parse JSON objects, all at once, which is faster.
 
     >>> parse_payloads(['{"price": 3}', "{}"])
     [{'price': 3}, {}]

@@ -99,7 +99,7 @@ def _carry_over(old: LiveRecord, plan: GenerationPlan, states: dict[int, Waterma
             for target, rows in _by_owner(changes.deleted, targets.shards):
                 _result(target.delete.remote([changes.deleted[row] for row in rows]))
             carried += len(changes.upserted) + len(changes.deleted)
-            states[i] = changes.state
+            states[i] = changes.watermark
             full = len(changes.upserted) == BATCH
     return carried
 

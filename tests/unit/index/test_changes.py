@@ -1,4 +1,4 @@
-"""What was written to a shard since it was filled, as a newer index is told."""
+"""The writes to a shard since it was restored, as they are carried to a newer index."""
 
 from pathlib import Path
 
@@ -20,25 +20,25 @@ def shard(tmp_path: Path) -> Collection:
     return Collection(tmp_path / "shard")
 
 
-def everything(shard: Collection, state: changes.Watermark, limit: int) -> tuple[dict[str, int], list[str]]:
-    """All changes since a state, asked for a few at a time, applied in order."""
-    came: dict[str, int] = {}
+def all_changes(shard: Collection, watermark: changes.Watermark, limit: int) -> tuple[dict[str, int], list[str]]:
+    """Return all changes since a watermark, read a few at a time and applied in order."""
+    upserted: dict[str, int] = {}
     while True:
-        found = changes.changes_since(shard.store, state, limit)
-        came |= {item_id: payload["v"] for item_id, payload in found.upserted}
-        state = found.state
-        if len(found.upserted) < limit:
-            assert changes.changes_since(shard.store, state, limit) == ([], [], state)
-            return came, sorted(found.deleted)
+        part = changes.changes_since(shard.store, watermark, limit)
+        upserted |= {item_id: payload["v"] for item_id, payload in part.upserted}
+        watermark = part.watermark
+        if len(part.upserted) < limit:
+            assert changes.changes_since(shard.store, watermark, limit) == ([], [], watermark)
+            return upserted, sorted(part.deleted)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
-def test_what_came_and_went(shard: Collection, limit: int) -> None:
+def test_upserts_and_deletions_are_carried(shard: Collection, limit: int) -> None:
     assert changes.count_pending(shard.folder) == 0
     shard.upsert(["p1", "new", "gone"], [{"v": 1}] * 3, VECTORS[:3])
     shard.delete(["p2", "gone", "p3"])
     shard.upsert(["p3", "p1"], [{"v": 2}] * 2, VECTORS[:2])
-    assert everything(shard, changes.start_watermark(shard.folder), limit) == (
+    assert all_changes(shard, changes.start_watermark(shard.folder), limit) == (
         {"new": 1, "p3": 2, "p1": 2},
         ["gone", "p2"],
     )
@@ -46,23 +46,23 @@ def test_what_came_and_went(shard: Collection, limit: int) -> None:
     shard.close()
 
 
-def test_another_index_was_told(shard: Collection) -> None:
-    """What is left behind counts from there; what is carried over still starts at the filling."""
+def test_carried_changes_are_not_pending(shard: Collection) -> None:
+    """Carrying again still begins at the start."""
     shard.upsert(["new"], [{"v": 1}], VECTORS[6:7])
     changes.record_carried(
-        shard.folder, changes.changes_since(shard.store, changes.start_watermark(shard.folder), 100).state
+        shard.folder, changes.changes_since(shard.store, changes.start_watermark(shard.folder), 100).watermark
     )
     assert changes.count_pending(shard.folder) == 0
     shard.delete(["p0"])
     assert changes.count_pending(shard.folder) == 1
-    assert everything(shard, changes.start_watermark(shard.folder), 100) == ({"new": 1}, ["p0"])
+    assert all_changes(shard, changes.start_watermark(shard.folder), 100) == ({"new": 1}, ["p0"])
     shard.close()
 
 
-def test_too_much_went_to_be_told(shard: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_deletions_to_carry(shard: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lrem.index.store.REMEMBERED", 2)
     for item_id in IDS[:4]:
         shard.delete([item_id])
-    with pytest.raises(StoreError, match="take a snapshot"):
+    with pytest.raises(StoreError, match="deletions"):
         changes.changes_since(shard.store, changes.start_watermark(shard.folder), 100)
     shard.close()

@@ -1,4 +1,4 @@
-"""A collection against a dictionary and brute force; killed while it is written to; damaged; recall under filters."""
+"""A collection compared with a dictionary and with brute force."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def unit(rows: int, dimension: int = DIMENSION, seed: int = 0) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def opened(folder: Path, **options: Any) -> Collection:
+def open_collection(folder: Path, **options: Any) -> Collection:
     return Collection(folder / "items", "model-a", DIMENSION, **options)
 
 
@@ -40,24 +40,24 @@ STEPS = st.one_of(
 @given(steps=st.lists(STEPS, max_size=10), query=st.integers(0, 39), number=st.integers(0, 100_000))
 def test_equals_a_dictionary(tmp_path: Path, steps: list[Any], query: int, number: int) -> None:
     folder = tmp_path / f"{number}-{os.urandom(4).hex()}"
-    collection, model = opened(folder), dict[str, int]()
-    for action, told in steps:
+    collection, model = open_collection(folder), dict[str, int]()
+    for action, argument in steps:
         if action == "upsert":
-            new = len({item_id for item_id, _ in told} - set(model))
-            ids, which = [item_id for item_id, _ in told], [i for _, i in told]
+            new = len({item_id for item_id, _ in argument} - set(model))
+            ids, which = [item_id for item_id, _ in argument], [i for _, i in argument]
             payloads = [{"title": f"title {i}", "even": i % 2 == 0} for i in which]
             assert collection.upsert(ids, payloads, VECTORS[which]) == new
-            model |= dict(told)
+            model |= dict(argument)
         elif action == "delete":
-            assert collection.delete(told) == len(set(told) & set(model))
-            model = {item_id: i for item_id, i in model.items() if item_id not in told}
+            assert collection.delete(argument) == len(set(argument) & set(model))
+            model = {item_id: i for item_id, i in model.items() if item_id not in argument}
         elif action == "rebuild":
             collection.rebuild()
         else:
-            if told:
+            if argument:
                 collection.save()
             collection.close()
-            collection = opened(folder)
+            collection = open_collection(folder)
         check(collection, model, VECTORS[query])
     collection.close()
 
@@ -68,19 +68,19 @@ def check(collection: Collection, model: dict[str, int], query: np.ndarray) -> N
     assert {item_id: item.payload["title"] for item_id, item in stored.items()} == {
         item_id: f"title {i}" for item_id, i in model.items()
     }
-    for where, fits in ((None, lambda i: True), ({"even": True}, lambda i: i % 2 == 0)):
-        kept = {item_id: float(VECTORS[i] @ query) for item_id, i in model.items() if fits(i)}
+    for where, matches in ((None, lambda i: True), ({"even": True}, lambda i: i % 2 == 0)):
+        expected = {item_id: float(VECTORS[i] @ query) for item_id, i in model.items() if matches(i)}
         [hits] = collection.search(query[None], 5, where)
-        assert [hit.score for hit in hits] == pytest.approx(sorted(kept.values(), reverse=True)[:5], abs=1e-5)
-        assert all(hit.score == pytest.approx(kept[hit.item_id], abs=1e-5) for hit in hits)
-        assert collection.count(where) == len(kept)
+        assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True)[:5], abs=1e-5)
+        assert all(hit.score == pytest.approx(expected[hit.item_id], abs=1e-5) for hit in hits)
+        assert collection.count(where) == len(expected)
         first = collection.scroll(3, where=where)
         rest = collection.scroll(100, first.after, where) if first.after is not None else first._replace(items=[])
-        assert [item_id for item_id, _ in first.items + rest.items] == sorted(kept)
+        assert [item_id for item_id, _ in first.items + rest.items] == sorted(expected)
 
 
-def test_growth_and_tombstones_bring_a_rebuild(tmp_path: Path) -> None:
-    collection = opened(tmp_path, factory="IVF8,Flat")
+def test_growth_and_tombstones_start_a_rebuild(tmp_path: Path) -> None:
+    collection = open_collection(tmp_path, factory="IVF8,Flat")
     assert collection.stats()["factory"] == "Flat"
     vectors = unit(4000, seed=3)
     collection.upsert([f"p{i}" for i in range(4000)], [{}] * 4000, vectors)
@@ -94,8 +94,8 @@ def test_growth_and_tombstones_bring_a_rebuild(tmp_path: Path) -> None:
     collection.close()
 
 
-def test_written_to_and_searched_at_once(tmp_path: Path) -> None:
-    collection, vectors = opened(tmp_path), unit(200, seed=5)
+def test_writes_searches_and_rebuilds_run_concurrently(tmp_path: Path) -> None:
+    collection, vectors = open_collection(tmp_path), unit(200, seed=5)
     ids = [f"p{i}" for i in range(200)]
     collection.upsert(ids, [{"version": 0}] * 200, vectors)
 
@@ -107,19 +107,19 @@ def test_written_to_and_searched_at_once(tmp_path: Path) -> None:
             assert hits[0].item_id == ids[row]
 
     with ThreadPoolExecutor(6) as pool:
-        work = [pool.submit(write, version) for version in range(1, 25)]
-        work += [pool.submit(read, i) for i in range(60)] + [pool.submit(lambda _: collection.rebuild(), 0)]
-        for one in work:
-            one.result(60)
+        futures = [pool.submit(write, version) for version in range(1, 25)]
+        futures += [pool.submit(read, i) for i in range(60)] + [pool.submit(lambda _: collection.rebuild(), 0)]
+        for future in futures:
+            future.result(60)
     assert len(collection) == 200
     collection.close()
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
-    opened(tmp_path).close()
-    with pytest.raises(StoreError, match="model model-a, not with model model-b"):
+    open_collection(tmp_path).close()
+    with pytest.raises(StoreError, match="model-a.*model-b"):
         Collection(tmp_path / "items", "model-b", DIMENSION)
-    with pytest.raises(StoreError, match="dimension 16, not with dimension 8"):
+    with pytest.raises(StoreError, match="dimension 16.*dimension 8"):
         Collection(tmp_path / "items", "model-a", 8)
     with pytest.raises(StoreError, match="holds no collection"):
         Collection(tmp_path / "nothing")
@@ -128,10 +128,10 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     again.close()
 
 
-def test_opened_twice_each_sees_what_the_other_writes(tmp_path: Path) -> None:
-    one, other = opened(tmp_path), opened(tmp_path)
+def test_two_open_collections_see_each_others_writes(tmp_path: Path) -> None:
+    one, other = open_collection(tmp_path), open_collection(tmp_path)
     assert one.upsert(IDS, [{"by": "one"}] * 8, VECTORS[:8]) == 8
-    assert other.upsert(["p0", "new"], [{"by": "other"}] * 2, VECTORS[[20, 21]]) == 1  # "p0" it has not seen before
+    assert other.upsert(["p0", "new"], [{"by": "other"}] * 2, VECTORS[[20, 21]]) == 1  # "new" only
     assert one.delete(["p1", "new"]) == 2
     one.rebuild()
     for collection in (one, other):
@@ -144,15 +144,15 @@ def test_opened_twice_each_sees_what_the_other_writes(tmp_path: Path) -> None:
     other.close()
 
 
-def test_a_deletion_too_long_ago_to_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deletions_that_are_no_longer_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lrem.index.store.REMEMBERED", 2)
-    one, other = opened(tmp_path), opened(tmp_path)
+    one, other = open_collection(tmp_path), open_collection(tmp_path)
     one.upsert(IDS, [{}] * 8, VECTORS[:8])
     assert other.count() == 8
     for item_id in IDS[:5]:
         one.delete([item_id])
-    assert one.store.dropped(0) is None
-    assert one.store.dropped(3) is not None
+    assert one.store.deletions_after(0) is None
+    assert one.store.deletions_after(3) is not None
     assert [hit.item_id for hit in other.search(VECTORS[:1], 8)[0]] == [
         hit.item_id for hit in one.search(VECTORS[:1], 8)[0]
     ]
@@ -162,40 +162,40 @@ def test_a_deletion_too_long_ago_to_be_remembered(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("ids", "payload", "scale", "said"),
+    ("ids", "payload", "scale", "fact"),
     [
         ([""], {}, 1.0, "1 to 512 characters"),
         (["x" * 513], {}, 1.0, "1 to 512 characters"),
         ([7], {}, 1.0, "item_id 7"),
-        (["\ud800"], {}, 1.0, "cannot be kept as JSON"),
-        (["a"], {"price": float("nan")}, 1.0, "item 'a': its id or payload cannot be kept as JSON"),
-        (["a"], {"when": {1, 2}}, 1.0, "cannot be kept as JSON"),
+        (["\ud800"], {}, 1.0, "JSON"),
+        (["a"], {"price": float("nan")}, 1.0, "item 'a': .*JSON"),
+        (["a"], {"when": {1, 2}}, 1.0, "JSON"),
         (["a"], ["title"], 1.0, "not an object"),
         (["a"], {"deep": json.loads("[" * 17 + "]" * 17)}, 1.0, "nested 16 deep"),
         (["a"], {f"f{i}": i for i in range(257)}, 1.0, "at most 256 fields"),
         (["a"], {"long": "x" * 70_000}, 1.0, "at most 65536 bytes"),
-        (["a"], {"uid": 2**53 + 1}, 1.0, "'uid' is a whole number beyond 2\\^53: send it as a string"),
-        (["a"], {"uids": [1, 10**400]}, 1.0, "send it as a string"),
-        (["a"], {}, 2.0, "item 'a': its vector has length 2.000, not 1"),
+        (["a"], {"uid": 2**53 + 1}, 1.0, "'uid' .*2\\^53"),
+        (["a"], {"uids": [1, 10**400]}, 1.0, "'uids'"),
+        (["a"], {}, 2.0, "item 'a': .*length 2.000"),
         (["a"], {}, float("nan"), "length nan"),
         (["a", "b"], {}, 1.0, "2 ids, 1 payloads and 1 vectors"),
     ],
 )
-def test_bad_items_are_refused_whole(tmp_path: Path, ids: list[Any], payload: Any, scale: float, said: str) -> None:
-    collection = opened(tmp_path)
-    with pytest.raises(ItemError, match=said):
+def test_invalid_items_are_refused(tmp_path: Path, ids: list[Any], payload: Any, scale: float, fact: str) -> None:
+    collection = open_collection(tmp_path)
+    with pytest.raises(ItemError, match=fact):
         collection.upsert(ids, [payload], VECTORS[:1] * scale)
-    with pytest.raises(ItemError, match="keeps 16 numbers"):
+    with pytest.raises(ItemError, match="16 dimensions"):
         collection.upsert(["a"], [{}], unit(1, 8))
-    with pytest.raises(ValueError, match="vectors of 16 numbers"):
+    with pytest.raises(ValueError, match="16"):
         collection.search(unit(1, 8), 3)
     assert len(collection) == 0
     collection.close()
 
 
-def test_rebuilt_while_items_go(tmp_path: Path) -> None:
-    """A structure that is trained on items which are replaced and deleted meanwhile."""
-    collection, vectors = opened(tmp_path, factory="IVF8,Flat"), unit(2000, seed=6)
+def test_a_rebuild_while_items_are_replaced_and_deleted(tmp_path: Path) -> None:
+    """The structure is trained on items that change during the training."""
+    collection, vectors = open_collection(tmp_path, factory="IVF8,Flat"), unit(2000, seed=6)
     ids = [f"p{i}" for i in range(2000)]
     collection.upsert(ids, [{}] * 2000, vectors)
 
@@ -205,19 +205,19 @@ def test_rebuilt_while_items_go(tmp_path: Path) -> None:
             collection.delete(ids[1000 + start : 1005 + start])
 
     with ThreadPoolExecutor(3) as pool:
-        work = [pool.submit(churn, 0), pool.submit(churn, 20)]
-        work += [pool.submit(collection.rebuild) for _ in range(4)]
-        for one in work:
-            one.result(120)
+        futures = [pool.submit(churn, 0), pool.submit(churn, 20)]
+        futures += [pool.submit(collection.rebuild) for _ in range(4)]
+        for future in futures:
+            future.result(120)
     collection.wait(60)
-    left = [i for i in range(2000) if i < 1000 or i % 20 >= 5]
-    assert len(collection) == len(left) == len(collection.get(ids))
-    assert [hits[0].item_id for hits in collection.search(vectors[left], 1)] == [ids[i] for i in left]
+    remaining = [i for i in range(2000) if i < 1000 or i % 20 >= 5]
+    assert len(collection) == len(remaining) == len(collection.get(ids))
+    assert [hits[0].item_id for hits in collection.search(vectors[remaining], 1)] == [ids[i] for i in remaining]
     collection.close()
 
 
-def test_bad_questions_are_refused(tmp_path: Path) -> None:
-    collection = opened(tmp_path)
+def test_invalid_queries_are_refused(tmp_path: Path) -> None:
+    collection = open_collection(tmp_path)
     collection.upsert(IDS, [{"n": 1}] * 8, VECTORS[:8])
     with pytest.raises(ValueError, match="not finite"):
         collection.search(VECTORS[:1] * np.nan, 3)
@@ -232,8 +232,8 @@ def test_bad_questions_are_refused(tmp_path: Path) -> None:
     collection.close()
 
 
-def test_filters_see_what_the_store_keeps(tmp_path: Path) -> None:
-    collection = opened(tmp_path)
+def test_filters_see_the_payload_as_stored(tmp_path: Path) -> None:
+    collection = open_collection(tmp_path)
     collection.upsert(["a"], [{7: "x", "price": True, "at": (1, 2)}], VECTORS[:1])
     assert collection.count({"7": "x"}) == collection.count({"at": 2}) == collection.count({"price": True}) == 1
     collection.close()

@@ -23,7 +23,7 @@ def unit(rows: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def opened(folder: Path) -> Collection:
+def open_collection(folder: Path) -> Collection:
     return Collection(folder / "items", "model-a", DIMENSION)
 
 
@@ -58,13 +58,14 @@ def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
             seen = -1
             while seen < acknowledged:
                 line = writer.stdout.readline()
-                assert line, "the writer ended by itself"
+                assert line, "the writer has ended"
                 seen = int(line)
             writer.send_signal(signal.SIGKILL)
             rest = writer.stdout.read().split()
         done = max([seen, *map(int, rest)])
         collection = Collection(tmp_path / "items", "model-a", DIMENSION)
-        assert holds(collection, done) or holds(collection, done, upserted=1) or holds(collection, done + 1)
+        in_flight = (has_state_of(collection, done, upserted=1), has_state_of(collection, done + 1))
+        assert has_state_of(collection, done) or any(in_flight)
         for item_id, item in collection.get([f"p{i}" for i in range(len(VECTORS))]).items():
             [hits] = collection.search(item.vector[None], 1)
             assert hits[0].item_id == item_id
@@ -74,20 +75,20 @@ def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
                 file.unlink()
 
 
-def holds(collection: Collection, done: int, upserted: int = 0) -> bool:
-    """Whether the collection is that of `done` steps, and `upserted` more upserts: the one call under way."""
+def has_state_of(collection: Collection, done: int, upserted: int = 0) -> bool:
+    """Return whether the collection has the state after `done` steps and `upserted` further upserts."""
     kept: dict[str, int] = {}
     for step in range(done + 1 + upserted):
         kept |= {f"p{(step * 7 + i) % len(VECTORS)}": step for i in range(3)}
         if step <= done:
             kept.pop(f"p{(step * 5) % len(VECTORS)}", None)
-    found = collection.get([f"p{i}" for i in range(len(VECTORS))])
-    return {item_id: item.payload["step"] for item_id, item in found.items()} == kept
+    items = collection.get([f"p{i}" for i in range(len(VECTORS))])
+    return {item_id: item.payload["step"] for item_id, item in items.items()} == kept
 
 
 @pytest.mark.parametrize("name", ["index.faiss", "rows.npy", "manifest.json"])
-def test_a_damaged_structure_is_built_anew(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    collection = opened(tmp_path)
+def test_a_damaged_checkpoint_is_built_again(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    collection = open_collection(tmp_path)
     collection.upsert(IDS, [{}] * 8, VECTORS[:8])
     collection.save()
     collection.close()
@@ -95,7 +96,7 @@ def test_a_damaged_structure_is_built_anew(tmp_path: Path, name: str, caplog: py
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    again = opened(tmp_path)
+    again = open_collection(tmp_path)
     assert [hit.item_id for hit in again.search(VECTORS[:1], 1)[0]] == ["p0"]
     assert "is damaged" in caplog.text
     again.close()
@@ -105,7 +106,7 @@ def test_processes_write_and_search_one_folder(tmp_path: Path) -> None:
     """Two writing processes beside a reader; one is killed in the middle. Every reply that came back is there."""
     np.save(tmp_path / "vectors.npy", VECTORS)
     arguments = [sys.executable, "-c", SHARER, str(tmp_path / "items"), str(tmp_path / "vectors.npy")]
-    reader = opened(tmp_path)
+    reader = open_collection(tmp_path)
     with (
         subprocess.Popen([*arguments, "a", "200"], stdout=subprocess.PIPE, text=True) as lasting,
         subprocess.Popen([*arguments, "b", "100000"], stdout=subprocess.PIPE, text=True) as killed,
@@ -149,18 +150,18 @@ collection.close()
 
 
 def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
-    collection = opened(tmp_path)
+    collection = open_collection(tmp_path)
     collection.upsert(IDS, [{}] * 8, VECTORS[:8])
     collection.close()
     file = tmp_path / "items/items.sqlite"
     file.write_bytes(b"no database at all" * 300)
     with pytest.raises(StoreError, match="restore a snapshot"):
-        opened(tmp_path)
+        open_collection(tmp_path)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     """The disk refuses in the middle of a transaction: all of it is undone, the collection goes on."""
-    collection = opened(tmp_path)
+    collection = open_collection(tmp_path)
     collection.upsert(["a"], [{"v": 1}], VECTORS[:1])
     pages = collection.store._db.execute("PRAGMA page_count").fetchone()[0]
     collection.store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
@@ -175,31 +176,31 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, MemoryError])
-def test_a_write_that_is_not_searchable_closes(
+def test_a_write_that_cannot_be_made_searchable_closes_the_collection(
     tmp_path: Path, interrupt: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collection = opened(tmp_path)
+    collection = open_collection(tmp_path)
     collection.upsert(["a"], [{"v": 1}], VECTORS[:1])
 
     def stop(*_: Any) -> None:
         raise interrupt
 
-    monkeypatch.setattr(collection.segment, "take", stop)
+    monkeypatch.setattr(collection.segment, "append", stop)
     with pytest.raises(interrupt):
         collection.upsert(["a"], [{"v": 2}], VECTORS[1:2])
     for call in (lambda: collection.search(VECTORS[:1], 1), lambda: collection.get(["a"]), collection.save):
         with pytest.raises(StoreError, match="is closed"):
             call()
     collection.close()
-    again = opened(tmp_path)
+    again = open_collection(tmp_path)
     assert again.get(["a"])["a"].payload == {"v": 2}
     assert again.search(VECTORS[1:2], 1)[0][0].score == pytest.approx(1, abs=1e-5)
     again.close()
 
 
-def test_closed_while_it_is_searched(tmp_path: Path) -> None:
+def test_closing_during_searches(tmp_path: Path) -> None:
     for _ in range(10):
-        collection = opened(tmp_path)
+        collection = open_collection(tmp_path)
         collection.upsert(IDS, [{}] * 8, VECTORS[:8])
 
         def ask(collection: Collection = collection) -> None:
@@ -221,17 +222,17 @@ def test_closed_while_it_is_searched(tmp_path: Path) -> None:
             collection.upsert(IDS[:1], [{}], VECTORS[:1])
 
 
-def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
-    opened(tmp_path).close()
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    open_collection(tmp_path).close()
     for name in (".ann.12345678.tmp", ".snapshot-abc"):
         (tmp_path / "items" / name).mkdir()
-    opened(tmp_path).close()
+    open_collection(tmp_path).close()
     assert sorted(file.name for file in (tmp_path / "items").iterdir()) == ["items.sqlite", "lock"]
 
 
-def test_an_empty_file_is_no_collection(tmp_path: Path) -> None:
+def test_an_empty_file_is_not_a_collection(tmp_path: Path) -> None:
     (tmp_path / "items").mkdir()
     (tmp_path / "items/items.sqlite").touch()
     with pytest.raises(StoreError, match="is empty: build the collection"):
         Collection(tmp_path / "items")
-    opened(tmp_path).close()  # the same folder can be built in
+    open_collection(tmp_path).close()  # the same folder can be built in

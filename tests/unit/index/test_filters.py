@@ -1,4 +1,4 @@
-"""Filters: read as documented or refused with the place, and the same rows as asking each payload in plain Python."""
+"""Filters: the same rows as a plain Python definition, or an error that names the place."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from lrem.index.columns import Columns
 from lrem.index.filters import MAX_TERMS, compile_filter
 
 VALUES = st.one_of(st.sampled_from(["a", "b", "", "1"]), st.booleans(), st.integers(-2, 2), st.sampled_from([0.5, 1.0]))
-KEPT = st.one_of(VALUES, st.none(), st.lists(VALUES, max_size=3), st.just({"nested": 1}))
-PAYLOADS = st.lists(st.dictionaries(st.sampled_from("xyz"), KEPT), max_size=12)
+STORED = st.one_of(VALUES, st.none(), st.lists(VALUES, max_size=3), st.just({"nested": 1}))
+PAYLOADS = st.lists(st.dictionaries(st.sampled_from("xyz"), STORED), max_size=12)
 NUMBERS = st.sampled_from([-1, 0, 0.5, 1, 2])
 CONDITIONS = st.one_of(
     VALUES,
@@ -33,12 +33,12 @@ FILTERS = st.recursive(
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality as JSON has it: true is not 1."""
+    """Return whether two JSON values are equal; true is not 1."""
     return isinstance(a, bool) == isinstance(b, bool) and isinstance(a, str) == isinstance(b, str) and a == b
 
 
 def holds(given: dict[str, Any], payload: dict[str, Any]) -> bool:
-    """The language's definition, one payload at a time."""
+    """The definition of the language, for one payload."""
     for key, wanted in given.items():
         if key == "$and":
             fits = all(holds(part, payload) for part in wanted)
@@ -75,7 +75,7 @@ def meets(values: list[Any], operator: str, wanted: Any) -> bool:
 
 @settings(max_examples=300, deadline=None)
 @given(PAYLOADS, FILTERS, st.integers(0, 12))
-def test_the_same_rows_as_plain_python(payloads: list[dict[str, Any]], given: dict[str, Any], cut: int) -> None:
+def test_a_mask_has_the_rows_of_the_definition(payloads: list[dict[str, Any]], given: dict[str, Any], cut: int) -> None:
     columns = Columns()
     columns.add(range(len(payloads))[cut:], payloads[cut:])  # the rows come in two parts, the later ones first
     columns.add(range(len(payloads))[:cut], payloads[:cut])
@@ -84,27 +84,27 @@ def test_the_same_rows_as_plain_python(payloads: list[dict[str, Any]], given: di
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "fact"),
     [
         ({"price": {"$below": 3}}, r"filter.price.\$below: no such operator"),
-        ({"price": {"$lt": "3"}}, r"filter.price.\$lt: str given, a number"),
-        ({"price": {"$lt": float("nan")}}, "no number, a string"),
-        ({"price": {"$lt": 10**400}}, r"filter.price.\$lt: whole numbers beyond 2\^53"),
-        ({"uid": 2**53 + 1}, "keep such ids as strings"),
+        ({"price": {"$lt": "3"}}, r"filter.price.\$lt: str given"),
+        ({"price": {"$lt": float("nan")}}, r"filter.price.\$lt"),
+        ({"price": {"$lt": 10**400}}, r"filter.price.\$lt: .*2\^53"),
+        ({"uid": 2**53 + 1}, r"filter.uid: .*2\^53"),
         ({"price": {}}, "filter.price: empty"),
-        ({"brand": None}, "filter.brand: null, a string"),
-        ({"brand": {"$in": "acme"}}, r"filter.brand.\$in: str given, a list"),
+        ({"brand": None}, "filter.brand: null"),
+        ({"brand": {"$in": "acme"}}, r"filter.brand.\$in: str given"),
         ({"brand": {"$in": ["a", None]}}, r"filter.brand.\$in\[1\]: null"),
-        ({"brand": {"$exists": 1}}, "true or false"),
-        ({"$or": {"brand": "a"}}, r"filter.\$or: dict given, a list"),
-        ({"$and": [3]}, r"filter.\$and\[0\]: int given, an object"),
-        ({"$xor": []}, r"filter.\$xor: no such operator here"),
-        ([], "an object like"),
-        ({"brand": {"$in": list(range(MAX_TERMS + 1))}}, "at most 1000"),
+        ({"brand": {"$exists": 1}}, r"filter.brand.\$exists"),
+        ({"$or": {"brand": "a"}}, r"filter.\$or: dict given"),
+        ({"$and": [3]}, r"filter.\$and\[0\]: int given"),
+        ({"$xor": []}, r"filter.\$xor"),
+        ([], "filter: list given"),
+        ({"brand": {"$in": list(range(MAX_TERMS + 1))}}, "1000"),
     ],
 )
-def test_what_cannot_be_read_is_refused(given: Any, said: str) -> None:
-    with pytest.raises(FilterError, match=said):
+def test_an_invalid_filter_is_refused_with_its_place(given: Any, fact: str) -> None:
+    with pytest.raises(FilterError, match=fact):
         compile_filter(given)
 
 
@@ -112,11 +112,11 @@ def test_depth_is_bounded() -> None:
     given: dict[str, Any] = {"brand": "a"}
     for _ in range(20):
         given = {"$not": given}
-    with pytest.raises(FilterError, match="nested deeper than 8"):
+    with pytest.raises(FilterError, match="deeper than 8"):
         compile_filter(given)
 
 
-def test_a_mask_is_the_callers_own() -> None:
+def test_a_mask_may_be_changed_by_the_caller() -> None:
     columns = Columns()
     columns.add([0, 1], [{"a": 1}, {}])
     wanted = compile_filter({"a": 1})

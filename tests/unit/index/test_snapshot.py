@@ -1,4 +1,4 @@
-"""Snapshots of a live collection: they come back whole, or not at all."""
+"""Snapshots of a live collection: restored completely, or refused."""
 
 import threading
 from pathlib import Path
@@ -16,28 +16,28 @@ VECTORS = np.random.default_rng(0).normal(size=(40, DIMENSION)).astype(np.float3
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 
 
-def opened(folder: Path) -> Collection:
+def open_collection(folder: Path) -> Collection:
     return Collection(folder / "items", "model-a", DIMENSION)
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_snapshot_comes_back(tmp_path: Path, scheme: str) -> None:
-    collection = opened(tmp_path)
+def test_a_snapshot_is_restored(tmp_path: Path, scheme: str) -> None:
+    collection = open_collection(tmp_path)
     collection.upsert(IDS, [{"n": i} for i in range(8)], VECTORS[:8])
     collection.delete(["p3"])
     collection.save()
     collection.upsert(["late"], [{"n": 99}], VECTORS[9:10])
     manifest = write_snapshot(collection, f"{scheme}{tmp_path}/backup")
     assert (manifest["model"], manifest["dimension"]) == ("model-a", DIMENSION)
-    with pytest.raises(SnapshotError, match="choose another name"):
+    with pytest.raises(SnapshotError, match="backup"):
         write_snapshot(collection, tmp_path / "backup")
     collection.upsert(["after"], [{}], VECTORS[10:11])
     expected = collection.search(VECTORS[:8], 5, {"n": {"$exists": True}})
     collection.close()
-    with pytest.raises(SnapshotError, match="model-a, queries use model model-b"):
+    with pytest.raises(SnapshotError, match="model-a.*model-b"):
         restore(f"{scheme}{tmp_path}/backup", tmp_path / "again", "model-b")
     assert restore(f"{scheme}{tmp_path}/backup", tmp_path / "again", "model-a") == manifest
-    with pytest.raises(SnapshotError, match="is there already"):
+    with pytest.raises(SnapshotError, match="again"):
         restore(tmp_path / "backup", tmp_path / "again")
     again = Collection(tmp_path / "again", "model-a", DIMENSION)
     assert sorted(again.get([*IDS, "late", "after"])) == sorted({*IDS, "late"} - {"p3"})
@@ -48,56 +48,56 @@ def test_a_snapshot_comes_back(tmp_path: Path, scheme: str) -> None:
 @pytest.mark.parametrize(
     "name", ["items.sqlite", "ann/index.faiss", "ann/rows.npy", "ann/manifest.json", "manifest.json"]
 )
-@pytest.mark.parametrize("harm", ["altered", "cut", "missing"])
-def test_a_torn_snapshot_is_refused(tmp_path: Path, name: str, harm: str) -> None:
-    collection = opened(tmp_path)
+@pytest.mark.parametrize("damage", ["altered", "cut", "missing"])
+def test_a_damaged_snapshot_is_refused(tmp_path: Path, name: str, damage: str) -> None:
+    collection = open_collection(tmp_path)
     collection.upsert(IDS, [{}] * 8, VECTORS[:8])
     write_snapshot(collection, tmp_path / "backup")
     collection.close()
     file = tmp_path / "backup" / name
     content = bytearray(file.read_bytes())
     content[0] ^= 1
-    if harm == "missing":
+    if damage == "missing":
         file.unlink()
     else:
-        file.write_bytes(content if harm == "altered" else file.read_bytes()[:-5])
+        file.write_bytes(content if damage == "altered" else file.read_bytes()[:-5])
     with pytest.raises(SnapshotError):
         restore(tmp_path / "backup", tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
-def test_a_place_that_is_none(tmp_path: Path) -> None:
-    collection = opened(tmp_path)
-    with pytest.raises(SnapshotError, match="no address that pyarrow knows"):
+def test_an_invalid_address_is_named(tmp_path: Path) -> None:
+    collection = open_collection(tmp_path)
+    with pytest.raises(SnapshotError, match="nowhere://bucket/backup"):
         write_snapshot(collection, "nowhere://bucket/backup")
     (tmp_path / "file").write_text("")
-    with pytest.raises(SnapshotError, match="cannot be written"):
+    with pytest.raises(SnapshotError, match="file/backup"):
         write_snapshot(collection, tmp_path / "file/backup")
-    with pytest.raises(SnapshotError, match="holds no index snapshot"):
+    with pytest.raises(SnapshotError, match="nothing"):
         restore(tmp_path / "nothing", tmp_path / "again")
     collection.close()
 
 
 def test_a_manifest_of_another_model_is_refused(tmp_path: Path) -> None:
-    """The manifest has no checksum of its own: what it says is compared with the items."""
-    collection = opened(tmp_path)
+    """The manifest has no checksum: its model is compared with that of the items."""
+    collection = open_collection(tmp_path)
     collection.upsert(IDS, [{}] * 8, VECTORS[:8])
     write_snapshot(collection, tmp_path / "backup")
     collection.close()
     manifest = tmp_path / "backup/manifest.json"
     text = manifest.read_text()
     manifest.write_text(text.replace("model-a", "model-b"))
-    with pytest.raises(SnapshotError, match="does not belong to its items.*model-a"):
+    with pytest.raises(SnapshotError, match="manifest.json.*model-a"):
         restore(tmp_path / "backup", tmp_path / "again", "model-b")
     for other in ("[]", "{}", text.replace('"format": 2', '"format": 1')):
         manifest.write_text(other)
-        with pytest.raises(SnapshotError, match="no index snapshot in format 2"):
+        with pytest.raises(SnapshotError, match="format 2"):
             restore(tmp_path / "backup", tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
-def test_a_snapshot_while_it_is_written_to(tmp_path: Path) -> None:
-    collection = opened(tmp_path)
+def test_a_snapshot_during_writes_is_consistent(tmp_path: Path) -> None:
+    collection = open_collection(tmp_path)
     collection.upsert(IDS, [{"round": 0}] * 8, VECTORS[:8])
     stop = threading.Event()
 
