@@ -13,7 +13,10 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 @contextmanager
 def launch_chromium() -> Iterator[Browser]:
-    """Start the installed Chromium; without one the test is skipped, or fails in CI."""
+    """Start the installed Chromium; without one the test is skipped, or fails in CI.
+
+    Do not keep it for a whole session: while it runs, `asyncio.run` fails in this thread.
+    """
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         message = "the pages are tested in Chromium: install chromium (Debian, Ubuntu: apt-get install chromium)"
