@@ -14,7 +14,6 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
-from lrem.config import Config
 from lrem.errors import DamagedCheckpoint, RewardError, RolloutError, TrainingFailed
 from ray_apps.cluster.gpus import plan_gpus
 from ray_apps.cluster.placement import wait_for_resources
@@ -48,19 +47,7 @@ def fit(loop: Callable[[Job, ActorHandle], None], job: Job, dataset: ray.data.Da
     bundles = [bundle(1.0, gpus, config.placement.training)] * workers
     wait_for_resources(bundles, f"{workers} training workers", config.ray.start_timeout_s, config.placement.workers)
     with progress(job.name, config.run_dir.name) as board:
-        trainer = _Trainer(
-            _reporting_failures(loop),
-            train_loop_config={"job": job, "board": board},
-            scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=gpus > 0,
-                resources_per_worker=bundle(1.0, gpus, config.placement.training),
-                placement_strategy=config.placement.workers,
-            ),
-            run_config=_run_config(config, job.name, job.stage.restarts),
-            datasets={"train": dataset},
-            dataset_config=RowSharding(),
-        )
+        trainer = _make_trainer(loop, job, dataset, board, workers, gpus)
         failure: Exception | None = None
         try:
             trainer.fit()
@@ -78,10 +65,31 @@ def fit(loop: Callable[[Job, ActorHandle], None], job: Job, dataset: ray.data.Da
         raise failure
 
 
-def _run_config(config: Config, name: str, restarts: int) -> RunConfig:
+def _make_trainer(
+    loop: Callable[[Job, ActorHandle], None],
+    job: Job,
+    dataset: ray.data.Dataset,
+    board: ActorHandle,
+    workers: int,
+    gpus: float,
+) -> TorchTrainer:
+    config = job.config
+    scaling = ScalingConfig(
+        num_workers=workers,
+        use_gpu=gpus > 0,
+        resources_per_worker=bundle(1.0, gpus, config.placement.training),
+        placement_strategy=config.placement.workers,
+    )
     attempts = math.ceil(config.ray.start_timeout_s / SCHEDULING_ATTEMPT_S)  # Ray Train's default has no limit
-    failures = FailureConfig(max_failures=restarts, controller_failure_limit=attempts)
-    return RunConfig(name=name, storage_path=str(config.run_dir / "ray_train"), failure_config=failures)
+    failures = FailureConfig(max_failures=job.stage.restarts, controller_failure_limit=attempts)
+    return _Trainer(
+        _reporting_failures(loop),
+        train_loop_config={"job": job, "board": board},
+        scaling_config=scaling,
+        run_config=RunConfig(name=job.name, storage_path=str(config.run_dir / "ray_train"), failure_config=failures),
+        datasets={"train": dataset},
+        dataset_config=RowSharding(),
+    )
 
 
 def _reporting_failures(loop: Callable[[Job, ActorHandle], None]) -> Callable[[dict[str, Any]], None]:
