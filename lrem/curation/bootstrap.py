@@ -29,24 +29,8 @@ FEATURE = re.compile(r"\bwith (?:an? |the |its )?((?:[a-z]+ )?[a-z]{3,})")
 USE = re.compile(
     r"\b(?:perfect|great|ideal|suitable|used|designed|made|good|best) for (?:your |the |an? )?((?:[a-z]+ )?[a-z]{4,})"
 )
-VAGUE_WORDS = frozenset(
-    (
-        "all",
-        "any",
-        "both",
-        "each",
-        "every",
-        "everyone",
-        "great",
-        "high",
-        "many",
-        "more",
-        "most",
-        "only",
-        "other",
-        "ease",
-    )
-)
+_VAGUE_LIST = "all any both each every everyone great high many more most only other ease"
+VAGUE_WORDS = frozenset(_VAGUE_LIST.split())
 NEGATIVE_TEMPLATES = (
     "{kind} without {feature}",
     "{kind} no {feature}",
