@@ -1,7 +1,7 @@
-"""Which rows a step takes, and how they are cut into forwards: pure functions of seeds and lengths.
+"""Which rows a step takes, and how they are split into forwards: pure functions of seeds and lengths.
 
-Knows row numbers and token counts; does not know what a row holds. Batches are drawn at random and only
-their inside is sorted by length: batches of like lengths would make length a hint at the positive.
+Batches are drawn at random, and only their rows are sorted by length: if a batch had similar lengths throughout,
+length would be a hint at the positive.
 """
 
 import math
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def epoch_order(rows: int, seed: int, epoch: int, rank: int) -> np.ndarray:
-    """The order in which one rank visits its `rows` in one epoch: a permutation [rows] int64."""
+    """Return the order in which one rank visits its `rows` in one epoch, a permutation [rows] int64."""
     return np.random.default_rng([seed, epoch, rank]).permutation(rows)
 
 
 def steps_per_epoch(rows: int, workers: int, batch_size: int) -> int:
-    """Steps of an epoch over `rows` of the whole corpus: the same number for every rank.
+    """Return the steps of an epoch over `rows` of the whole corpus, the same number for every rank.
 
     >>> steps_per_epoch(rows=101, workers=2, batch_size=25)
     3
@@ -25,7 +25,7 @@ def steps_per_epoch(rows: int, workers: int, batch_size: int) -> int:
 
 
 def step_rows(order: np.ndarray, steps: int, step: int) -> np.ndarray:
-    """The part of `order` that step 0 … steps-1 of the epoch takes; parts differ by at most one row.
+    """Return the slice of `order` for step 0 … steps-1 of the epoch; slices differ by at most one row.
 
     >>> [step_rows(np.arange(5), 2, step).tolist() for step in (0, 1)]
     [[0, 1, 2], [3, 4]]
@@ -34,10 +34,10 @@ def step_rows(order: np.ndarray, steps: int, step: int) -> np.ndarray:
 
 
 def chunk_by_length(lengths: Sequence[int], tokens: int, at_least: int = 1) -> list[list[int]]:
-    """Rows grouped by like length, each group's padded size (rows × longest) at most `tokens`.
+    """Group rows of similar length, with at most `tokens` padded tokens (rows × longest) per group.
 
-    A row longer than that stands alone. With `at_least` the largest groups are halved until there are so
-    many, or until every row stands alone.
+    A longer row is alone in its group. If there are fewer than `at_least` groups, the largest are halved until there
+    are enough, or until every row is alone.
 
     >>> chunk_by_length([5, 2, 2, 9], tokens=15)
     [[1, 2, 0], [3]]

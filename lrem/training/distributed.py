@@ -1,4 +1,4 @@
-"""The collectives that losses and batches need, exact in value and gradient; identities without a process group."""
+"""The collectives of losses and batches, exact in value and gradient; identities without a process group."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -13,17 +13,17 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Number of ranks, 1 outside a process group."""
+    """Return the number of ranks, 1 outside a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This rank, 0 outside a process group."""
+    """Return this rank, 0 outside a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenate over ranks; the backward sums every rank's gradient for our rows.
+    """Concatenates over ranks; the backward sums every rank's gradient for the local rows.
 
     Trainers that keep only the local part scale the gradient by 1/W (see docs/decisions.md).
     """
@@ -41,7 +41,7 @@ class _Gather(torch.autograd.Function):
 
 
 def row_counts(local: Tensor) -> list[int]:
-    """How many rows each rank holds, in rank order."""
+    """Return the number of rows on each rank, in rank order."""
     if world_size() == 1:
         return [local.shape[0]]
     counts = torch.zeros(world_size(), dtype=torch.long, device=local.device)
@@ -50,9 +50,9 @@ def row_counts(local: Tensor) -> list[int]:
 
 
 def gather_rows(local: Tensor) -> Tensor:
-    """Rows of every rank in rank order, [n_r, …] → [Σ n_r, …]; row counts may differ between ranks.
+    """Return the rows of every rank in rank order, [n_r, …] → [Σ n_r, …]; ranks may have different row counts.
 
-    Differentiable for floating tensors.
+    Differentiable for floating-point tensors.
     """
     if world_size() == 1:
         return local
@@ -63,7 +63,7 @@ def gather_rows(local: Tensor) -> Tensor:
 
 
 def _all_gather_padded(local: Tensor, sizes: list[int]) -> list[Tensor]:
-    """Collectives want equal shapes: pad to the largest rank, cut back after."""
+    """Gather rows padded to the largest rank, because collectives need equal shapes; remove the padding after."""
     padded = local.new_zeros((max(sizes), *local.shape[1:]))
     padded[: local.shape[0]] = local
     parts = [torch.empty_like(padded) for _ in sizes]
@@ -72,7 +72,7 @@ def _all_gather_padded(local: Tensor, sizes: list[int]) -> list[Tensor]:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum over ranks, without gradient."""
+    """Return the sum over ranks, without gradient."""
     summed = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(summed)
@@ -80,25 +80,25 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def max_over_ranks(value: int, device: torch.device) -> int:
-    """The largest of the ranks' values; `device` is one that the process group can use."""
+    """Return the largest of the ranks' values; `device` is one that the process group can use."""
     if world_size() == 1:
         return value
-    found = torch.tensor(value, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def run_on_first_rank(work: Callable[[], T]) -> T:
-    """Return the result of `work` on rank 0, on every rank.
+    """Run `work` on rank 0, and return its result on every rank.
 
     Raises:
         RolloutError: `work` failed on rank 0; every rank raises it.
     """
-    result: list[Any] = [None, None]
+    result: list[Any] = [None, None]  # value, error
     if rank() == 0:
         try:
             result[0] = work()
-        except Exception as error:  # of any kind: the other ranks wait for it
+        except Exception as error:  # of any type: the other ranks wait for the broadcast
             result[1] = f"{error}"
     if world_size() > 1:
         dist.broadcast_object_list(result)

@@ -1,8 +1,8 @@
-"""One step of stage 2: GRPO on the sampled reasonings and InfoNCE on the embeddings that have read them.
+"""One step of stage 2: GRPO on the sampled reasonings, and InfoNCE on the embeddings that have read them.
 
-One forward of each prompt with its G completions serves all: the ratio's log-probabilities, the embeddings that the
-reward's ranks are taken from, and InfoNCE. Knows rollouts, the model's forward and the losses; who sampled, and what
-drives the backward, is handed in. Source: paper, "Stage 2".
+One forward of each prompt with its G completions serves all: the ratio's log-probabilities, the embeddings for the
+reward's ranks, and InfoNCE. The caller hands in the rollouts and what runs forward and backward. Source: paper,
+"Stage 2".
 """
 
 import time
@@ -38,29 +38,29 @@ PERCENTILES = (10, 50, 90)
 
 
 class GrpoBatch(NamedTuple):
-    """A rank's part of a step: Q queries with G rollouts each (B = Q·G), then M ≥ Q items, the positives first."""
+    """One rank's rows of a step: Q queries with G rollouts each (B = Q·G), and M ≥ Q items, the positives first."""
 
     queries: list[str]
     groups: list[Group]
     parsed: list[ParsedCompletion]  # [B]
     reasonings: list[str]  # [B]
-    old: Tensor  # [B, T] log-probabilities as sampled
+    old: Tensor  # [B, T] log-probabilities, as the sampler reported them
     sampled: Tensor  # [B, T] bool
-    versions: Tensor  # [B] of the policy that wrote each
+    versions: Tensor  # [B] of the policy that sampled each rollout
     items: list[list[int]]  # [M]
     item_keys: Tensor  # [M]
     known: Tensor  # [Q, P], see info_nce
 
 
 class Candidates(NamedTuple):
-    """Further items that a rank is taken among: unit embeddings [C, H] without gradient, and keys [C]."""
+    """Further items to rank the target among: unit embeddings [C, H] without gradient, and keys [C]."""
 
     embeddings: Tensor
     keys: Tensor
 
 
 class GrpoStepResult(NamedTuple):
-    """What a step found: values of the global batch for the log; this rank's rewards [B], their parts and ranks."""
+    """The global batch's values for the log, and this rank's rewards [B], their parts and ranks."""
 
     values: dict[str, float]
     rewards: Tensor
@@ -71,20 +71,20 @@ class GrpoStepResult(NamedTuple):
 def collate(
     rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Sequence[Rollout]], renderer: Renderer, known: KnownPositives
 ) -> GrpoBatch:
-    """Rows and their rollouts → a batch.
+    """Turn rows and their rollouts into a batch.
 
-    A malformed rollout gets a forced `</think><emb>` to be embedded at; forced tokens are never scored.
+    A malformed rollout gets a forced `</think><emb>`, so that it can be embedded; forced tokens are never scored.
 
     Args:
-        rows: `query`, `title`, `query_key`, `item_key`, and perhaps `negative_titles` with `negative_keys`.
+        rows: `query`, `title`, `query_key`, `item_key`, and optionally `negative_titles` with `negative_keys`.
     """
     groups, parsed, flat = [], [], [rollout for group in rollouts for rollout in group]
     for row, group in zip(rows, rollouts, strict=True):
-        read = [renderer.parse(rollout.tokens) for rollout in group]
-        forced = [[] if one.well_formed else [renderer.close, renderer.emb] for one in read]
+        parsed_group = [renderer.parse(rollout.tokens) for rollout in group]
+        forced = [[] if one.well_formed else [renderer.close, renderer.emb] for one in parsed_group]
         completions = [rollout.tokens + tail for rollout, tail in zip(group, forced, strict=True)]
         groups.append(Group(renderer.query_prompt(row["query"]), completions, [len(r.tokens) for r in group]))
-        parsed += read
+        parsed += parsed_group
     old = torch.zeros(len(flat), max(len(rollout.tokens) for rollout in flat))
     sampled = torch.zeros_like(old, dtype=torch.bool)
     for i, rollout in enumerate(flat):
@@ -120,19 +120,21 @@ def accumulate_gradients(
     """Back-propagate L = grpo_weight · L_GRPO + info_nce_weight · L_InfoNCE + kl_weight · KL, in chunks.
 
     Args:
-        budget: tokens of reasoning that earn the length reward. longest: tokens of the longest possible sample.
-        forward: at the temperature that the rollouts were sampled at.
-        reference: the policy that KL is taken against; None: no KL.
+        budget: reasonings up to so many tokens get the length reward. longest: tokens of the longest possible sample.
+        forward: the policy at the temperature of the rollouts.
+        reference: the reference policy of the KL term; None: no KL.
     """
     objective = _Objective(batch, settings, (budget, longest), device, candidates, reference)
-    parts = make_group_chunks(batch.groups, settings.chunk_tokens, device)
-    parts += make_chunks(batch.items, None, len(batch.parsed), settings.chunk_tokens, device)
-    cached_backward(parts, forward, objective.contrast, objective.policy, step_backward, settings.graph_tokens)
-    return objective.found()
+    chunks = make_group_chunks(batch.groups, settings.chunk_tokens, device)
+    chunks += make_chunks(batch.items, None, len(batch.parsed), settings.chunk_tokens, device)
+    cached_backward(
+        chunks, forward, objective.contrastive_loss, objective.policy_loss, step_backward, settings.graph_tokens
+    )
+    return objective.result()
 
 
 class _Objective:
-    """The loss of one step: `contrast` sees all embeddings, rewards them, and so comes before `policy`."""
+    """The loss of one step. `contrastive_loss` runs first: it computes the rewards that `policy_loss` needs."""
 
     def __init__(
         self,
@@ -154,10 +156,10 @@ class _Objective:
         correction = settings.correction
         self.correction = None if correction == "none" else Correction(correction, settings.correction_cap)
         self.sums: dict[str, Tensor] = {}
-        self.policy_loss = torch.zeros((), device=device)
+        self.policy_value = torch.zeros((), device=device)
 
-    def contrast(self, embeddings: Tensor) -> Tensor:
-        """Reward the embeddings [B+M, H], then InfoNCE over all G reasonings of each query."""
+    def contrastive_loss(self, embeddings: Tensor) -> Tensor:
+        """Compute the rewards from the embeddings [B+M, H], then InfoNCE over all G reasonings of each query."""
         settings, size = self.settings, len(self.owner)
         queries, items = embeddings[:size], embeddings[size:]
         started = time.perf_counter()
@@ -172,11 +174,11 @@ class _Objective:
         settings, batch = self.settings, self.batch
         vectors = gather_rows(torch.cat([items, self.candidates.embeddings]))
         keys = gather_rows(torch.cat([self.item_keys, self.candidates.keys]))
-        wanted = self.item_keys[: len(batch.groups)][self.owner]
-        self.ranking = rank_targets(queries, wanted, vectors, keys, self.known[self.owner])
+        targets = self.item_keys[: len(batch.groups)][self.owner]
+        self.ranking = rank_targets(queries, targets, vectors, keys, self.known[self.owner])
         device = queries.device
-        self.lengths = torch.tensor([len(read.reasoning) for read in batch.parsed], device=device)
-        self.well_formed = torch.tensor([read.well_formed for read in batch.parsed], device=device)
+        self.lengths = torch.tensor([len(parsed.reasoning) for parsed in batch.parsed], device=device)
+        self.well_formed = torch.tensor([parsed.well_formed for parsed in batch.parsed], device=device)
         queries_of = [batch.queries[i] for i in self.owner.tolist()]
         outcome = RolloutOutcome(
             queries_of, batch.reasonings, self.well_formed, self.lengths, self.budget, self.ranking
@@ -190,28 +192,28 @@ class _Objective:
             counted = counted & self.varied[self.owner][:, None]
         self.weights = token_weights(counted, settings.aggregate, self.longest)
 
-    def policy(self, encoded: EncoderOutput, part: Chunk) -> Tensor | None:
-        """The policy's term of one chunk of groups; items have none."""
+    def policy_loss(self, encoded: EncoderOutput, chunk: Chunk) -> Tensor | None:
+        """Return the policy's term of one chunk of groups; None for items."""
         if encoded.log_probs is None:
             return None
-        settings, rows = self.settings, part.rows
+        settings, rows = self.settings, chunk.rows
         log_probs = encoded.log_probs[: len(rows)]  # [b, t]
-        here = slice(log_probs.shape[1])
-        old, scored, weights = self.old[rows, here], self.sampled[rows, here], self.weights[rows, here]
+        width = slice(log_probs.shape[1])
+        old, scored, weights = self.old[rows, width], self.sampled[rows, width], self.weights[rows, width]
         term = policy_gradient(log_probs, old, self.advantages[rows], weights, self.clip, self.correction)
-        self.policy_loss += term.detach()
+        self.policy_value += term.detach()
         loss = settings.grpo_weight * term
         if self.reference is not None:
             with torch.no_grad():
-                given = self.reference(part.sequences).log_probs
-            assert given is not None  # the same sequences, scored alike
-            divergence = kl_to_reference(log_probs, given[: len(rows)], weights)
+                reference = self.reference(chunk.sequences).log_probs
+            assert reference is not None  # the same tokens are scored
+            divergence = kl_to_reference(log_probs, reference[: len(rows)], weights)
             self._add("kl", divergence.detach())
             loss = loss + settings.kl_weight * divergence
-        self._watch(log_probs.detach(), old, scored)
+        self._add_statistics(log_probs.detach(), old, scored)
         return loss
 
-    def _watch(self, log_probs: Tensor, old: Tensor, scored: Tensor) -> None:
+    def _add_statistics(self, log_probs: Tensor, old: Tensor, scored: Tensor) -> None:
         difference = (log_probs - old)[scored]
         self._add("entropy", -log_probs[scored].sum())  # unbiased on-policy: the policy's own samples
         self._add("mismatch_kl", (difference.exp() - difference - 1).sum())
@@ -221,11 +223,11 @@ class _Objective:
         self._add("clip_fraction", clipped.sum())
 
     def _add(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, torch.zeros_like(self.policy_loss)) + value
+        self.sums[name] = self.sums.get(name, torch.zeros_like(self.policy_value)) + value
 
-    def found(self) -> GrpoStepResult:
-        """The step's values, over the global batch."""
-        shares = sum_over_ranks(torch.stack([self.policy_loss, self.info_nce, *self.sums.values()]))
+    def result(self) -> GrpoStepResult:
+        """Return the step's values over the global batch; every rank must call."""
+        shares = sum_over_ranks(torch.stack([self.policy_value, self.info_nce, *self.sums.values()]))
         losses = (shares[:2] / world_size()).tolist()
         sums = dict(zip(self.sums, shares[2:].tolist(), strict=True))
         values = {"policy": losses[0], "info_nce": losses[1], "reward_s": self.reward_s}
@@ -233,19 +235,19 @@ class _Objective:
             values["kl"] = sums.pop("kl") / world_size()
         tokens = sum_over_ranks(self.sampled.sum().float()).item()
         values |= {name: value / tokens for name, value in sums.items()}
-        shown = {f"reward_{name}": part for name, part in self.parts.items()}
-        shown |= {"reward": self.rewards, "format_rate": self.well_formed, "reasoning_length": self.lengths}
-        shown |= {"varied_groups": self.varied}
-        values |= {name: _mean(part.float()) for name, part in shown.items()}
+        means = {f"reward_{name}": part for name, part in self.parts.items()}
+        means |= {"reward": self.rewards, "format_rate": self.well_formed, "reasoning_length": self.lengths}
+        means |= {"varied_groups": self.varied}
+        values |= {name: _mean(part.float()) for name, part in means.items()}
         ranks = gather_rows(self.ranking.ranks).float()
-        marks = torch.quantile(ranks, torch.tensor(PERCENTILES, device=ranks.device) / 100).tolist()
-        values |= {f"rank_p{mark}": value for mark, value in zip(PERCENTILES, marks, strict=True)}
+        percentiles = torch.quantile(ranks, torch.tensor(PERCENTILES, device=ranks.device) / 100).tolist()
+        values |= {f"rank_p{percent}": value for percent, value in zip(PERCENTILES, percentiles, strict=True)}
         values["candidates"] = float(self.ranking.candidates)
         return GrpoStepResult(values, self.rewards, self.parts, self.ranking.ranks)
 
 
 def _mean(values: Tensor) -> float:
-    """Mean over every rank's elements."""
+    """Return the mean over the elements of all ranks."""
     return (
         sum_over_ranks(values.sum()) / sum_over_ranks(torch.tensor(float(values.numel()), device=values.device))
     ).item()

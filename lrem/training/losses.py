@@ -1,8 +1,8 @@
-"""The losses of stage 1, and what stage 2 shares with it, as pure functions of tensors.
+"""The losses of stage 1, which stage 2 shares in part, as pure functions of tensors.
 
-Each returns this rank's share, scaled so that the MEAN over ranks, which is what data-parallel training
-takes of gradients, is exactly the loss over the global batch: weights between terms mean the same at any
-number of ranks. Source: paper, "Stage 1".
+Each returns this rank's share, scaled so that the MEAN over ranks, which data-parallel training takes of gradients, is
+exactly the loss over the global batch: the weights between terms mean the same at any number of ranks. Source: paper,
+"Stage 1".
 """
 
 import torch
@@ -13,12 +13,12 @@ from lrem.training.distributed import gather_rows, rank, row_counts, sum_over_ra
 
 
 def sft(log_probs: Tensor, scored: Tensor, count: Tensor | None = None) -> Tensor:
-    """L_SFT: negative log-likelihood of the scored tokens over `count`.
+    """Return L_SFT = −Σ log π(scored tokens) / count.
 
     Args:
         log_probs: [B, L], nats. scored: [B, L] bool.
-        count: what the global sum is divided by; by default the scored tokens of the global batch. A part of
-            a batch passes the whole batch's, and then the parts add up to the whole's loss.
+        count: divisor of the global sum; default: the scored tokens of the global batch. A part of a batch passes the
+            count of the whole batch, so that the parts add up to the whole loss.
 
     >>> sft(torch.log(torch.tensor([[.5, .25]])), torch.tensor([[True, True]])).item()
     1.03972...
@@ -36,15 +36,15 @@ def info_nce(
     known: Tensor,
     temperature: float,
 ) -> Tensor:
-    """L_InfoNCE: query → item, every item of the global batch as a negative, false negatives masked.
+    """Return L_InfoNCE = −mean log( e^(s(q, d⁺)/τ) / Σ_d e^(s(q, d)/τ) ), query → item.
 
-    A column is left out of a row's denominator where it is the same product as the row's positive, or
-    another product that is known to be relevant to the row's query.
+    Every item of the global batch is a negative, except false negatives: a column is left out of a row's denominator
+    if it is the same product as the row's positive, or another product known to be relevant to the row's query.
 
     Args:
-        queries: [B, H] unit. items: [M, H] unit, this rank's: positives, and hard negatives if there are any.
-        positives: [B] row of `items` each query wants. item_keys: [M] int64, identity of each row's product.
-        known: [B, P] int64, identities of the products relevant to each query, filled up with -1.
+        queries: [B, H] unit. items: [M, H] unit, this rank's: positives, and hard negatives if any.
+        positives: [B] row in `items` of each query's positive. item_keys: [M] int64, identity of each row's product.
+        known: [B, P] int64, identities of the products relevant to each query, padded with -1.
         temperature: τ.
 
     >>> e, i = torch.eye(2), torch.arange(2)
@@ -62,16 +62,16 @@ def info_nce(
 
 
 def _is_known(known: Tensor, keys: Tensor) -> Tensor:
-    """Which of `keys` [N] stand in each row of `known` [B, P]; → [B, N] bool, without a [B, P, N] between."""
+    """Return which of `keys` [N] are in each row of `known` [B, P], as [B, N] bool, without a [B, P, N] tensor."""
     unique, column = keys.unique(return_inverse=True)  # [U] sorted, [N]
     place = torch.searchsorted(unique, known).clamp(max=len(unique) - 1)  # [B, P]
-    found = torch.zeros(known.shape[0], len(unique), dtype=torch.int32, device=keys.device)
-    found.scatter_add_(1, place, (unique[place] == known).int())
-    return (found > 0)[:, column]
+    matches = torch.zeros(known.shape[0], len(unique), dtype=torch.int32, device=keys.device)
+    matches.scatter_add_(1, place, (unique[place] == known).int())
+    return (matches > 0)[:, column]
 
 
 def truncate(embeddings: Tensor, dimensions: int) -> Tensor:
-    """The first `dimensions` of each embedding, unit length again. [B, H] → [B, d].
+    """Return the first `dimensions` of each embedding, at unit length again: [B, H] → [B, d].
 
     >>> truncate(torch.tensor([[.6, .8, 0.]]), 1).tolist()
     [[1.0]]

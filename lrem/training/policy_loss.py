@@ -1,7 +1,7 @@
 """The policy loss of stage 2 as pure functions: advantage, ratio, clip, correction, aggregation, KL.
 
-Like those of losses.py, each loss is this rank's share, scaled so that the mean over ranks is the loss of the
-global batch; a part of a batch passes weights of the whole batch, and the parts add up. Source: paper, "Stage 2".
+As in losses.py, each loss is this rank's share, scaled so that the mean over ranks is the loss of the global batch. A
+part of a batch passes weights of the whole batch, so that the parts add up. Source: paper, "Stage 2".
 """
 
 from typing import Literal, NamedTuple
@@ -17,11 +17,11 @@ Aggregate = Literal["token", "sequence", "constant"]
 
 
 def group_advantage(rewards: Tensor, kind: Baseline = "std", epsilon: float = 1e-6) -> Tensor:
-    """A, each reward against its group's. rewards: [Q, G] → [Q, G].
+    """Return A, the advantage of each reward over its group: [Q, G] → [Q, G].
 
-    `std` is the paper's (r − mean) / std, std the population's; `mean` leaves the division out (Dr. GRPO, arXiv
-    2503.20783): it weighs easy and hard queries by their std; `leave_one_out` compares with the mean of the others
-    (RLOO, arXiv 2402.14740). A group whose rewards are all equal has advantage 0.
+    `std`: the paper's A = (r − mean) / std, with the population's std. `mean`: A = r − mean (Dr. GRPO, arXiv
+    2503.20783); dividing by the std weighs very easy and very hard queries more. `leave_one_out`: A = r − mean of the
+    others (RLOO, arXiv 2402.14740). A group with equal rewards has advantage 0.
 
     >>> group_advantage(torch.tensor([[1., 3.], [2., 2.]])).tolist()
     [[-1.0, 1.0], [0.0, 0.0]]
@@ -38,7 +38,7 @@ def group_advantage(rewards: Tensor, kind: Baseline = "std", epsilon: float = 1e
 
 
 def has_reward_variance(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Which groups teach anything: those whose rewards are not all equal. rewards: [Q, G] → [Q] bool.
+    """Return which groups have a gradient: those whose rewards differ. [Q, G] → [Q] bool.
 
     >>> has_reward_variance(torch.tensor([[1., 3.], [2., 2.]])).tolist()
     [True, False]
@@ -47,7 +47,7 @@ def has_reward_variance(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 
 class Clip(NamedTuple):
-    """How the ratio is taken (`token` or `sequence`) and clipped, to [1 − low, 1 + high]."""
+    """The level of the ratio, and the range that it is clipped to: [1 − low, 1 + high]."""
 
     level: Level = "token"
     low: float = 0.2
@@ -55,7 +55,7 @@ class Clip(NamedTuple):
 
 
 class Correction(NamedTuple):
-    """Truncated importance sampling: weights π_θ / π_sampler by token or by sequence, at most `cap`."""
+    """Truncated importance sampling: weights min(π_θ / π_sampler, cap), per token or per sequence."""
 
     level: Level = "token"
     cap: float = 3.0
@@ -65,7 +65,7 @@ DEFAULT_CLIP = Clip()
 
 
 def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, level: Level = "token") -> Tensor:
-    """ρ = π_θ / π_old over the sampled tokens, [B, T]: of each token, or of the whole sequence.
+    """Return ρ = π_θ / π_old over the sampled tokens [B, T], of each token or of the whole sequence.
 
     >>> lp, old = torch.log(torch.tensor([[.6, .5]])), torch.log(torch.tensor([[.3, .5]]))
     >>> [round(x, 4) for x in importance_ratio(lp, old, torch.tensor([[True, True]]))[0].tolist()]
@@ -78,14 +78,15 @@ def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, l
 
 
 def token_weights(scored: Tensor, aggregate: Aggregate = "token", longest: int = 1) -> Tensor:
-    """What each sampled token counts in the loss; over the global batch they sum to 1 (`constant`: to at most 1).
+    """Return each sampled token's weight in the loss; over the global batch they sum to 1 (`constant`: at most 1).
 
-    `token`: every token alike (DAPO, arXiv 2503.14476). `sequence`: every sequence alike (GRPO, arXiv 2402.03300).
-    `constant`: a token counts 1 / (sequences × longest), whatever the lengths (Dr. GRPO): neither long nor short
-    answers are favoured.
+    `token`: every token has the same weight (DAPO, arXiv 2503.14476). `sequence`: every sequence has the same weight
+    (GRPO, arXiv 2402.03300). `constant`: a token weighs 1 / (sequences × longest), independent of lengths (Dr. GRPO),
+    so that neither long nor short answers are favoured.
 
     Args:
-        scored: [B, T] bool, the sampled tokens of the sequences that count; a row without any does not count.
+        scored: [B, T] bool, the sampled tokens that count; a row without any is no sequence.
+        longest: tokens of the longest possible sample, for `constant`.
 
     >>> token_weights(torch.tensor([[True, True], [True, False]]), "sequence").tolist()
     [[0.25, 0.25], [0.5, 0.0]]
@@ -107,16 +108,19 @@ def policy_gradient(
     clip: Clip = DEFAULT_CLIP,
     correction: Correction | None = None,
 ) -> Tensor:
-    """L_GRPO = −Σ w · min(ρ A, clip(ρ, 1 − low, 1 + high) A) over the sampled tokens.
+    """Return L_GRPO = −Σ w · min(ρ A, clip(ρ, 1 − low, 1 + high) A) over the sampled tokens.
 
-    Without `correction` ρ is taken against the sampler, which then also corrects for stale rollouts as far as the
-    clip allows. With it ρ is taken against the present policy (1 in value, for one update a batch), and each term is
-    weighted by min(π_θ / π_sampler, cap), without gradient (TIS).
+    Without `correction`, ρ is taken against the sampler; that also corrects for stale rollouts, within the clip. With
+    it, ρ is taken against the current policy (its value is 1 with one update per batch), and each term is weighted by
+    min(π_θ / π_sampler, cap), without gradient (TIS).
 
     Args:
-        log_probs, old_log_probs: [B, T], nats; of the policy, and as the sampler reported them. advantages: [B].
-        weights: [B, T], see `token_weights`; 0 on tokens that were not sampled: penalising forced ones destroys the
-            format.
+        log_probs: [B, T], nats, of the policy. old_log_probs: [B, T], as reported by the sampler. advantages: [B].
+        weights: [B, T], see `token_weights`; 0 on forced tokens, because penalising these destroys the format.
+
+    >>> log_probs, old = torch.log(torch.tensor([[.6]])), torch.log(torch.tensor([[.3]]))
+    >>> round(policy_gradient(log_probs, old, torch.tensor([1.]), torch.ones(1, 1)).item(), 4)  # ρ = 2, clipped to 1.2
+    -1.2
     """
     scored = weights > 0
     if correction is None:
@@ -132,10 +136,11 @@ def policy_gradient(
 
 
 def kl_to_reference(log_probs: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
-    """KL(π_θ ‖ π_ref) from the policy's own samples: e^d − d − 1 with d = log π_ref − log π_θ; never negative.
+    """Return Σ w (e^d − d − 1) with d = log π_ref − log π_θ: KL(π_θ ‖ π_ref) from the policy's own samples, ≥ 0.
 
     Args:
-        log_probs, reference: [B, T], nats. weights: [B, T], see `token_weights`.
+        log_probs: [B, T], nats, of the policy. reference: [B, T], of the reference policy.
+        weights: [B, T], see `token_weights`.
 
     Source: Schulman, "Approximating KL divergence", the estimator k3.
 
@@ -147,6 +152,11 @@ def kl_to_reference(log_probs: Tensor, reference: Tensor, weights: Tensor) -> Te
 
 
 def clipped_tokens(log_probs: Tensor, old_log_probs: Tensor, scored: Tensor, clip: Clip = DEFAULT_CLIP) -> Tensor:
-    """Which sampled tokens the clip would cut, [B, T] bool; for the log, no gradient."""
+    """Return which sampled tokens the clip affects, [B, T] bool, without gradient: for the log.
+
+    >>> log_probs, old = torch.log(torch.tensor([[.6, .3]])), torch.log(torch.tensor([[.3, .3]]))
+    >>> clipped_tokens(log_probs, old, torch.tensor([[True, True]])).tolist()
+    [[True, False]]
+    """
     rho = importance_ratio(log_probs.detach(), old_log_probs, scored, clip.level)
     return ((rho < 1 - clip.low) | (rho > 1 + clip.high)) & scored

@@ -1,6 +1,6 @@
-"""The rewards of stage 2: named, weighted, pure functions of what came of a batch of rollouts.
+"""The rewards of stage 2: named, weighted, pure functions of the outcome of a batch of rollouts.
 
-`format`, `length` and `accuracy` are the paper's; the others are options from its neighbours. A user's own is any
+`format`, `length` and `accuracy` are the paper's; the others are options from related work. A reward of your own is any
 function RolloutOutcome → Tensor [B], named by its import path. Source: paper, "Stage 2".
 """
 
@@ -17,8 +17,10 @@ from lrem.errors import RewardError
 
 
 class TargetRanks(NamedTuple):
-    """Where each query's item stands: rank [B] from 1, N candidates, and its margin [B], the item's cosine less the
-    best other candidate's."""
+    """The rank [B] of each query's target item, from 1, among N candidates, and its margin [B].
+
+    The margin is the target's cosine minus the best other candidate's.
+    """
 
     ranks: Tensor
     candidates: int
@@ -26,7 +28,7 @@ class TargetRanks(NamedTuple):
 
 
 class RolloutOutcome(NamedTuple):
-    """What came of B rollouts. Queries and reasonings are text; lengths count the reasoning's tokens."""
+    """B rollouts and their ranks. Queries and reasonings are text; lengths count the reasoning's tokens."""
 
     queries: list[str]
     reasonings: list[str]
@@ -38,16 +40,26 @@ class RolloutOutcome(NamedTuple):
 
 Reward = Callable[[RolloutOutcome], Tensor]
 
+# two rollouts for the doctests: a good one at rank 1, and a malformed, overlong one at rank 10 that invents a number
+_EXAMPLE = RolloutOutcome(
+    queries=["red coat", "coat"],
+    reasonings=["coat wool", "hat 7"],
+    well_formed=torch.tensor([True, False]),
+    lengths=torch.tensor([3, 20]),
+    budget=16,
+    ranking=TargetRanks(torch.tensor([1, 10]), candidates=100, margins=torch.tensor([0.2, -0.2])),
+)
+
 
 def rank_targets(
-    queries: Tensor, wanted: Tensor, items: Tensor, keys: Tensor, known: Tensor | None = None
+    queries: Tensor, targets: Tensor, items: Tensor, keys: Tensor, known: Tensor | None = None
 ) -> TargetRanks:
-    """rank(d_i) = 1 + Σ_j 1[s(q, d_j) > s(q, d_i)] over distinct products, strictly greater: a tie costs nothing.
+    """Return rank(d_i) = 1 + Σ_j 1[s(q, d_j) > s(q, d_i)] over distinct products; a tie costs nothing.
 
     Args:
-        queries: [B, H] unit. wanted: [B] key of the product each query wants, one of `keys`.
-        items: [M, H] unit, with a product more than once or not. keys: [M] int64, identity of each product.
-        known: [B, P] keys of other products that are relevant too; these cost nothing either.
+        queries: [B, H] unit. targets: [B] key of each query's relevant product, one of `keys`.
+        items: [M, H] unit; a product may appear more than once. keys: [M] int64, identity of each product.
+        known: [B, P] keys of other relevant products; these cost nothing either.
 
     >>> items = torch.tensor([[1., 0.], [0., 1.], [1., 0.]])
     >>> ranking = rank_targets(torch.tensor([[.6, .8]]), torch.tensor([5]), items, torch.tensor([5, 7, 5]))
@@ -59,7 +71,7 @@ def rank_targets(
         0, inverse, torch.arange(len(keys), device=keys.device), reduce="amin"
     )
     similarities = queries @ items[first].T  # [B, N]
-    place = torch.searchsorted(distinct, wanted)[:, None]
+    place = torch.searchsorted(distinct, targets)[:, None]
     own = similarities.gather(1, place)  # [B, 1]
     others = similarities.scatter(1, place, -math.inf)
     if known is not None:
@@ -72,7 +84,7 @@ def rank_targets(
 
 
 def nearest_items(queries: Tensor, items: Tensor, count: int) -> Tensor:
-    """Places of the items that are among the `count` nearest of some query, ascending; [K ≤ B · count].
+    """Return the rows of `items` that are among the `count` nearest of any query, ascending; [K ≤ B · count].
 
     Args:
         queries: [B, H] unit. items: [M, H] unit.
@@ -84,32 +96,46 @@ def nearest_items(queries: Tensor, items: Tensor, count: int) -> Tensor:
 
 
 def format_reward(outcome: RolloutOutcome) -> Tensor:
-    """r_format: 1 for `<think> … </think><emb>`, else 0."""
+    """Return r_format: 1 for `<think> … </think><emb>`, else 0.
+
+    >>> format_reward(_EXAMPLE).tolist()
+    [1.0, 0.0]
+    """
     return outcome.well_formed.float()
 
 
 def length_reward(outcome: RolloutOutcome) -> Tensor:
-    """r_length: 1 if the reasoning has at most `budget` tokens, else 0."""
+    """Return r_length: 1 if the reasoning has at most `budget` tokens, else 0.
+
+    >>> length_reward(_EXAMPLE).tolist()
+    [1.0, 0.0]
+    """
     return (outcome.lengths <= outcome.budget).float()
 
 
 def accuracy_reward(outcome: RolloutOutcome) -> Tensor:
-    """r_acc = 1 − log rank / log N: 1 at rank 1, 0 at rank N.
+    """Return r_acc = 1 − log rank / log N: 1 at rank 1, 0 at rank N.
+
+    >>> accuracy_reward(_EXAMPLE).tolist()
+    [1.0, 0.5]
 
     Raises:
         RewardError: fewer than two candidates.
     """
     ranks, candidates, _ = outcome.ranking
     if candidates < 2:
-        raise RewardError(f"a rank among {candidates} candidates says nothing: use a batch of at least 2 items")
+        raise RewardError(f"a rank among {candidates} candidates is meaningless: use a batch of at least 2 items")
     return 1 - torch.log(ranks.float()) / math.log(candidates)
 
 
 def top_ranks_reward(outcome: RolloutOutcome) -> Tensor:
-    """Straight lines in place of the logarithm: 1 → ½ over ranks 1 to 10, ½ → 0 over 11 to 100, 0 beyond.
+    """Return a piecewise linear reward of the rank: 1 → ½ over ranks 1 to 10, ½ → 0 over 11 to 100, 0 beyond.
 
     Less convex at the top, where 1 − log rank favours betting on one keyword. Source: ConvSearch-R1 (arXiv
-    2505.15776), whose 2 … 0 is halved here so that the weights of all parts mean the same.
+    2505.15776), whose range 2 … 0 is halved here so that the weights of all parts mean the same.
+
+    >>> top_ranks_reward(_EXAMPLE).tolist()
+    [1.0, 0.5]
     """
     ranks = outcome.ranking.ranks.float()
     top, middle = 1 - (ranks - 1) / 18, 0.5 - (ranks - 10) / 180
@@ -117,22 +143,32 @@ def top_ranks_reward(outcome: RolloutOutcome) -> Tensor:
 
 
 def margin_reward(outcome: RolloutOutcome) -> Tensor:
-    """½ + ¼ of (the wanted item's cosine less the best other's), in [0, 1]: goes on where a rank is 1 already."""
+    """Return ½ + margin / 4, in [0, 1]: it still improves once the rank is 1.
+
+    >>> [round(value, 2) for value in margin_reward(_EXAMPLE).tolist()]
+    [0.55, 0.45]
+    """
     return 0.5 + outcome.ranking.margins / 4
 
 
 def exclusivity_reward(outcome: RolloutOutcome) -> Tensor:
-    """Share of the reasoning's words that the query does not have: repeating it is no reasoning.
+    """Return the share of the reasoning's words that are not in the query: repeating it is no reasoning.
 
     Source: Retrieval-GRPO (arXiv 2511.13885), "exclusivity".
+
+    >>> exclusivity_reward(_EXAMPLE).tolist()
+    [0.5, 1.0]
     """
     return _each(outcome, _new_words)
 
 
 def literals_reward(outcome: RolloutOutcome) -> Tensor:
-    """1 unless the reasoning holds a literal (a word with a digit, as a model number) that the query does not have.
+    """Return 0 if the reasoning has a literal (a word with a digit, such as a model number) that the query lacks, else 1.
 
-    Source: PROSPER (arXiv 2510.18527): expansions that invent literal terms lead astray.
+    Source: PROSPER (arXiv 2510.18527): invented literal terms mislead the search.
+
+    >>> literals_reward(_EXAMPLE).tolist()
+    [1.0, 0.0]
     """
     return _each(outcome, lambda query, reasoning: float(not literals(reasoning) - literals(query)))
 
@@ -143,8 +179,8 @@ def _each(outcome: RolloutOutcome, score: Callable[[str, str], float]) -> Tensor
 
 
 def _new_words(query: str, reasoning: str) -> float:
-    written = set(words(reasoning))
-    return len(written.difference(words(query))) / len(written) if written else 0.0
+    distinct = set(words(reasoning))
+    return len(distinct.difference(words(query))) / len(distinct) if distinct else 0.0
 
 
 BUILT_IN: dict[str, Reward] = {
@@ -159,30 +195,37 @@ BUILT_IN: dict[str, Reward] = {
 
 
 def load_reward(name: str) -> Reward:
-    """A built-in reward by name, or a user's own by `module:function`.
+    """Return a built-in reward by name, or your own by `module:function`.
 
     Raises:
-        RewardError: there is no such reward; the message names what there is.
+        RewardError: there is no such reward; the message lists the built-in ones.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
     if ":" not in name:
-        raise RewardError(f"no reward '{name}': one of {', '.join(BUILT_IN)}, or your own as package.module:function")
+        raise RewardError(
+            f"no reward '{name}': use one of {', '.join(BUILT_IN)}, or your own as package.module:function"
+        )
     try:
         reward: Reward = pkgutil.resolve_name(name)
         return reward
     except (ImportError, AttributeError) as error:
-        raise RewardError(f"reward '{name}' cannot be imported ({error}): is its package on every worker?") from error
+        raise RewardError(
+            f"reward '{name}' cannot be imported ({error}): install its package on every worker"
+        ) from error
 
 
 def combine_rewards(outcome: RolloutOutcome, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-    """r = Σ w·r_part [B], and the parts by name [B] each. Malformed output earns nothing, so no part may be negative.
+    """Return r = Σ w · r_part [B], and the parts by name [B]. Malformed output has reward 0, so no part may be negative.
 
     Args:
-        weights: name (see `load_reward`) → weight; a part of weight 0 is left out.
+        weights: name (see `load_reward`) → weight; a part of weight 0 is not computed.
 
     Raises:
-        RewardError: a part is not [B] finite numbers from 0 up.
+        RewardError: a part is not [B] finite numbers ≥ 0.
+
+    >>> combine_rewards(_EXAMPLE, {"format": 0.5, "accuracy": 1.0})[0].tolist()
+    [1.5, 0.0]
     """
     parts: dict[str, Tensor] = {}
     for name, weight in weights.items():
@@ -190,11 +233,13 @@ def combine_rewards(outcome: RolloutOutcome, weights: Mapping[str, float]) -> tu
             continue
         value = load_reward(name)(outcome).float()
         if value.shape != outcome.lengths.shape:
-            raise RewardError(f"reward '{name}' gave {tuple(value.shape)} values for {len(outcome.queries)} rollouts")
+            raise RewardError(
+                f"reward '{name}' returned shape {tuple(value.shape)} for {len(outcome.queries)} rollouts"
+            )
         if not value.isfinite().all() or (value < 0).any():
             raise RewardError(
-                f"reward '{name}' gave {value.min().item():.4g} to {value.max().item():.4g}: finite values from 0 up "
-                "are due, or malformed output, which earns 0, would be worth more"
+                f"reward '{name}' returned {value.min().item():.4g} to {value.max().item():.4g}: rewards must be finite "
+                "and ≥ 0, because malformed output has reward 0"
             )
         parts[name] = value * outcome.well_formed
     rewards = torch.zeros(len(outcome.queries), device=outcome.lengths.device)

@@ -60,7 +60,7 @@ def test_rank_counts_a_repeated_product_once() -> None:
 
 
 def test_known_relevant_items_cost_no_rank() -> None:
-    """5 and 20 degrees are nearer than the wanted 30; of them 5 is relevant too, and 99 is not among the items."""
+    """5 and 20 degrees are nearer than the target's 30; of them 5 is relevant too, and 99 is not among the items."""
     items, keys = unit(30.0, 5.0, 20.0, 60.0), torch.tensor([1, 3, 6, 8])
     known = torch.tensor([[1, 3, 99, -1]])
     ranking = rank_targets(unit(0.0), torch.tensor([1]), items, keys, known)
@@ -83,7 +83,7 @@ def test_accuracy_is_one_at_the_top_and_nought_at_the_bottom(candidates: int) ->
 
 
 def test_one_candidate_is_refused() -> None:
-    with pytest.raises(RewardError, match="at least 2 items"):
+    with pytest.raises(RewardError, match="among 1 candidates"):
         accuracy_reward(outcome([1], 1))
 
 
@@ -132,9 +132,9 @@ def test_a_reward_of_ones_own() -> None:
     )
     assert rewards.tolist() == [1.5, 1.0]
     assert list(parts) == ["format", f"{__name__}:short"]
-    with pytest.raises(RewardError, match=r"broken' gave \(1,\) values for 2 rollouts"):
+    with pytest.raises(RewardError, match=r"broken' .*\(1,\) for 2 rollouts"):
         combine_rewards(outcome([1, 1]), {f"{__name__}:broken": 1.0})
-    with pytest.raises(RewardError, match=r"negative' gave -0.25 to 0.5: finite values from 0 up"):
+    with pytest.raises(RewardError, match=r"negative' .*-0.25 to 0.5"):
         combine_rewards(outcome([1, 1]), {f"{__name__}:negative": 1.0})
 
 
