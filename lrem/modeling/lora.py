@@ -1,7 +1,4 @@
-"""Low-rank adapters through peft: put into a model in place, written apart and merged.
-
-Knows peft and a ReasoningEmbedder; does not know how it is trained.
-"""
+"""Low-rank adapters with peft: added to a model in place, saved on their own and merged."""
 
 from pathlib import Path
 
@@ -17,9 +14,9 @@ FOLDER = "adapter"
 
 
 def add_lora(model: ReasoningEmbedder, lora: LoraConfig) -> peft.PeftModel:
-    """Freeze the model and give it trainable adapters; its own three tokens stay trainable too.
+    """Freeze the model and add trainable adapters; `<think>`, `</think>` and `<emb>` stay trainable too.
 
-    The model is changed in place; what is returned shares its weights and can write or merge the adapters.
+    The model is changed in place. The returned wrapper shares its weights, and can save or merge the adapters.
 
     Raises:
         ValueError: `lora.targets` names no module of this model.
@@ -28,7 +25,7 @@ def add_lora(model: ReasoningEmbedder, lora: LoraConfig) -> peft.PeftModel:
 
 
 def adapt(lm: PreTrainedModel, lora: LoraConfig, tokens: list[int]) -> peft.PeftModel:
-    """The same for a bare language model. tokens: ids whose embeddings stay trainable."""
+    """Add adapters to a language model. tokens: ids whose embeddings stay trainable."""
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -41,11 +38,11 @@ def adapt(lm: PreTrainedModel, lora: LoraConfig, tokens: list[int]) -> peft.Peft
 
 
 def split_state(start: Path, lora: LoraConfig, state: dict[str, Tensor], folder: Path, base: str) -> dict[str, Tensor]:
-    """Write the adapters of a trained `state` into folder/adapter; returns the merged weights.
+    """Write the adapters of a trained `state` into folder/adapter, and return the merged weights.
 
     Args:
-        start: the model folder that training began with. state: the trained `lm`'s, adapters in it.
-        base: name or folder of the model that the adapters are told to belong to.
+        start: the model folder that training began with. state: the trained `lm`'s, with adapters.
+        base: name or folder of the base model, recorded with the adapters.
     """
     model = ReasoningEmbedder.load(start)
     wrapped = add_lora(model, lora)

@@ -1,7 +1,7 @@
 """The item side of a model folder for sentence-transformers: `SentenceTransformer(folder).encode(titles)`.
 
-The template's item form becomes a chat template of that library's own configuration, so the tokenizer stays as it
-is. Knows those files; does not import the library.
+The template's item form becomes a chat template in that library's own configuration, so the tokenizer is unchanged.
+The library itself is not imported.
 """
 
 import json
@@ -12,7 +12,7 @@ from lrem.modeling.template import EMB, Renderer
 
 
 def write(folder: Path, renderer: Renderer, dimensions: int) -> None:
-    """Add the files that sentence-transformers 6 reads to a model folder. dimensions: H."""
+    """Add the files of sentence-transformers 6 to a model folder. dimensions: H."""
     limit = len(renderer.item_ids("")) + renderer.template.max_item_tokens
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     transformer = {
@@ -39,7 +39,7 @@ def write(folder: Path, renderer: Renderer, dimensions: int) -> None:
 
 
 def _item_form(renderer: Renderer) -> str:
-    """`Renderer.item_ids` in Jinja: spacing made plain, control tokens taken out of the title, `<emb>` at the end."""
+    """Return `Renderer.item_ids` in Jinja: single spaces, no control tokens in the title, `<emb>` at the end."""
     template = renderer.template
     title = "messages[-1]['content']" + "".join(f".replace({token!r}, ' ')" for token in renderer.control)
     return (

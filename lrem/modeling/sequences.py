@@ -1,7 +1,4 @@
-"""Token ids as tensors: padded rows, or rows that hold several completions of one prompt.
-
-Knows ids and lengths; does not know what they spell, nor the model.
-"""
+"""Token ids as tensors: padded rows, or rows with several completions of one prompt."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +8,7 @@ from torch import Tensor
 
 
 class Tree(NamedTuple):
-    """Several completions in one row: each sees the prompt and itself, as if it stood alone behind the prompt.
+    """Several completions in one row; each attends to the prompt and to itself, as if it alone followed the prompt.
 
     owner [B, L] int64: 0 for the prompt, 1 … G for its completions, -1 for padding. positions [B, L] int64.
     ends [R, 2]: (row, column) of each completion's last token. sources [S]: column of the token before each scored
@@ -26,7 +23,7 @@ class Tree(NamedTuple):
 
     @property
     def mask(self) -> Tensor:
-        """Which columns each token sees, [B, 1, L, L] bool."""
+        """The columns that each token attends to, [B, 1, L, L] bool."""
         length = self.owner.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.owner.device).tril()
         own = self.owner[:, :, None] == self.owner[:, None, :]
@@ -34,10 +31,10 @@ class Tree(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """Right-padded token ids. Causal attention makes an attention mask needless: padding comes last.
+    """Right-padded token ids. With causal attention they need no attention mask: padding comes last.
 
-    ids [B, L] int64; lengths [B] int64; scored [B, L] bool, True on tokens whose log-probability counts, or
-    None where none is asked for: then the language-model head does not run. With `tree` a row is a whole group.
+    ids [B, L] int64; lengths [B] int64; scored [B, L] bool, True on tokens whose log-probability counts, or None for
+    embeddings alone: then the language-model head does not run. With `tree` a row is a whole group.
     """
 
     ids: Tensor
@@ -46,14 +43,14 @@ class Sequences(NamedTuple):
     tree: Tree | None = None
 
     def to(self, device: torch.device) -> "Sequences":
-        """The same on another device."""
+        """Return the sequences on another device."""
         scored = None if self.scored is None else self.scored.to(device)
         tree = None if self.tree is None else Tree(*(part.to(device) for part in self.tree))
         return Sequences(self.ids.to(device), self.lengths.to(device), scored, tree)
 
 
 def pad(rows: Sequence[list[int]], scored: Sequence[tuple[int, int]] | None = None) -> Sequences:
-    """Right-pad `rows` of ids to one length; `scored` gives each row's [start, end) of counted tokens.
+    """Right-pad `rows` of ids to one length; `scored` is [start, end) of each row's scored tokens.
 
     >>> pad([[5, 6, 7], [8]], [(1, 3), (0, 0)]).ids.tolist()
     [[5, 6, 7], [8, 0, 0]]
@@ -69,7 +66,7 @@ def pad(rows: Sequence[list[int]], scored: Sequence[tuple[int, int]] | None = No
 
 
 class Group(NamedTuple):
-    """A prompt and its completions; of each completion the first `sampled` tokens are the sampler's own."""
+    """A prompt and its completions; the first `sampled` tokens of each completion were sampled, the rest forced."""
 
     prompt: list[int]
     completions: list[list[int]]
@@ -77,12 +74,12 @@ class Group(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Tokens of the row that holds the group."""
+        """Tokens of the group in one row."""
         return len(self.prompt) + sum(map(len, self.completions))
 
 
 def pack_groups(groups: Sequence[Group]) -> Sequences:
-    """Each group in one row, its prompt once: G completions cost G × their own length, not G × the whole.
+    """Return one row per group, with its prompt once: G completions do not cost G times the prompt.
 
     >>> packed = pack_groups([Group([5, 6], [[7, 8], [9]], [2, 1])])
     >>> packed.ids.tolist(), packed.tree.positions.tolist(), packed.tree.ends.tolist()

@@ -1,6 +1,6 @@
 """A tokenizer trained on the catalogue itself, for models that start from a configuration.
 
-Byte-level BPE: frequent words become one token, and any other text still has a spelling.
+Byte-level BPE: frequent words become one token, and any other text can still be encoded.
 """
 
 import json
@@ -15,13 +15,13 @@ PAD, EOS = "<pad>", "<eos>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
-    """Train on `texts`; the result has at most `vocab_size` tokens, the special ones first.
+    """Train on `texts`; return a tokenizer of at most `vocab_size` tokens, the special ones first.
 
     >>> tok = train_tokenizer(["red wool coat", "red coat"] * 9, 300)
     >>> tok.decode(tok.encode("red coat")).strip()
     'red coat'
     """
-    seed = Qwen2Tokenizer()  # its pre-tokenizer is what transformers will rebuild around our vocabulary
+    seed = Qwen2Tokenizer()  # transformers will rebuild its pre-tokenizer around our vocabulary
     special = [PAD, EOS, THINK, CLOSE, EMB, QUERY, ITEM]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

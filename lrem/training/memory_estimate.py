@@ -1,11 +1,8 @@
-"""How much a training step computes and holds: floating-point operations, and bytes before a run is started.
-
-Counts a transformer decoder by its sizes; does not measure anything.
-"""
+"""The cost of a training step, computed from a decoder's sizes: floating-point operations and bytes."""
 
 from typing import Any, NamedTuple
 
-# Dense bf16 peak, TFLOP/s without sparsity, from the makers' data sheets; the first name that fits a device.
+# Dense bf16 peak, TFLOP/s without sparsity, from the data sheets; the first name in a device's name counts.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -18,7 +15,7 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """Peak of a device by its name, None for one that is not in the list.
+    """Return a device's peak TFLOP/s by its name; None for an unlisted device.
 
     >>> peak_tflops("NVIDIA A100-SXM4-80GB"), peak_tflops("cpu")
     (312.0, None)
@@ -37,7 +34,7 @@ class DecoderShape(NamedTuple):
 
     @classmethod
     def of(cls, lm: Any) -> "DecoderShape":
-        """The sizes of a transformers causal LM, on any device (`meta` too)."""
+        """Return the sizes of a transformers causal LM, on any device, `meta` included."""
         config, table = lm.config, lm.get_input_embeddings().weight
         total = sum(p.numel() for p in lm.parameters())
         tied = bool(config.tie_word_embeddings)
@@ -48,12 +45,12 @@ class DecoderShape(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """Number of all parameters."""
         return self.backbone + self.embedding * (1 if self.tied else 2)
 
 
 def step_flops(shape: DecoderShape, tokens: int, squared_lengths: int, scored: int) -> float:
-    """Floating-point operations of forward and backward, as MFU counts them: nothing twice, no padding.
+    """Return the floating-point operations of forward and backward for MFU: no recomputation, no padding.
 
     Args:
         tokens: real tokens of all sequences. squared_lengths: Σ length², for causal attention.
@@ -68,7 +65,7 @@ def step_flops(shape: DecoderShape, tokens: int, squared_lengths: int, scored: i
 
 
 def mfu(flops: float, seconds: float, peak_tflops: float) -> float:
-    """Model flops utilisation: the share of the devices' peak that was reached.
+    """Return the model flops utilisation: the achieved share of the devices' peak.
 
     >>> mfu(50e12, 1.0, 100.0)
     0.5
@@ -87,7 +84,7 @@ class MemoryEstimate(NamedTuple):
 
 
 class StepSize(NamedTuple):
-    """What a step holds at once: padded `tokens` whose activations are kept, positions `scored` in one chunk."""
+    """A step's peak: padded `tokens` whose activations are kept, and positions `scored` in one chunk."""
 
     tokens: int
     scored: int
@@ -103,7 +100,7 @@ def estimate_memory(
     bf16: bool,
     checkpointing: bool,
 ) -> MemoryEstimate:
-    """An estimate for AdamW with fp32 states, before a run; allocator and communication buffers come on top.
+    """Return an estimate for AdamW with fp32 states; allocator and communication buffers come on top.
 
     Args:
         sizes: the model's transformers configuration. trainable: parameters that are trained.
@@ -117,14 +114,14 @@ def estimate_memory(
     MemoryEstimate(weights=3000.0, gradients=1500.0, optimiser=9000.0, activations=1920.0, logits=1000.0)
     """
     size = 2 if bf16 else 4
-    # of the parts that a gated MLP keeps, about 8 H of the attention block and 4 I of the MLP a token and layer
-    # (after Korthikanti et al., arXiv 2205.05198); with checkpointing H alone
+    # per token and layer about 8 H of the attention block and 4 I of a gated MLP (after Korthikanti et al., arXiv
+    # 2205.05198); with checkpointing only H
     kept = sizes.hidden_size if checkpointing else 8 * sizes.hidden_size + 4 * sizes.intermediate_size
-    states = (12 if bf16 else 8) * trainable  # two moments, and fp32 weights where the model is bf16
+    states = (12 if bf16 else 8) * trainable  # two moments, and fp32 weights for a bf16 model
     return MemoryEstimate(
         weights=size * shape.parameters / (workers if zero == 3 else 1),
         gradients=float(size * trainable / (workers if zero >= 2 else 1)),
         optimiser=states / (workers if zero >= 1 else 1),
         activations=float(size * load.tokens * shape.layers * kept),
-        logits=float((size + 8) * load.scored * sizes.vocab_size),  # as made, in fp32, and their gradient
+        logits=float((size + 8) * load.scored * sizes.vocab_size),  # the logits, in fp32 too, and their gradient
     )

@@ -163,7 +163,7 @@ def exclusivity_reward(outcome: RolloutOutcome) -> Tensor:
 
 
 def literals_reward(outcome: RolloutOutcome) -> Tensor:
-    """Return 0 if the reasoning has a literal (a word with a digit, such as a model number) that the query lacks, else 1.
+    """Return 0 if the reasoning has a literal (a word with a digit, as a model number) that the query lacks, else 1.
 
     Source: PROSPER (arXiv 2510.18527): invented literal terms mislead the search.
 
@@ -216,7 +216,7 @@ def load_reward(name: str) -> Reward:
 
 
 def combine_rewards(outcome: RolloutOutcome, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return r = Σ w · r_part [B], and the parts by name [B]. Malformed output has reward 0, so no part may be negative.
+    """Return r = Σ w · r_part [B], and the parts by name [B]. Malformed output has reward 0, so no part is negative.
 
     Args:
         weights: name (see `load_reward`) → weight; a part of weight 0 is not computed.
@@ -238,8 +238,8 @@ def combine_rewards(outcome: RolloutOutcome, weights: Mapping[str, float]) -> tu
             )
         if not value.isfinite().all() or (value < 0).any():
             raise RewardError(
-                f"reward '{name}' returned {value.min().item():.4g} to {value.max().item():.4g}: rewards must be finite "
-                "and ≥ 0, because malformed output has reward 0"
+                f"reward '{name}' returned {value.min().item():.4g} to {value.max().item():.4g}: rewards must be "
+                "finite and ≥ 0, because malformed output has reward 0"
             )
         parts[name] = value * outcome.well_formed
     rewards = torch.zeros(len(outcome.queries), device=outcome.lengths.device)
