@@ -56,10 +56,13 @@ def train_model(folder: Path) -> None:
         rows[-1] |= {"item_key": i % 20, "negative_ids": [], "negative_keys": []}
     known = KnownPositives(*(torch.tensor([row[name] for row in rows]).numpy() for name in ("query_key", "item_key")))
     batch, optimizer = collate(rows, known), torch.optim.AdamW(model.parameters(), lr=5e-3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors this small only lose by more, above all on a busy machine
     for _ in range(200):
         optimizer.zero_grad()
         accumulate_gradients(batch, ColdStartConfig(), model, lambda loss, last: loss.backward(), torch.device("cpu"))
         optimizer.step()
+    torch.set_num_threads(threads)
     model.save(folder)
 
 
