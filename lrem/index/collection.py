@@ -26,7 +26,7 @@ from lrem.index.building import DEAD_FROM, build_segment, catch_up, is_rebuild_d
 from lrem.index.columns import match_payloads
 from lrem.index.filters import Filter, compile_filter
 from lrem.index.payload import Hit, Page, encode_items, last_positions, valid_ids
-from lrem.index.store import Store, StoredItem, parse_payloads
+from lrem.index.store import ItemRecord, Store, parse_payloads
 
 FORMAT = 2
 ITEMS, ANN, LOCK = "items.sqlite", "ann", "lock"
@@ -125,7 +125,7 @@ class Collection:
         self._rebuild_if_due()
         return len(deleted)
 
-    def get(self, ids: Sequence[str]) -> dict[str, StoredItem]:
+    def get(self, ids: Sequence[str]) -> dict[str, ItemRecord]:
         """Return item_id → item of the ids that exist. Raises StoreError if closed."""
         return self.store.get(valid_ids(ids))
 

@@ -8,7 +8,7 @@ import numpy as np
 from lrem.data.vectors import normalize, truncate
 from lrem.index.collection import Collection
 from lrem.index.payload import Hit
-from lrem.index.store import StoredItem
+from lrem.index.store import ItemRecord
 
 CANDIDATES = 4  # × k hits of the zero-padded query, whose order differs slightly from that of the shortened items
 
@@ -31,7 +31,7 @@ def search(
     return [_rescore(query, hits, stored)[:k] for query, hits in zip(queries, candidates, strict=True)]
 
 
-def _rescore(query: np.ndarray, hits: list[Hit], stored: dict[str, StoredItem]) -> list[Hit]:
+def _rescore(query: np.ndarray, hits: list[Hit], stored: dict[str, ItemRecord]) -> list[Hit]:
     """Return the hits with their cosine to `query` [h], best first; items deleted in the meantime are left out."""
     hits = [hit for hit in hits if hit.item_id in stored]
     if not hits:

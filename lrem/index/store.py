@@ -29,7 +29,7 @@ CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 REMEMBERED = 1_000_000  # deletions, for those who follow the changes: other processes, a newer index
 
 
-class StoredItem(NamedTuple):
+class ItemRecord(NamedTuple):
     """One item; `vector` is [H] float32 of unit length."""
 
     row: int
@@ -200,12 +200,12 @@ class Store:
         chosen = np.sort(np.random.default_rng(0).permutation(rows)[:count])
         return _matrix([vector for (vector,) in self._where("row", chosen, "vector")], self.about["dimension"])
 
-    def get(self, ids: Sequence[str]) -> dict[str, StoredItem]:
+    def get(self, ids: Sequence[str]) -> dict[str, ItemRecord]:
         """Return item_id → item of the ids that exist."""
         records = self._where("item_id", ids, "row, item_id, payload, vector")
         return {item.item_id: item for item in _stored_items(records)}
 
-    def items_after(self, row: int, batch: int = 1000) -> Iterator[list[StoredItem]]:
+    def items_after(self, row: int, batch: int = 1000) -> Iterator[list[ItemRecord]]:
         """Yield the items with a greater row, in batches, in the order of rows."""
         while True:
             with self._lock:
@@ -263,10 +263,10 @@ def _matrix(blobs: Sequence[bytes], dimension: int) -> np.ndarray:
     return np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), dimension)
 
 
-def _stored_items(records: Sequence[tuple[int, str, str, bytes]]) -> list[StoredItem]:
+def _stored_items(records: Sequence[tuple[int, str, str, bytes]]) -> list[ItemRecord]:
     payloads = parse_payloads([payload for _, _, payload, _ in records])
     return [
-        StoredItem(row, item_id, payload, np.frombuffer(vector, "<f4"))
+        ItemRecord(row, item_id, payload, np.frombuffer(vector, "<f4"))
         for (row, item_id, _, vector), payload in zip(records, payloads, strict=True)
     ]
 

@@ -27,7 +27,7 @@ ROOMS = {
     "lrem.curation": ("errors config data retrieval", ""),
     "lrem.evaluation": ("errors config data modeling", ""),
     "lrem.capacity": ("errors config index", ""),
-    "lrem": ("", ""),
+    "lrem": ("errors config modeling index", ""),  # the public API
     "ray_apps.cluster": ("errors config", ""),
     "ray_apps.llm": ("errors config curation", "cluster"),
     "ray_apps.rollouts": ("errors config modeling training", "cluster"),
