@@ -1,4 +1,4 @@
-"""Offline embedding of a catalogue: Ray Data with model actors. Writes vectors, then the index snapshot."""
+"""Offline embedding of a catalogue with model actors on Ray Data, and the index snapshot of its vectors."""
 
 import json
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ from ray_apps.cluster.actor_pool import actor_pool
 from ray_apps.cluster.progress import progress
 from ray_apps.cluster.session import cluster
 
-BATCH = 5000  # items turned into payloads at a time
+BATCH = 5000  # items converted to payloads at a time
 VECTORS = pa.schema([("item_id", pa.string()), ("vector", pa.list_(pa.float32()))])
 
 
 class ItemEncoder:
-    """A model actor: a batch of titles in, their unit vectors out."""
+    """A model actor that embeds batches of titles."""
 
     def __init__(self, folder: str) -> None:
         self.model = load_text_model(folder)
@@ -40,12 +40,16 @@ class ItemEncoder:
 
 
 def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
-    """Embed paths.items with the model folder `model` into the folder `out`, tied to its fingerprint.
+    """Embed paths.items with the model folder `model`, and write vectors and the model's fingerprint to `out`.
 
-    The folder may be ours or one of sentence-transformers.
+    Args:
+        model: a folder that this project or sentence-transformers wrote.
+
+    Raises:
+        DataError: the model was replaced in the meantime.
     """
     items = read_items(config.path("items")).select(ITEMS.names)
-    made_by = model_fingerprint(str(model))
+    embedder = model_fingerprint(str(model))
     with cluster(config), progress("embed", config.run_dir.name) as board, atomic_folder(out) as part:
         rows = ray.data.from_arrow(items).repartition(-(-items.num_rows // config.embed.batch_size))
         pool = actor_pool(config, "embed", config.embed.actors)
@@ -57,17 +61,17 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
                 done += table.num_rows
                 metrics.count("items_embedded", table.num_rows, run=config.run_dir.name)
                 board.update.remote(done, items.num_rows)
-        if model_fingerprint(str(model)) != made_by:
+        if model_fingerprint(str(model)) != embedder:
             raise DataError(f"{model} was replaced while it embedded the catalogue: run `lrem embed` again")
-        (part / "manifest.json").write_text(json.dumps({"model": made_by, "count": done}) + "\n")
+        (part / "manifest.json").write_text(json.dumps({"model": embedder, "count": done}) + "\n")
     return {"items": done}
 
 
 def build_index(config: Config, vectors: Path, out: str | Path) -> dict[str, Any]:
-    """Build the index snapshot `out` from the folder that `embed` wrote and paths.items.
+    """Build the index snapshot `out` from paths.items and the folder that `embed` wrote, and return its manifest.
 
     Raises:
-        DataError: the vectors are not those of this catalogue.
+        DataError: the vectors do not belong to this catalogue.
     """
     items = read_items(config.path("items"))
     table = read_table(vectors / "vectors.parquet", VECTORS)
@@ -76,7 +80,7 @@ def build_index(config: Config, vectors: Path, out: str | Path) -> dict[str, Any
     missing = [item_id for item_id in items["item_id"].to_pylist() if item_id not in position]
     if missing or len(position) != items.num_rows:
         raise DataError(
-            f"{vectors} holds {len(position)} vectors, {config.path('items')} {items.num_rows} items "
+            f"{vectors} has {len(position)} vectors, but {config.path('items')} has {items.num_rows} items "
             f"({len(missing)} without a vector): run `lrem embed` again"
         )
     matrix = np.stack(table["vector"].to_numpy())[[position[i] for i in items["item_id"].to_pylist()]]
@@ -85,10 +89,10 @@ def build_index(config: Config, vectors: Path, out: str | Path) -> dict[str, Any
 
 
 def is_index_current(config: Config) -> bool:
-    """Whether paths.index was made of paths.items with the model of paths.model.
+    """Return whether paths.index was built from paths.items with the model of paths.model.
 
     Raises:
-        SnapshotError: it was made of no catalogue, but saved from a served index: it may hold what no catalogue does.
+        SnapshotError: it was saved from a served index, so it may have items that are in no catalogue.
     """
     try:
         manifest = read_manifest(config.uri("index"))
@@ -96,13 +100,13 @@ def is_index_current(config: Config) -> bool:
         return False
     if manifest.get("source") is None:
         raise SnapshotError(
-            f"{config.uri('index')} was saved from a served index and may hold more than {config.path('items')}: leave "
-            "--catalogue out to serve it, name another paths.index, or delete the folder to build it anew"
+            f"{config.uri('index')} was saved from a served index and may hold more than {config.path('items')}: omit "
+            "--catalogue to serve it, set another paths.index, or delete the folder to build it again"
         )
-    from lrem.modeling.model import fingerprint  # here: it brings torch, which curation by words does not need
+    from lrem.modeling.model import fingerprint  # here: it imports torch, which lexical curation does not need
 
-    made_of = (manifest["model"], manifest["source"])
-    return made_of == (fingerprint(config.path("model")), sha256(config.path("items")))
+    inputs = (manifest["model"], manifest["source"])
+    return inputs == (fingerprint(config.path("model")), sha256(config.path("items")))
 
 
 def _batches(items: pa.Table, vectors: np.ndarray) -> Iterator[ItemBatch]:

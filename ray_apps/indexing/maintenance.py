@@ -1,4 +1,4 @@
-"""`lrem index …`: snapshots built, looked at, measured, taken of what is served, and brought back. No Ray in here."""
+"""The work of `lrem index`: statistics, recall, saving a served index, restoring a snapshot. Does not start Ray."""
 
 import json
 import shutil
@@ -23,20 +23,20 @@ from lrem.index.store import Store
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from ray_apps.cluster.progress import console
 
-EFFORTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # multiples of the usual one
+EFFORTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # multiples of the default
 
 
 def index_stats(source: str, factory: str | None) -> dict[str, Any]:
-    """What a snapshot, a collection or a served folder of shards holds; a snapshot's checksums are compared.
+    """Return the statistics of a snapshot, whose checksums are verified, a collection, or a served folder of shards.
 
     Raises:
-        SnapshotError: there is none of them, or a snapshot is damaged.
+        SnapshotError: `source` is none of them, or a damaged snapshot.
     """
     if (shards := shard_folders(source)) is None:
         collection = open_snapshot(source)
-        found = collection.stats() | {"created": read_manifest(source)["created"]}
+        stats = collection.stats() | {"created": read_manifest(source)["created"]}
         collection.close()
-        return {name: value for name, value in found.items() if name != "bytes"}
+        return {name: value for name, value in stats.items() if name != "bytes"}
     parts = []
     for folder in shards:
         collection = Collection(folder, factory=factory)
@@ -47,31 +47,31 @@ def index_stats(source: str, factory: str | None) -> dict[str, Any]:
 
 
 def recall_table(config: Config, source: str, k: int, count: int, where: dict[str, Any] | None) -> tuple[str, Table]:
-    """Recall@k and latency of a snapshot at several efforts, beside exact search; and where the queries come from.
+    """Return where the queries come from, and a table of recall@k and latency at several efforts and of exact search.
 
     Raises:
-        SnapshotError: no snapshot there, or a damaged one.
-        FilterError: the filter cannot be read.
+        SnapshotError: there is no snapshot, or it is damaged.
+        FilterError: the filter is invalid.
     """
     collection = open_snapshot(source)
     queries, origin = _queries(config, collection, count)
-    table = Table("effort", f"recall@{k}", "ms a query", "ms exact", title=str(collection.stats()["chosen"]))
+    table = Table("effort", f"recall@{k}", "ms per query", "ms exact", title=str(collection.stats()["chosen"]))
     for effort in EFFORTS:
-        found = measure_recall(collection, queries, k, where, effort)
-        table.add_row(f"{effort:g}", f"{found.recall:.4f}", f"{found.ms:.2f}", f"{found.exact_ms:.2f}")
+        result = measure_recall(collection, queries, k, where, effort)
+        table.add_row(f"{effort:g}", f"{result.recall:.4f}", f"{result.ms:.2f}", f"{result.exact_ms:.2f}")
     collection.close()
     return origin, table
 
 
 def _queries(config: Config, collection: Collection, count: int) -> tuple[np.ndarray, str]:
-    """[Q, H] vectors to search with: the configured queries if the index's model is at hand, else items."""
+    """Return query vectors [Q, H] and their origin: paths.queries if paths.model is the index's, else its own items."""
     model, file = config.path("model"), config.path("queries")
     if file.exists() and model.exists() and fingerprint(model) == collection.model:
         texts = read_table(file, QUERIES)["query"].to_pylist()[:count]
         return ReasoningEmbedder.load(model).eval().encode_queries(texts, [""] * len(texts)), f"{len(texts)} of {file}"
     sample = collection.store.sample(count)
     if not len(sample):
-        raise DataError("the index is empty: there is nothing to measure")
+        raise DataError("recall cannot be measured: the index is empty")
     return (
         sample,
         f"{len(sample)} of the index's own items, which are easier than queries (set paths.queries and model)",
@@ -79,21 +79,21 @@ def _queries(config: Config, collection: Collection, count: int) -> tuple[np.nda
 
 
 def served_folder(config: Config) -> Path:
-    """Where the shards lie that are served from paths.index, on the machines that hold them."""
+    """Return the folder of the shards that serve paths.index, on the machines that hold them."""
     return config.path("live") / generation_name(read_manifest(config.uri("index")), config.serve.shards)
 
 
 def save_served_index(source: str, destination: str, factory: str | None) -> dict[str, Any]:
-    """One snapshot of everything in a served folder of shards, or a collection, while it is served. Its manifest.
+    """Save a served folder of shards, or a collection, as one snapshot, while it is served, and return the manifest.
 
     Raises:
-        SnapshotError: nothing is there, the destination holds a snapshot already, or cannot be written to.
+        SnapshotError: `source` is neither, or the destination exists or cannot be written.
     """
     shards = shard_folders(source)
     if shards is None:
-        raise SnapshotError(f"{source} is a snapshot already: copy the folder, or restore it with `lrem index restore`")
+        raise SnapshotError(f"{source} is already a snapshot: copy the folder, or restore it with `lrem index restore`")
     if "://" not in destination and Path(destination).exists():
-        raise SnapshotError(f"{destination} exists already: choose another name, or delete it first")
+        raise SnapshotError(f"{destination} already exists: choose another name, or delete it first")
     store = Store(shards[0] / ITEMS, {"format": FORMAT}, create=False)
     model, dimension = str(store.about["model"]), int(store.about["dimension"])
     store.close()
@@ -101,16 +101,21 @@ def save_served_index(source: str, destination: str, factory: str | None) -> dic
 
 
 def restore_index(source: str, destination: str, model: str | None, replace: bool) -> dict[str, Any]:
-    """Make the folder `destination` the snapshot `source`, each file compared with its checksum. Its manifest.
+    """Copy the snapshot `source` to the folder `destination`, verify its checksums, and return its manifest.
+
+    Args:
+        replace: replace an existing folder.
 
     Raises:
-        SnapshotError: as `snapshot.restore`; or the destination is no folder, or there and not to be replaced.
+        SnapshotError: as `restore`; or the destination is not a folder, or exists and `replace` is False.
     """
     if "://" in destination:
-        raise SnapshotError(f"paths.index={destination} is an address: serve {source} itself, as paths.index={source}")
+        raise SnapshotError(
+            f"paths.index={destination} is not a folder: serve the snapshot directly with paths.index={source}"
+        )
     out = Path(destination)
     if out.exists() and not replace:
-        raise SnapshotError(f"{out} is there already: pass --replace, or another paths.index")
+        raise SnapshotError(f"{out} already exists: pass --replace, or set another paths.index")
     with atomic_folder(out) as part:
         shutil.rmtree(part)
         manifest = restore(source, part, model)
@@ -119,10 +124,10 @@ def restore_index(source: str, destination: str, model: str | None, replace: boo
 
 
 def shard_folders(source: str) -> list[Path] | None:
-    """The collections in a folder: itself, or those of a served index; None for a snapshot.
+    """Return the collections in a folder: the folder itself, or a served index's shards; None for a snapshot.
 
     Raises:
-        SnapshotError: neither is there.
+        SnapshotError: `source` is none of them, or lacks shards.
     """
     folder = Path(source)
     if "://" in source or (folder / MANIFEST).exists():
@@ -137,7 +142,7 @@ def shard_folders(source: str) -> list[Path] | None:
     return shards
 
 
-def print_stats(found: dict[str, Any]) -> None:
-    """Print statistics, a line each."""
-    for name, value in found.items():
+def print_stats(stats: dict[str, Any]) -> None:
+    """Print one statistic per line."""
+    for name, value in stats.items():
         console.print(f"{name:>12}  {value}", markup=False, emoji=False, highlight=False)

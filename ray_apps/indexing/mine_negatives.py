@@ -1,4 +1,4 @@
-"""Hard negatives for a triplet file, from the current model and its index; writes the file that training reads.
+"""Mining of hard negatives for a triplet file, with the current model and its index.
 
 Every triplet keeps its row and gets `negative_ids` and `negative_titles`, best first, perhaps empty.
 """
@@ -28,7 +28,7 @@ from ray_apps.cluster.session import cluster
 
 
 class Miner:
-    """A model actor with the index: a batch of triplets in, the same with their negatives out."""
+    """A model actor with the index, which adds negatives to batches of triplets."""
 
     def __init__(self, folder: str, index: str, relevant: dict[int, set[str]], mine: MineConfig) -> None:
         faiss.omp_set_num_threads(1)
@@ -43,9 +43,9 @@ class Miner:
         queries = self.model.encode_queries([row["query"] for row in rows], [row["reasoning"] for row in rows])
         positives = self.model.encode_items([row["title"] for row in rows])
         scores = (queries * positives).sum(axis=1)
-        found = self.index.search(np.ascontiguousarray(queries), self.mine.window[1])
-        ids = [self._choose(*one) for one in zip(rows, found, scores, strict=True)]
-        title = {hit.item_id: hit.payload["title"] for hits in found for hit in hits}
+        results = self.index.search(np.ascontiguousarray(queries), self.mine.window[1])
+        ids = [self._choose(*arguments) for arguments in zip(rows, results, scores, strict=True)]
+        title = {hit.item_id: hit.payload["title"] for hits in results for hit in hits}
         columns = {"negative_ids": ids, "negative_titles": [[title[item] for item in row] for row in ids]}
         return pa.table(
             {name: batch[name] for name in TRIPLETS.names}
@@ -55,16 +55,16 @@ class Miner:
     def _choose(self, row: dict[str, Any], hits: list[Hit], score: float) -> list[str]:
         relevant = self.relevant[query_identity(row["query"])] | {row["item_id"]}
         ranking = [(hit.item_id, hit.score) for hit in hits]
-        mine = self.mine
-        return select_hard_negatives(ranking, float(score), relevant, mine.window, mine.margin, mine.count)
+        settings = self.mine
+        return select_hard_negatives(ranking, float(score), relevant, settings.window, settings.margin, settings.count)
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Write paths.mined; returns counts for the report.
+    """Mine negatives for paths.triplets, write paths.mined, and return counts for the report.
 
     Raises:
         DataError: no triplet got a negative, or the triplets cannot be read.
-        SnapshotError: the index is missing, or another model's.
+        SnapshotError: the index is missing, or belongs to another model.
     """
     table = read_table(config.uri("triplets"), TRIPLETS)
     read_manifest(config.uri("index"), fingerprint(config.path("model")))
@@ -72,12 +72,12 @@ def run(config: Config) -> dict[str, Any]:
     for query, item in zip(table["query"].to_pylist(), table["item_id"].to_pylist(), strict=True):
         relevant.setdefault(query_identity(query), set()).add(item)
     with cluster(config), progress("mine-negatives", config.run_dir.name) as board:
-        made = pa.concat_tables(_mine(config, table, relevant, board))
-    sizes = np.array([len(ids) for ids in made["negative_ids"].to_pylist()])
+        mined = pa.concat_tables(_mine(config, table, relevant, board))
+    sizes = np.array([len(ids) for ids in mined["negative_ids"].to_pylist()])
     if not sizes.any():
         raise DataError("no triplet got a negative: widen mine.window or lower mine.margin")
-    write_parquet(made, config.path("mined"))
-    return {"rows": made.num_rows, "without": int((sizes == 0).sum()), "per row": round(float(sizes.mean()), 2)}
+    write_parquet(mined, config.path("mined"))
+    return {"rows": mined.num_rows, "without": int((sizes == 0).sum()), "per row": round(float(sizes.mean()), 2)}
 
 
 def _mine(config: Config, table: pa.Table, relevant: dict[int, set[str]], board: Any) -> Iterator[pa.Table]:
