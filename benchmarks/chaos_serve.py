@@ -83,8 +83,7 @@ def main() -> None:
 
 
 def world(folder: Path, reasoners: int) -> tuple[Config, Config]:
-    """Return two configurations: the same items with two models of random weights, the first served and its
-    successor."""
+    """Return the configurations of two services: the same items, and two models with random weights."""
     sizes = ModelConfig(vocab_size=500, hidden_size=64, intermediate_size=96, layers=2, heads=2, kv_heads=2)
     tokenizer = train_tokenizer(TITLES, 500)
     for seed in (0, 1):

@@ -109,7 +109,7 @@ def easy_queries(features: CatalogueFeatures, rng: Random) -> Iterator[Bootstrap
 
 
 def attribute_queries(features: CatalogueFeatures, rng: Random) -> Iterator[BootstrappedQuery]:
-    """A colour and a kind."""
+    """Generate queries for a colour and a product type."""
     for kind, rows in features.kind_rows.items():
         colours = {colour for row in rows for colour in features.colours[row]}
         for colour in sorted(colours):
@@ -119,7 +119,7 @@ def attribute_queries(features: CatalogueFeatures, rng: Random) -> Iterator[Boot
 
 
 def negative_queries(features: CatalogueFeatures, rng: Random) -> Iterator[BootstrappedQuery]:
-    """A kind without a feature that some, but not all, of its items have according to their texts."""
+    """Generate queries for a product type without a feature that only some of its items mention."""
     for kind, rows in features.kind_rows.items():
         name = features.kind_names[kind]
         mentions = [{_noun_phrase(m, features.nouns) for m in FEATURE.findall(features.texts[row])} for row in rows]
@@ -135,7 +135,7 @@ def negative_queries(features: CatalogueFeatures, rng: Random) -> Iterator[Boots
 
 
 def question_queries(features: CatalogueFeatures, rng: Random) -> Iterator[BootstrappedQuery]:
-    """What a product is for according to its text."""
+    """Generate questions about a use that product texts mention."""
     rows_for: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(features.texts):
         for use in {_noun_phrase(match, features.nouns) for match in USE.findall(text)}:
@@ -148,7 +148,7 @@ def question_queries(features: CatalogueFeatures, rng: Random) -> Iterator[Boots
 
 
 def alternative_queries(features: CatalogueFeatures, rng: Random) -> Iterator[BootstrappedQuery]:
-    """A kind of product, of another brand than the one in the query."""
+    """Generate queries for a product type of another brand than the one in the query."""
     for kind, rows in features.kind_rows.items():
         for brand in sorted({features.brands[row] for row in rows} - {""}):
             others = [row for row in rows if features.brands[row] not in ("", brand)]  # "" may be this brand

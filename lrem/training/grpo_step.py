@@ -106,7 +106,7 @@ def collate(
     )
 
 
-def accumulate_gradients(
+def accumulate_gradients(  # noqa: PLR0913 - the batch, the policy and what the reward and the KL need
     batch: GrpoBatch,
     settings: ReinforceConfig,
     budget: int,

@@ -86,7 +86,8 @@ def _total(bundles: list[Bundle]) -> Bundle:
 
 
 def _describe(resources: Bundle) -> str:
-    """
+    """Return resources as text.
+
     >>> _describe({"GPU": 2.0, "CPU": 1})
     '1 CPU, 2 GPU'
     """
