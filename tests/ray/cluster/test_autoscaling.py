@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from lrem.world import make_world
 from tests.fake_cloud import autoscaling_head
 from tests.ray_cluster import RayHead
 
@@ -49,10 +50,9 @@ def until(happened: Callable[[], bool], limit: float, what: str) -> None:
         time.sleep(1)
 
 
-def world(head: RayHead, run: Path) -> None:
-    """Generate the demo world on this machine: it needs no cluster."""
-    done = head.run("lrem", "world", *TINY, f"run_dir={run}")
-    assert done.returncode == 0, done.stderr
+def write_world(run: Path) -> None:
+    """Write the demo world of configs/tiny.yaml where a run expects it."""
+    make_world(0, 600, 300, 50).write(run / "world")
 
 
 def outputs(run: Path) -> dict[str, bytes]:
@@ -60,7 +60,7 @@ def outputs(run: Path) -> dict[str, bytes]:
 
 
 def test_queued_curation_adds_machines_and_idleness_removes_them(head: RayHead, tmp_path: Path) -> None:
-    world(head, tmp_path)
+    write_world(tmp_path)
     assert machines(head) == {}
     words = ["curate", *TINY, f"run_dir={tmp_path}", "curate.actors=2", "curate.part_rows=100"]
     code, output = head.submit(None, *words, DATA)
@@ -72,7 +72,7 @@ def test_queued_curation_adds_machines_and_idleness_removes_them(head: RayHead, 
 
 
 def test_resources_that_no_machine_has_are_refused_at_once(head: RayHead, tmp_path: Path) -> None:
-    world(head, tmp_path)
+    write_world(tmp_path)
     started = time.monotonic()
     code, output = head.submit(None, "curate", *TINY, f"run_dir={tmp_path}", "placement.data={lrem_gold: 1}")
     assert code == 1
@@ -85,7 +85,7 @@ def test_resources_that_no_machine_has_are_refused_at_once(head: RayHead, tmp_pa
 def test_losing_a_machine_during_curation_loses_nothing(head: RayHead, tmp_path: Path) -> None:
     """kill -9 of the raylet of one of two actors, half-way: the job succeeds, with the same files."""
     lost, calm = tmp_path / "lost", tmp_path / "calm"
-    world(head, lost)
+    write_world(lost)
     shutil.copytree(lost / "world", calm / "world")
     words = ["curate", *TINY, "curate.actors=2", "curate.part_rows=5"]
     code, output = head.submit("lost", *words, f"run_dir={lost}", DATA, wait=False)
@@ -134,7 +134,7 @@ def test_resources_in_use_are_waited_for(head: RayHead) -> None:
 @pytest.fixture(scope="module")
 def trained(head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained")
-    world(head, run)
+    write_world(run)
     for stage in (["curate"], ["cold-start"], ["reinforce", ROLLOUT], ["embed"], ["index", "build"]):
         code, output = head.submit(None, *stage, *TINY, f"run_dir={run}")
         assert code == 0, output

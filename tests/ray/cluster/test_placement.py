@@ -1,4 +1,4 @@
-"""Placement on a cluster of logical GPUs: what is refused, and which actor gets which GPU."""
+"""Placement on a cluster of logical GPUs: what is refused, how GPUs are shared, and which actor gets which GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from lrem.config import load_config
+from lrem.config import Config, load_config
 from lrem.errors import DataError
 from ray_apps.cluster.gpus import plan_gpus
 from ray_apps.cluster.placement import reserve
@@ -80,6 +80,48 @@ def test_strictly_spread_engines_need_one_machine_each(gpus: int, tmp_path: Path
     config = load_config(None, ["ray.gpus=0", "rollout.actors=2", "placement.engines=STRICT_SPREAD"])
     with pytest.raises(DataError, match="STRICT_SPREAD takes 2 machines, and only 1"):
         start_pool(tmp_path, config)
+
+
+def with_gpus(count: int) -> Config:
+    return load_config(None, [f"ray.gpus={count}"])
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    ("count", "workers", "engines", "plan"),
+    [
+        (0, 2, 1, (2, 0.0, 0.0)),
+        (8, 8, 0, (8, 1.0, 1.0)),
+        (3, 2, 1, (2, 1.0, 1.0)),
+        (2, 2, 2, (2, 0.6, 0.4)),
+        (1, 2, 1, (1, 0.6, 0.4)),
+    ],
+)
+def test_workers_and_engines_share_gpus_only_when_there_are_too_few(
+    count: int, workers: int, engines: int, plan: tuple[int, float, float]
+) -> None:
+    assert plan_gpus(with_gpus(count), workers, engines) == plan
+
+
+@pytest.mark.usefixtures("gpus")
+def test_sharing_can_be_required_or_forbidden() -> None:
+    shared = load_config(None, ["ray.gpus=4", "placement.share_gpus=true"])
+    assert plan_gpus(shared, 2, 2) == (2, 0.6, 0.4)
+    assert plan_gpus(shared, 2, 0) == (2, 1.0, 1.0)
+    apart = load_config(None, ["ray.gpus=3", "placement.share_gpus=false"])
+    assert plan_gpus(apart, 2, 1) == (2, 1.0, 1.0)
+    with pytest.raises(DataError, match=r"4 GPUs.*there are 3: .*share_gpus"):
+        plan_gpus(apart, 2, 2)
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    ("count", "workers", "engines", "message"),
+    [(8, 128, 0, "128 workers.*set workers to at most 8"), (1, 1, 2, r"lower rollout\.actors")],
+)
+def test_too_many_workers_or_engines_are_refused(count: int, workers: int, engines: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        plan_gpus(with_gpus(count), workers, engines)
 
 
 def assigned_gpus(group: "ray.util.placement_group.PlacementGroup", bundles: list[Bundle]) -> list[int]:
