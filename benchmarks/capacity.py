@@ -34,7 +34,6 @@ from lrem.index.bulk_load import ItemBatch, build_collection
 from lrem.index.recall import TIE
 
 K, QUERIES, ROUNDS = 10, 200, 3  # the fastest round counts: other processes only ever slow one down
-LIMIT_S = 1200
 Row = dict[str, Any]
 
 
@@ -64,7 +63,7 @@ def isolated(function: Callable[..., Row], *arguments: Any, threads: int | None 
     """Return the function's result from a fresh process."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result(LIMIT_S)
+        return pool.submit(function, *arguments).result(timeout=1200)
 
 
 def build(folder: Path, count: int, dim: int, what: str) -> Row:
@@ -97,8 +96,8 @@ def search(folder: Path, what: str) -> Row:
         started = time.perf_counter()
         collection.search(queries[i[1]][None], K)
         times[i] = 1000 * (time.perf_counter() - started)
-    ms = float(np.median(times, axis=1).min())
-    return {"process": process, "memory": memory, "ms": round(ms, 4), "recall": round(recall, 5)}
+    ms = round(float(np.median(times, axis=1).min()), 4)
+    return {"process": process, "memory": memory, "ms": ms, "recall": round(recall, 5)}
 
 
 def anonymous_memory() -> int:

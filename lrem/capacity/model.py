@@ -31,8 +31,6 @@ PROCESS = 123e6  # bytes of a shard's process without items
 USABLE = 0.9  # of a machine's memory: the rest is for the system and the node's own Ray processes
 REBUILD = 1.2  # peak memory of a build ÷ memory of the index; measured: 1.0 to 1.2 at a million vectors
 PAYLOAD = 2.3  # memory of the columns that filters read ÷ bytes of the payload as JSON; measured for short fields
-PAGE = 4096  # of SQLite
-HOURS = 730  # per month
 
 
 class Requirements(Section):
@@ -64,11 +62,7 @@ class Requirements(Section):
 
 
 def factory(name: str, count: int, dim: int) -> str:
-    """Return the Faiss factory string, with lists and parts as the index chooses them.
-
-    >>> factory("IVF,PQ", 5_000_000, 256), factory("HNSW32", 10, 256)
-    ('IVF8192,PQ128', 'HNSW32')
-    """
+    """Return the Faiss factory string, e.g. IVF8192,PQ128, with lists and parts as the index chooses them."""
     if name not in STRUCTURES:
         raise DataError(f"structure '{name}' is not modelled: choose from {' '.join(STRUCTURES)}")
     return name.replace("IVF", f"IVF{usual_lists(count)}").replace("PQ", f"PQ{usual_parts(dim)}")
@@ -86,9 +80,9 @@ def item_bytes(name: str, needs: Requirements) -> float:
 
 
 def stored_bytes(needs: Requirements) -> int:
-    """Return the bytes of one item in items.sqlite; a row longer than a page takes whole pages."""
+    """Return the bytes of one item in items.sqlite; a row longer than a page of 4,096 bytes takes whole pages."""
     row = 4 * needs.dim + needs.payload + 50
-    return row if row <= PAGE else PAGE * math.ceil(row / PAGE)
+    return row if row <= 4096 else 4096 * math.ceil(row / 4096)
 
 
 def work(name: str, count: int, dim: int) -> float:

@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Option
 
-from lrem.capacity import model as capacity
-from lrem.capacity.model import GIB, Layout, ModelReplicas, Requirements
+from lrem.capacity.model import GIB, Layout, ModelReplicas, Requirements, lay_out, model_replicas
 from lrem.errors import DataError
 from ray_apps.cluster.progress import console
 
@@ -43,13 +42,13 @@ def report(options: Mapping[str, object]) -> Group:
     except ValidationError as error:
         problems = (f"--{e['loc'][0]}".replace("_", "-") + f" {e['input']}: {e['msg']}" for e in error.errors())
         raise DataError("; ".join(problems)) from error
-    models, layouts = capacity.model_replicas(needs), [capacity.lay_out(name, needs) for name in needs.structure]
+    models, layouts = model_replicas(needs), [lay_out(name, needs) for name in needs.structure]
     possible = [layout for layout in layouts if not layout.problem]
     impossible = [f"{layout.factory}: {layout.problem}" for layout in layouts if layout.problem]
     if not possible:
         raise DataError("; ".join(impossible))
     lines = [
-        *recommendation(possible, needs),
+        recommendation(possible, needs),
         *impossible,
         f"models: {models.embedders} embedders and {models.reasoners} reasoners on {models.gpus} GPUs and "
         f"{models.machines} machines, with --embedder-qps {needs.embedder_qps:g} and --reasoner-tokens "
@@ -65,7 +64,7 @@ def table(layouts: list[Layout], needs: Requirements, models: ModelReplicas) -> 
         result.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
     for layout in layouts:
         machines = layout.machines + models.machines
-        cost = capacity.HOURS * (machines * needs.machine_price + models.gpus * needs.gpu_price)
+        cost = 730 * (machines * needs.machine_price + models.gpus * needs.gpu_price)  # hours per month
         result.add_row(
             layout.factory,
             f"{layout.item_bytes:,.0f}",
@@ -82,12 +81,11 @@ def table(layouts: list[Layout], needs: Requirements, models: ModelReplicas) -> 
     return result
 
 
-def recommendation(layouts: list[Layout], needs: Requirements) -> list[str]:
+def recommendation(layouts: list[Layout], needs: Requirements) -> str:
     """Return the layout of sufficient recall with the fewest machines, then the fewest busy cores."""
     sufficient = [layout for layout in layouts if layout.recall >= needs.recall]
     if not sufficient:
-        return [f"no structure reaches recall {needs.recall:g}"]
+        return f"no structure reaches recall {needs.recall:g}"
     best = min(sufficient, key=lambda layout: (layout.machines, layout.shards * layout.ms))
-    lines = f"""recommended: {best.factory} on {best.machines} machines, each with {best.disk / GIB:,.0f} GiB of disk:
+    return f"""recommended: {best.factory} on {best.machines} machines, each with {best.disk / GIB:,.0f} GiB of disk:
   lrem serve serve.shards={best.shards} serve.shard.replicas={best.replicas} index.factory={best.factory}"""
-    return [lines]

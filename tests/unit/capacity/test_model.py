@@ -17,8 +17,8 @@ MILLION = {"items": 10**6, "dim": 64, "qps": 10}
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_memory_of_a_million_items_is_within_10_percent_of_the_measured(name: str) -> None:
-    rows = json.loads(MEASURED.read_text())["results"]
-    [row] = [row for row in rows if (row["family"], row["items"]) == (name, 10**6)]
+    report = json.loads(MEASURED.read_text())
+    [row] = [row for row in report["results"] if (row["family"], row["items"]) == (name, 10**6)]
     needs = Requirements(**MILLION, payload=123)  # as JSON, of an item of the benchmark
     assert 10**6 * item_bytes(name, needs) == pytest.approx(row["open"]["memory"], rel=0.1)
     assert divide(name, 1, needs).ms == pytest.approx(row["open"]["ms"], rel=0.1)
