@@ -14,7 +14,7 @@ from lrem.training.gradcache import first_kept_chunk
 from lrem.training.gradient_observer import GradNormObserver
 from tests.unit.training.cold_start_batch import KNOWN, make_batch, make_rows, plain_gradient
 from tests.unit.training.gradients import full_gradient, gradient_of, relative_error
-from tests.unit.training.two_ranks import TwoRanks
+from tests.unit.training.two_ranks import TwoRanks, import_deepspeed
 
 SHARES = [[0, 1, 2, 3], [4, 5, 6]]
 TERMS = {"info_nce": (1.0, 0.0), "sft": (0.0, 1.0), "both": (1.0, 0.3)}
@@ -45,6 +45,7 @@ def run_rank(rank: int, zero_stage: int, start: str) -> tuple[dict[str, Any], di
     """Run every combination of terms and chunks from the same weights, then STEPS updates."""
     from ray_apps.training.deepspeed_engine import engine_backward, full_state, make_engine, update
 
+    import_deepspeed()
     rows = [make_rows(ReasoningEmbedder.load(start))[i] for i in SHARES[rank]]
     results: dict[str, Any] = {}
     for terms in TERMS:

@@ -20,7 +20,7 @@ from tests.unit.training.grpo_batch import (
     make_settings,
     plain_step,
 )
-from tests.unit.training.two_ranks import TwoRanks
+from tests.unit.training.two_ranks import TwoRanks, import_deepspeed
 
 CPU = torch.device("cpu")
 SHARES = [[0, 1], [2, 3, 4]]
@@ -70,6 +70,7 @@ def run_rank(rank: int, zero_stage: int, start: str) -> dict[str, Any]:
     """Run this rank's share of every variant and chunking through a DeepSpeed engine."""
     from ray_apps.training.deepspeed_engine import engine_backward, make_engine
 
+    import_deepspeed()
     reference, results = load_reference(start), {}
     for variant in VARIANTS:
         for chunks in CHUNKS:

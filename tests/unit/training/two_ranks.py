@@ -41,23 +41,32 @@ class TwoRanks:
             RuntimeError: it failed on a rank; the message is the rank's traceback.
             EOFError: a rank died.
         """
-        for pipe in self.pipes:
-            pipe.send((work, arguments))
-        pending = [*self.pipes]
-        while pending:
-            for pipe in wait(pending):
-                error = pipe.recv()  # type: ignore[union-attr]
-                if error:  # the other rank may wait for this one for ever
-                    self.close()
-                    raise RuntimeError(error)
-                pending.remove(pipe)  # type: ignore[arg-type]
-        return torch.load(io.BytesIO(self.pipes[0].recv_bytes()), weights_only=False)
+        try:
+            for pipe in self.pipes:
+                pipe.send((work, arguments))
+            pending = [*self.pipes]
+            while pending:
+                for pipe in wait(pending):
+                    if error := pipe.recv():  # type: ignore[union-attr]
+                        raise RuntimeError(error)
+                    pending.remove(pipe)  # type: ignore[arg-type]
+            return torch.load(io.BytesIO(self.pipes[0].recv_bytes()), weights_only=False)
+        except BaseException:  # a timeout too: the ranks may wait for each other for ever
+            self.close()
+            raise
 
     def close(self) -> None:
         """End both processes."""
         for process in self.processes:
             process.kill()
             process.join()
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed without its shared-memory op: training does not use it, and compiling it takes minutes."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _serve(rank: int, folder: str, pipe: Connection) -> None:
