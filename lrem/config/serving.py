@@ -85,7 +85,7 @@ class ServeConfig(Section):
     timeout_s: float = Field(60.0, gt=0)
     """Seconds for one request."""
     reason_timeout_s: float = Field(10.0, gt=0)
-    """Seconds for reasoning; afterwards the query is embedded without it."""
+    """Maximum seconds for reasoning, less if `timeout_s` runs short; after that the query is embedded without it."""
     search_timeout_s: float = Field(5.0, gt=0)
     """Seconds for a shard; afterwards the response is sent without its items."""
     max_requests: int = Field(256, ge=1)

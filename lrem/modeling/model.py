@@ -176,7 +176,8 @@ class ReasoningEmbedder(nn.Module):
         """Return unit embeddings [N, H] float32 of queries with their reasonings.
 
         Args:
-            reasonings: see `reason`; None embeds straight after the query, for a model trained without reasoning.
+            reasonings: see `reason`; "" is an empty thought. None has no think block at all: it embeds straight after
+                the query, for a model trained without reasoning.
             max_tokens: tokens of one forward, padding included.
         """
         rows = [self.renderer.query_ids(q, r) for q, r in zip(queries, reasonings, strict=True)]
