@@ -14,7 +14,7 @@ from ray_apps.serving.auth import Scope, scope_of
 from ray_apps.serving.errors import ServiceError, error_response, too_many_requests
 from ray_apps.serving.metrics import ServingMetrics
 
-CLIENT_CLOSED = 499  # nginx's status for a client that did not wait for its response: no failure of the service
+CLIENT_CLOSED = 499  # nginx's status for a client that did not wait for its response: not a failure of the service
 UNLIMITED = ("/healthz", "/readyz", "/metrics")  # answered however many requests are in progress
 
 

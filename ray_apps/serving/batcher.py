@@ -19,7 +19,7 @@ class Batcher(Generic[A, B]):
     Args:
         function: arguments → their results, in order.
         lanes: calls in progress at once.
-        timeout_s: of one call.
+        timeout_s: timeout of one call.
     """
 
     def __init__(self, function: Callable[[list[A]], Awaitable[list[B]]], lanes: int, timeout_s: float) -> None:

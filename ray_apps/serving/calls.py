@@ -1,6 +1,6 @@
-"""Calls of deployments that outlast what can fail: a dead replica, a closed shard, a generation being replaced.
+"""Deployment calls that survive failures: a dead replica, a closed shard, a generation being replaced.
 
-Everything that is called is harmless to do twice.
+All calls are idempotent, so each can be sent again.
 """
 
 import asyncio

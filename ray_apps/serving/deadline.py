@@ -38,7 +38,7 @@ class Deadline:
         except TimeoutError as error:
             if limit_s < remaining_s:
                 raise
-            message = f"waited {self.timeout_s:g} s, in the end for '{phase}': send fewer queries or try later"
+            message = f"timed out after {self.timeout_s:g} s in phase '{phase}': send fewer queries or try later"
             raise ServiceError(504, message, f"timeout_{phase}") from error
         finally:
             now = time.perf_counter()

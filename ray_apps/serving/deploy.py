@@ -33,7 +33,7 @@ from ray_apps.serving.generation import (
     plan_generation,
     required_bundles,
 )
-from ray_apps.serving.handles import Generation, GenerationHandles
+from ray_apps.serving.handles import GenerationHandles, GenerationRoot
 from ray_apps.serving.ingress import Ingress
 from ray_apps.serving.readiness import wait_until_ready, wait_until_running
 
@@ -84,7 +84,7 @@ def start(config: Config) -> str:
         serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
         _require_keys_or_loopback(keys)
         if plan.name not in running.applications:
-            root = serve.deployment(Generation, ray_actor_options={"num_cpus": 0})
+            root = serve.deployment(GenerationRoot, name="Generation", ray_actor_options={"num_cpus": 0})
             _run(root.bind(bind_generation(config, plan)), plan.name)
         wait_until_running(plan.name, deadline)
         if old is None:

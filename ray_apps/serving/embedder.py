@@ -36,7 +36,7 @@ class Embedder:
 
     async def embed_queries(self, pairs: list[ReasonedQuery]) -> np.ndarray:
         """Return unit vectors [N, H] float32 of queries with their reasonings."""
-        # no reasoning means an empty thought: the form that training taught on easy queries
+        # None becomes an empty thought, as training has it for easy queries; for the model, None means no think block
         texts, reasonings = [query for query, _ in pairs], [reasoning or "" for _, reasoning in pairs]
         return await self._run(self.embedder.encode_queries, texts, reasonings)
 
@@ -61,7 +61,7 @@ class Embedder:
         size = len(self.embedder.tokenizer)
         for row in rows:
             if unknown := [token for token in row if not 0 <= token < size]:
-                raise ValueError(f"token {unknown[0]} is none of this model's {size}")
+                raise ValueError(f"token id {unknown[0]} is out of range: the vocabulary has {size} tokens")
         return [str(self.embedder.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
     async def dimensions(self) -> tuple[int, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ray_apps.rollouts.engines import VllmEngine
 
-IDLE_S = 60.0  # the thread waits for a request at most so long at a time
+IDLE_S = 60.0  # the longest that the thread waits for a request at a time
 
 
 class EngineRequest(NamedTuple):

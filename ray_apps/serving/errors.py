@@ -26,7 +26,7 @@ class ErrorResponse(BaseModel):
 
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 504: "timeout_error"}
-DOCUMENTED: dict[int | str, dict[str, Any]] = {
+DOCUMENTED_ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
     for status, text in {
         400: "The body cannot be read",
@@ -63,12 +63,12 @@ def too_many_requests() -> ServiceError:
 
 
 def unavailable(reason: str) -> ServiceError:
-    """Return a 503 that advises to send the request again."""
-    return ServiceError(503, f"{reason}: send the request again, writing twice is harmless", "unavailable", 1)
+    """Return a 503 that advises to retry the request."""
+    return ServiceError(503, f"{reason}: retry the request; writes are idempotent", "unavailable", 1)
 
 
 def error_response(status: int, message: str, code: str, retry_after_s: int | None = None) -> JSONResponse:
-    """Return the one error shape; half a surrogate pair in a message (from an unknown field's name) becomes `?`."""
+    """Return the one error shape; an unpaired surrogate in a message (from an unknown field's name) becomes `?`."""
     error_type = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     detail = ErrorDetail(message=message.encode(errors="replace").decode(), type=error_type, code=code)
     headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}

@@ -23,7 +23,7 @@ from ray_apps.serving.index_shard import IndexShard, ShardSpec
 from ray_apps.serving.reasoner import Reasoner
 
 NAME = "lrem"
-PINNED = 0.001  # of the resource that each machine has under its address: a replica that requests it runs there
+PINNED_AMOUNT = 0.001  # of the resource that each machine has under its address: a replica that requests it runs there
 MAX_ONGOING = 512  # requests a replica holds; Serve's default of 5 would never fill a batch
 HEALTH_CHECK_S = 5.0  # between two health checks of a replica
 
@@ -57,7 +57,10 @@ def plan_generation(config: Config) -> GenerationPlan:
 
 
 def bind_generation(config: Config, plan: GenerationPlan) -> GenerationHandles:
-    """Bind the deployments of a generation to their arguments; Serve turns them into handles where they are passed."""
+    """Bind the deployments of a generation to their arguments; Serve turns them into handles where they are passed.
+
+    Their names must be those that `handles.connect` looks up.
+    """
     model_folder, settings = str(config.path("model")), config.serve
     placed = {"resources": config.placement.reasoner} if config.placement.reasoner else {}
     reasoner = settings.reasoner.model_copy(update={"gpus": _reasoner_gpus(config)})
@@ -65,7 +68,7 @@ def bind_generation(config: Config, plan: GenerationPlan) -> GenerationHandles:
     for i, node in enumerate(plan.nodes):
         folder = plan.folder / f"shard-{i}-of-{settings.shards}"
         spec = ShardSpec(config.uri("index"), str(folder), plan.model, i, settings.shards, config.index.factory)
-        pinned = {"resources": {f"node:{node}": PINNED}, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        pinned = {"resources": {f"node:{node}": PINNED_AMOUNT}, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
         shard = deployment(IndexShard, settings.shard, name=f"IndexShard{i}", actor_options=pinned)
         shards.append(shard.bind(spec))
     return GenerationHandles(
@@ -81,7 +84,7 @@ def required_bundles(config: Config, plan: GenerationPlan) -> list[Bundle]:
     settings, resources = config.serve, config.placement.reasoner
     reasoners = [bundle(settings.reasoner.cpus, _reasoner_gpus(config), resources)] * settings.reasoner.replicas
     embedders = [bundle(settings.embedder.cpus, settings.embedder.gpus, resources)] * settings.embedder.replicas
-    shards = [bundle(settings.shard.cpus, settings.shard.gpus, {f"node:{node}": PINNED}) for node in plan.nodes]
+    shards = [bundle(settings.shard.cpus, settings.shard.gpus, {f"node:{node}": PINNED_AMOUNT}) for node in plan.nodes]
     return [*reasoners, *embedders, *shards * settings.shard.replicas]
 
 
@@ -102,8 +105,8 @@ def deployment(
 
     Args:
         replica: the class.
-        replicas: how many, and the CPUs and GPUs of each.
-        name: None: the class's.
+        replicas: their number, and the CPUs and GPUs of each.
+        name: name of the deployment; None: the class's, which `handles.connect` looks up.
         max_ongoing: requests that one replica holds.
         actor_options: Ray's options of each replica, beside its CPUs and GPUs.
     """
@@ -129,5 +132,7 @@ def _shard_node(config: Config, shard: int) -> str:
     nodes = config.serve.index_nodes or [ray.util.get_node_ip_address()]
     node = nodes[shard % len(nodes)]
     if node not in alive:
-        raise ConfigError(f"serve.index_nodes: {node} is none of the cluster's machines ({', '.join(sorted(alive))})")
+        raise ConfigError(
+            f"serve.index_nodes: {node} is not one of the cluster's machines ({', '.join(sorted(alive))})"
+        )
     return node

@@ -16,7 +16,7 @@ from lrem.training.rollout import ReasoningResponse
 from ray_apps.serving.index_shard import IndexShardRequest
 
 Payload = dict[str, Any]  # JSON
-ReasonedQuery = tuple[str, str | None]  # a query and its reasoning; None: embedded without thinking
+ReasonedQuery = tuple[str, str | None]  # a query and its reasoning; None: without one, embedded as an empty thought
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -82,7 +82,7 @@ class GenerationHandles(NamedTuple):
     shards: list[IndexShardHandle]
 
 
-class Generation:
+class GenerationRoot:
     """Root deployment of a generation's application, which has no route: it keeps the deployments running."""
 
     def __init__(self, handles: GenerationHandles) -> None:
@@ -91,6 +91,7 @@ class Generation:
 
 def connect(application: str, model: str, shards: int) -> GenerationHandles:
     """Return the handles of a generation that runs as the Serve application `application`."""
+    # the names that generation.bind_generation deploys them under: the classes' own, and one per shard
     names = ("Reasoner", "Embedder", *(f"IndexShard{i}" for i in range(shards)))
     reasoner, embedder, *indexes = (serve.get_deployment_handle(name, application) for name in names)
     return GenerationHandles(

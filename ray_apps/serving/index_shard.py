@@ -40,7 +40,7 @@ class IndexShardRequest(NamedTuple):
         vectors: [Q, H] float32, of unit length.
         k: items for each query.
         where: a filter on the payload.
-        dimensions: compare only the first so many numbers of the vectors; None compares all.
+        dimensions: compare only this many leading numbers of the vectors; None compares all.
     """
 
     vectors: np.ndarray
@@ -60,16 +60,16 @@ class IndexShard:
         logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("lrem").setLevel(logging.INFO)  # logs which structure is built, and why
         # OpenMP keeps a thread count for each calling thread: set it in the threads that search and write.
-        self.reading = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
-        self.writing = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
+        self.read_thread = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
+        self.write_thread = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(THREADS,))
         folder = Path(spec.folder)
         restore_shard(spec.source, folder, spec.model, spec.shard, spec.shards, spec.factory)
-        self.items = Collection(folder, spec.model, factory=spec.factory)
+        self.collection = Collection(folder, spec.model, factory=spec.factory)
 
     def check_health(self) -> None:
         """Raise RuntimeError if a failure has closed the collection; Serve then replaces the replica."""
-        if self.items.closed:
-            raise RuntimeError(f"{self.items.folder} was closed by a failure: see the log of this replica")
+        if self.collection.closed:
+            raise RuntimeError(f"{self.collection.folder} was closed by a failure: see the log of this replica")
 
     async def ping(self) -> None:
         """Return once the shard can answer: its collection is open and counts its items."""
@@ -86,7 +86,7 @@ class IndexShard:
             OtherModelError: the items of the shard are another model's.
         """
         self._require_model(model)
-        return await self._run(self.reading, lambda: self._search_grouped(requests))
+        return await self._run(self.read_thread, lambda: self._search_grouped(requests))
 
     def _search_grouped(self, requests: list[IndexShardRequest]) -> list[list[list[Hit]]]:
         groups: dict[str, list[int]] = {}
@@ -103,8 +103,8 @@ class IndexShard:
     def _search(self, request: IndexShardRequest) -> list[list[Hit]]:
         vectors, k, where, dimensions = request
         if dimensions is None or dimensions == vectors.shape[1]:
-            return self.items.search(vectors, k, where)
-        return matryoshka_search.search(self.items, vectors, dimensions, k, where)
+            return self.collection.search(vectors, k, where)
+        return matryoshka_search.search(self.collection, vectors, dimensions, k, where)
 
     async def upsert(self, ids: list[str], payloads: list[dict[str, Any]], vectors: np.ndarray, model: str) -> int:
         """Write items durably; return how many were new.
@@ -117,38 +117,38 @@ class IndexShard:
             OtherModelError: the items of the shard are another model's.
         """
         self._require_model(model)
-        return await self._run(self.writing, lambda: self.items.upsert(ids, payloads, vectors))
+        return await self._run(self.write_thread, lambda: self.collection.upsert(ids, payloads, vectors))
 
     async def delete(self, ids: list[str]) -> int:
         """Delete items durably; return how many existed."""
-        return await self._run(self.writing, lambda: self.items.delete(ids))
+        return await self._run(self.write_thread, lambda: self.collection.delete(ids))
 
     async def get(self, ids: list[str]) -> dict[str, dict[str, Any]]:
         """Return item_id → payload, for the ids that exist."""
         return await self._run(
-            self.reading, lambda: {item_id: item.payload for item_id, item in self.items.get(ids).items()}
+            self.read_thread, lambda: {item_id: item.payload for item_id, item in self.collection.get(ids).items()}
         )
 
     async def count(self, where: dict[str, Any] | None) -> int:
         """Return how many items match a filter; None matches all."""
-        return await self._run(self.reading, lambda: self.items.count(where))
+        return await self._run(self.read_thread, lambda: self.collection.count(where))
 
     async def scroll(self, limit: int, after: str) -> list[tuple[str, dict[str, Any]]]:
-        """Return up to `limit` items in the order of their ids, those behind the id `after`."""
-        return await self._run(self.reading, lambda: self.items.scroll(limit, after).items)
+        """Return up to `limit` items in the order of their ids, those after the id `after`."""
+        return await self._run(self.read_thread, lambda: self.collection.scroll(limit, after).items)
 
     async def changes(self, state: Watermark | None, limit: int) -> Changes:
         """Return what was written since a state; None: since the shard was filled from its snapshot."""
-        start = start_watermark(self.items.folder) if state is None else state
-        return await self._run(self.writing, lambda: changes_since(self.items.store, start, limit))
+        start = start_watermark(self.collection.folder) if state is None else state
+        return await self._run(self.write_thread, lambda: changes_since(self.collection.store, start, limit))
 
     async def mark_carried_over(self, state: Watermark) -> None:
         """Record that a newer index has all changes up to a state."""
-        await self._run(self.writing, lambda: record_carried(self.items.folder, state))
+        await self._run(self.write_thread, lambda: record_carried(self.collection.folder, state))
 
     def _require_model(self, model: str) -> None:
-        if model != self.items.model:
-            raise OtherModelError(f"vectors of model {model}, the shard holds those of {self.items.model}")
+        if model != self.collection.model:
+            raise OtherModelError(f"vectors of model {model}, the shard holds those of {self.collection.model}")
 
     async def _run(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(thread, work)

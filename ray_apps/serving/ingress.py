@@ -19,7 +19,7 @@ from ray_apps.serving.admission import BodyLimitMiddleware, limit_requests, requ
 from ray_apps.serving.auth import Scope
 from ray_apps.serving.calls import call_required
 from ray_apps.serving.deadline import Deadline
-from ray_apps.serving.errors import DOCUMENTED, ServiceError, install_error_handlers, invalid_request
+from ray_apps.serving.errors import DOCUMENTED_ERRORS, ServiceError, install_error_handlers, invalid_request
 from ray_apps.serving.handles import GenerationHandles, Payload
 from ray_apps.serving.item_path import UpsertResult
 from ray_apps.serving.live_backend import LiveBackend
@@ -37,7 +37,7 @@ app = FastAPI(
     title="LREM",
     description="A search that thinks before it embeds.",
     dependencies=[Depends(limit_requests)],
-    responses=DOCUMENTED,
+    responses=DOCUMENTED_ERRORS,
 )
 app.add_middleware(BodyLimitMiddleware)
 install_error_handlers(app)
@@ -48,7 +48,7 @@ class Ingress:
     """The HTTP routes.
 
     Args:
-        settings: of the application.
+        settings: the application's settings.
         keys: digest → scope of each bearer key; if empty, everyone may do everything.
         handles: the deployments to call; None follows the live generation (live_backend.py).
     """
@@ -63,8 +63,10 @@ class Ingress:
         """Return the k items nearest to each query, with or without thinking first."""
         backend, deadline = self.live.current, self._deadline()
         await self._check_dimensions(deadline, backend, request.dimensions)
-        encoded = await backend.queries.encode(deadline, request.texts, request.reason, request.reasonings)
-        matches = await backend.queries.search(deadline, encoded.vectors, request.k, request.filter, request.dimensions)
+        encoded = await backend.query_path.encode(deadline, request.texts, request.reason, request.reasonings)
+        matches = await backend.query_path.search(
+            deadline, encoded.vectors, request.k, request.filter, request.dimensions
+        )
         if matches.missing_shards and request.complete:
             message = f"shards {matches.missing_shards} of the index do not answer: try later, or without 'complete'"
             raise ServiceError(503, message, "incomplete", 1)
@@ -90,11 +92,11 @@ class Ingress:
         texts = await self._texts(deadline, backend, request.input)
         reasonings: list[str | None] | None = None
         if request.input_type == "query":
-            encoded = await backend.queries.encode(deadline, texts, request.reason or "auto", 1)
+            encoded = await backend.query_path.encode(deadline, texts, request.reason or "auto", 1)
             vectors, degraded = encoded.vectors, encoded.degraded
             reasonings = [query.reasonings[0] if query.reasonings else None for query in encoded.queries]
         else:
-            vectors, degraded = await deadline.run("embed", backend.items.embed(texts)), False
+            vectors, degraded = await deadline.run("embed", backend.item_path.embed(texts)), False
         counting = call_required("embedder", embedder.count_tokens, texts, reasonings)
         prompt_tokens, total_tokens = await deadline.run("embed", counting)
         rows = enumerate(encode_vector(row, request.encoding_format) for row in truncate(vectors, request.dimensions))
@@ -152,7 +154,7 @@ class Ingress:
     @app.post("/v1/items/count", dependencies=[Depends(require_reader)])
     async def count(self, request: schema.CountRequest) -> schema.CountResponse:
         """Count all items, or those that match a filter."""
-        return schema.CountResponse(count=await self._in_time(self.live.current.items.count(request.filter)))
+        return schema.CountResponse(count=await self._in_time(self.live.current.item_path.count(request.filter)))
 
     @app.get("/v1/items", dependencies=[Depends(require_reader)])
     async def scroll(
@@ -160,14 +162,14 @@ class Ingress:
     ) -> schema.ScrollResponse:
         """Return items in the order of their ids, one page per request."""
         after_id = after.encode(errors="replace").decode()
-        stored = await self._in_time(self.live.current.items.scroll(limit, after_id))
+        stored = await self._in_time(self.live.current.item_path.scroll(limit, after_id))
         items = [schema.StoredItem(item_id=item_id, payload=payload) for item_id, payload in stored]
         return schema.ScrollResponse(items=items, after=items[-1].item_id if len(items) == limit else None)
 
     @app.get("/v1/items/{item_id:path}", dependencies=[Depends(require_reader)])
     async def get_item(self, item_id: schema.ItemId) -> schema.StoredItem:
         """Return one item."""
-        stored = await self._in_time(self.live.current.items.get([item_id]))
+        stored = await self._in_time(self.live.current.item_path.get([item_id]))
         if item_id not in stored:
             raise ServiceError(404, f"there is no item '{item_id}'", "item_not_found")
         return schema.StoredItem(item_id=item_id, payload=stored[item_id])
@@ -204,7 +206,7 @@ class Ingress:
         full, shorter = await deadline.run("embed", getting)
         if dimensions not in (full, *shorter):
             known = ", ".join(map(str, (*shorter, full)))
-            message = f"dimensions: {dimensions} is none of the lengths that this model was trained for ({known})"
+            message = f"dimensions: {dimensions} is not one of the lengths that this model was trained for ({known})"
             raise invalid_request(message)
 
     async def _texts(
@@ -229,13 +231,13 @@ class Ingress:
         """Write items; the last one with an id wins."""
         payloads = dict(items)
         async with self.live.write() as backend:
-            result = await self._in_time(backend.items.upsert(list(payloads), list(payloads.values())))
+            result = await self._in_time(backend.item_path.upsert(list(payloads), list(payloads.values())))
         self.metrics.count_written("upserted", len(payloads) - len(result.failed))
         return result
 
     async def _delete(self, ids: list[str]) -> schema.DeleteResponse:
         async with self.live.write() as backend:
-            deleted = await self._in_time(backend.items.delete(ids))
+            deleted = await self._in_time(backend.item_path.delete(ids))
         self.metrics.count_written("deleted", deleted)
         return schema.DeleteResponse(deleted=deleted)
 

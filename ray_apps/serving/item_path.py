@@ -1,4 +1,4 @@
-"""The way of an item: embed → write; and get, count, scroll, delete. Each id belongs to one shard.
+"""The path of an item: embed → write; and get, count, scroll, delete. Each id belongs to one shard.
 
 ItemPath.upsert    Embedder.embed_items → IndexShard.upsert → lrem.index.Collection.upsert (SQLite, then Faiss)
 """
@@ -74,7 +74,7 @@ class ItemPath:
         return sum(await asyncio.gather(*counts))
 
     async def scroll(self, limit: int, after: str) -> list[tuple[str, Payload]]:
-        """Return up to `limit` items in the order of ids, those behind `after`. Raises as `count`."""
+        """Return up to `limit` items in the order of ids, those after the id `after`. Raises as `count`."""
         pages = (call_required("index", shard.scroll, limit, after) for shard in self.handles.shards)
         items = [item for page in await asyncio.gather(*pages) for item in page]
         return sorted(items, key=lambda item: item[0])[:limit]
@@ -112,5 +112,5 @@ def _result_or_503(shard: int, result: T | BaseException) -> T | ServiceError:
         return result
     if isinstance(result, RayActorError | RayServeException) or is_storage_failure(result):
         failure = describe_failure(result)
-        return unavailable(f"shard {shard} of the index cannot do its part ({failure}), others may have done theirs")
+        return unavailable(f"shard {shard} of the index failed ({failure}); other shards may have succeeded")
     raise result

@@ -1,4 +1,4 @@
-"""The way of a query: route → reason → embed → search, with a fallback for each deployment that may fail.
+"""The path of a query: route → reason → embed → search, with a fallback for each deployment that may fail.
 
 A search calls the two methods of `QueryPath` one after the other:
 
@@ -30,9 +30,9 @@ from ray_apps.serving.index_shard import IndexShardRequest
 from ray_apps.serving.metrics import ServingMetrics
 from ray_apps.serving.schema import Reason
 
-COOLDOWN_S = 2.0  # without calls to a reasoner that died, or was late with SMALL_CALL reasonings or fewer
+COOLDOWN_S = 2.0  # pause in calls to a reasoner that died, or that was late with at most SMALL_CALL reasonings
 SMALL_CALL = 8
-Reasonings = list[str] | None  # of one query; None: embedded without thinking
+Reasonings = list[str] | None  # of one query; None: without one, embedded as an empty thought
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class QueryPath:
     def __init__(self, handles: GenerationHandles, settings: ServeConfig, metrics: ServingMetrics) -> None:
         self.handles, self.settings, self.metrics = handles, settings, metrics
         self._cooldown_until = 0.0
-        self._embedding = Batcher(self._embed_batch, _lanes(settings.embedder), settings.timeout_s)
-        self._searching = [
+        self._embed_batcher = Batcher(self._embed_batch, _lanes(settings.embedder), settings.timeout_s)
+        self._shard_batchers = [
             Batcher(partial(self._search_shard, shard), _lanes(settings.shard), settings.search_timeout_s)
             for shard in handles.shards
         ]
@@ -82,7 +82,7 @@ class QueryPath:
         """Think about queries as requested and embed them; cached queries take no time.
 
         Args:
-            samples: reasonings of each query; the mean of their vectors is the query's.
+            samples: number of reasonings of each query; the mean of their vectors is the query's.
         """
         keys = [(" ".join(query.split()), reason, samples) for query in queries]
         encoded = {key: query for key in keys if (query := self._cache.get(key)) is not None}
@@ -132,10 +132,10 @@ class QueryPath:
     async def _embed(self, texts: list[str], reasonings: list[Reasonings]) -> np.ndarray:
         """Return [Q, H] float32: for several reasonings of a query, the mean of their vectors at unit length."""
         unreasoned: list[str | None] = [None]
-        samples = [several or unreasoned for several in reasonings]
-        pairs = [(text, one) for text, several in zip(texts, samples, strict=True) for one in several]
-        vectors = await self._embedding(pairs)
-        return group_means(vectors, [len(several) for several in samples])
+        per_query = [several or unreasoned for several in reasonings]
+        pairs = [(text, one) for text, several in zip(texts, per_query, strict=True) for one in several]
+        vectors = await self._embed_batcher(pairs)
+        return group_means(vectors, [len(several) for several in per_query])
 
     async def _embed_batch(self, requests: list[list[ReasonedQuery]]) -> list[np.ndarray]:
         """Embed the queries of several requests in one call."""
@@ -151,13 +151,13 @@ class QueryPath:
         Args:
             vectors: [Q, H] float32.
             where: a filter on the payload.
-            dimensions: compare only the first so many numbers of the vectors; None compares all.
+            dimensions: compare only this many leading numbers of the vectors; None compares all.
 
         Raises:
             ServiceError: 503, no shard answered.
         """
         request = IndexShardRequest(vectors, k, where, dimensions)
-        shards = range(len(self._searching))
+        shards = range(len(self._shard_batchers))
         answers = await deadline.run("search", asyncio.gather(*(self._try_shard(i, request) for i in shards)))
         missing = [i for i, hits in enumerate(answers) if hits is None]
         if len(missing) == len(answers):
@@ -170,7 +170,7 @@ class QueryPath:
         """Return a shard's hits of each query; None if it fails or is late."""
         try:
             async with asyncio.timeout(self.settings.search_timeout_s):
-                return await self._searching[shard](request)
+                return await self._shard_batchers[shard](request)
         except (TimeoutError, RayError, RayServeException) as error:
             log.warning("shard %d of the index did not answer: %s", shard, describe_failure(error))
             return None

@@ -74,5 +74,5 @@ def _parse_line(number: int, line: bytes) -> ParsedLine:
         message = "; ".join(describe_problem(dict(problem), 0) for problem in error.errors()[:3])
         return ParsedLine(schema.BulkLine(line=number, error=message), None)
     except (ValueError, RecursionError) as error:
-        return ParsedLine(schema.BulkLine(line=number, error=f"no JSON: {error}"), None)
+        return ParsedLine(schema.BulkLine(line=number, error=f"not valid JSON: {error}"), None)
     return ParsedLine(schema.BulkLine(line=number, item_id=item.item_id), item)

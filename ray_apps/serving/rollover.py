@@ -55,7 +55,7 @@ def switch(old: LiveRecord, plan: GenerationPlan, ingresses: Callable[[], int]) 
                 f"carrying over the last writes took longer than {live_record.PAUSE_S:.0f} s: retry under less load"
             )
         if live_record.read() != paused:
-            raise TimeoutError("another `lrem serve` replaces the index at the same time: run one after the other")
+            raise TimeoutError("another `lrem serve` is already replacing the index: run one after the other")
     except BaseException:
         if live_record.read() == paused:  # leave another process's record alone
             live_record.publish(old.application, old.model, old.folder, old.nodes)

@@ -25,7 +25,7 @@ def _check_text(text: str) -> str:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"has {len(text)} characters: send at most {MAX_CHARACTERS}")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("holds half a surrogate pair: send whole Unicode characters")
+        raise ValueError("contains an unpaired surrogate: send whole Unicode characters")
     return text
 
 
@@ -93,7 +93,7 @@ class SearchRequest(RequestBody):
     k: int = Field(10, ge=1, le=MAX_K, description="Items for each query.")
     reason: Reason = Field("auto", description="Whether to think before embedding; auto: the model decides.")
     reasonings: int = Field(1, ge=1, le=MAX_REASONINGS, description="Several: their embeddings are averaged.")
-    dimensions: int | None = Field(None, ge=1, description="Compare only the first so many numbers of the vectors.")
+    dimensions: int | None = Field(None, ge=1, description="Compare only this many leading numbers of the vectors.")
     complete: bool = Field(False, description="Answer 503 if a shard is missing, not with partial results.")
     filter: Where | None = Field(
         None,

@@ -18,8 +18,8 @@ class SearchBackend:
 
     def __init__(self, handles: GenerationHandles, settings: ServeConfig, metrics: ServingMetrics) -> None:
         self.handles = handles
-        self.queries = QueryPath(handles, settings, metrics)
-        self.items = ItemPath(handles)
+        self.query_path = QueryPath(handles, settings, metrics)
+        self.item_path = ItemPath(handles)
 
     async def unready(self, timeout_s: float) -> list[str]:
         """Return the names of the deployments that do not answer a ping within `timeout_s`."""
