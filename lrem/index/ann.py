@@ -19,15 +19,17 @@ COMPRESS_FROM = 2_000_000  # vectors: of 256 dimensions, they and their graph ta
 EF_CONSTRUCTION = 128
 EF_SEARCH = 128
 NPROBE, NPROBE_SHARE = 8, 1 / 32  # lists that are searched: this number, or this share if that is more
-RESCORED, RESCORED_FROM = 10, 100  # candidates per hit, and at least, if the index holds codes only
-SCANNED = 5_000  # allowed vectors up to which all are compared, whatever their share
-SCANNED_SHARE = 0.15  # or up to this share: a graph search would mostly visit masked vectors
+RESCORE_FACTOR, MIN_RESCORED = 10, 100  # candidates per hit, and at least, if the index holds codes only
+MAX_SCANNED = 5_000  # allowed vectors up to which all are compared, whatever their share
+MAX_SCANNED_SHARE = 0.15  # or up to this share: a graph search would mostly visit masked vectors
 NEIGHBOURS = 64  # of a query, to estimate which share of its neighbourhood a mask allows
-WIDEN = 16  # a masked search goes at most this many times as far; beyond, all allowed vectors are compared
+MAX_WIDENING = (
+    16  # times as far as for NEIGHBOURS a masked search goes at most; beyond, all allowed vectors are compared
+)
 BLOCK = 65_536  # vectors compared at once
 SAMPLE = 200_000  # vectors that a structure is trained on, or what it needs if that is more
 
-parameters: Any = faiss  # the type stubs lack the fields of search parameters
+untyped_faiss: Any = faiss  # the type stubs lack the fields of search parameters
 
 Fetch = Callable[[np.ndarray], np.ndarray]  # positions [N] → their vectors [N, H]
 Matches = tuple[np.ndarray, np.ndarray]  # scores [Q, k] float32, positions [Q, k] int64, −1 if there are fewer
@@ -183,7 +185,7 @@ class Ann:
             return self._approximate(queries, k, None, effort, fetch)
         if isinstance(self.index, faiss.IndexFlat):
             return self._search_index(queries, k, mask, 1.0)
-        if allowed <= max(SCANNED, SCANNED_SHARE * len(self) if vectors is not None else 0):
+        if allowed <= max(MAX_SCANNED, MAX_SCANNED_SHARE * len(self) if vectors is not None else 0):
             return _scan(queries, k, np.flatnonzero(mask), fetch)
         try:
             return self._masked(queries, k, mask, fetch, effort)
@@ -194,7 +196,7 @@ class Ann:
         """Search with a mask that allows many positions: the fewer near the queries, the farther."""
         near = self._search_index(queries, min(NEIGHBOURS, len(self)), None, 0.5)[1]
         share = (mask[near] & (near >= 0)).mean(axis=1)  # [Q]
-        reachable = share >= 1 / WIDEN
+        reachable = share >= 1 / MAX_WIDENING
         scores, matches = np.empty((len(queries), k), np.float32), np.full((len(queries), k), -1)
         if reachable.any():
             scores[reachable], matches[reachable] = self._approximate(
@@ -209,7 +211,7 @@ class Ann:
     ) -> Matches:
         if self._vectors() is not None:
             return self._search_index(queries, k, mask, effort)
-        count = min(len(self), max(RESCORED * k, RESCORED_FROM))
+        count = min(len(self), max(RESCORE_FACTOR * k, MIN_RESCORED))
         candidates = self._search_index(queries, count, mask, effort)[1]
         block = max(1, BLOCK // count)
         parts = [
@@ -256,16 +258,18 @@ def _parameters(index: faiss.Index, selector: faiss.IDSelector | None, k: int, e
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
         inner = _parameters(index.index, selector, k, effort)
-        return parameters.SearchParametersPreTransform(index_params=inner)
+        return untyped_faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexHNSW):
-        return parameters.SearchParametersHNSW(sel=selector, efSearch=int(effort * max(EF_SEARCH, 2 * k)))
+        return untyped_faiss.SearchParametersHNSW(sel=selector, efSearch=int(effort * max(EF_SEARCH, 2 * k)))
     if isinstance(index, faiss.IndexIVF):
         probes = min(index.nlist, int(np.ceil(effort * max(NPROBE, NPROBE_SHARE * index.nlist))))
         kind = (
-            parameters.IVFPQSearchParameters if isinstance(index, faiss.IndexIVFPQ) else parameters.SearchParametersIVF
+            untyped_faiss.IVFPQSearchParameters
+            if isinstance(index, faiss.IndexIVFPQ)
+            else untyped_faiss.SearchParametersIVF
         )
         return kind(sel=selector, nprobe=probes)
-    return None if selector is None else parameters.SearchParameters(sel=selector)
+    return None if selector is None else untyped_faiss.SearchParameters(sel=selector)
 
 
 def _scan(queries: np.ndarray, k: int, positions: np.ndarray, fetch: Fetch) -> Matches:

@@ -15,7 +15,8 @@ from lrem.index.segment import Segment
 from lrem.index.store import Store
 
 BATCH = 5000  # items read from the store at a time
-DEAD_SHARE, DEAD_FROM = 0.2, 1000  # tombstones from which a rebuild is due: this share, and at least this number
+TOMBSTONE_SHARE = 0.2  # tombstones ÷ live items above which a rebuild is due,
+MIN_TOMBSTONES = 1000  # if they are more than this; a failed rebuild is tried again after as many writes
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def is_rebuild_due(segment: Segment, dimension: int, factory: str | None) -> boo
     """Return whether tombstones, growth or another factory make a rebuild worthwhile."""
     chosen, _ = choose_factory(segment.live, dimension, factory)
     changed = chosen != segment.ann.factory and (chosen == factory or segment.live > segment.built_for)
-    return changed or segment.tombstones > max(DEAD_FROM, DEAD_SHARE * segment.live)
+    return changed or segment.tombstones > max(MIN_TOMBSTONES, TOMBSTONE_SHARE * segment.live)
 
 
 def open_segment(store: Store, folder: Path, factory: str | None) -> tuple[Segment, int]:
@@ -57,7 +58,7 @@ def open_segment(store: Store, folder: Path, factory: str | None) -> tuple[Segme
         segment = build_segment(store, factory) if segment is None else segment
     except BuildError:
         log.exception("%s: search is exact for now", store.file.parent)
-        retry_from = store.last_row + DEAD_FROM
+        retry_from = store.last_row + MIN_TOMBSTONES
         segment = build_segment(store, "Flat")
     catch_up(segment, store)
     return segment, retry_from

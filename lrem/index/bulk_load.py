@@ -13,7 +13,7 @@ from lrem.index.ann import choose_factory
 from lrem.index.collection import FORMAT, ITEMS, Collection
 from lrem.index.payload import encode_items, last_positions
 from lrem.index.shard import owner
-from lrem.index.snapshot import read_manifest, restore, write_snapshot
+from lrem.index.snapshot import SnapshotManifest, read_manifest, restore, write_snapshot
 from lrem.index.store import Store
 
 RESTORE_TIMEOUT_S = 3600.0  # waiting for another process that restores the same folder
@@ -63,12 +63,12 @@ def build_snapshot(
     model: str,
     dimension: int,
     factory: str | None = None,
-    source: str | None = None,
-) -> dict[str, Any]:
+    catalogue_sha256: str | None = None,
+) -> SnapshotManifest:
     """Build a snapshot from items and return its manifest. On a path it replaces an older snapshot as a whole.
 
     Args:
-        source: sha256 of the catalogue that the items come from, for the manifest.
+        catalogue_sha256: of the catalogue that the items come from, for the manifest.
 
     Raises:
         ItemError, BuildError: as `build_collection`.
@@ -77,19 +77,19 @@ def build_snapshot(
     if "://" in str(out):
         with tempfile.TemporaryDirectory(prefix="lrem-index-") as temporary:
             build_collection(Path(temporary, "items"), batches, model, dimension, factory)
-            return _snapshot(Path(temporary, "items"), out, factory, source)
+            return _snapshot(Path(temporary, "items"), out, factory, catalogue_sha256)
     with (
         atomic_folder(Path(out)) as part,
         tempfile.TemporaryDirectory(dir=part.parent, prefix=".lrem-index-") as temporary,
     ):
         build_collection(Path(temporary, "items"), batches, model, dimension, factory)
-        return _snapshot(Path(temporary, "items"), part, factory, source)
+        return _snapshot(Path(temporary, "items"), part, factory, catalogue_sha256)
 
 
-def _snapshot(folder: Path, out: str | Path, factory: str | None, source: str | None) -> dict[str, Any]:
+def _snapshot(folder: Path, out: str | Path, factory: str | None, catalogue_sha256: str | None) -> SnapshotManifest:
     collection = Collection(folder, factory=factory)
     try:
-        return write_snapshot(collection, out, source)
+        return write_snapshot(collection, out, catalogue_sha256)
     finally:
         collection.close()
 

@@ -2,7 +2,7 @@
 
 index.faiss     the vectors
 rows.npy        the store's row at each position
-manifest.json   factory and size, and the sha256 of both files
+manifest.json   factory and size, and the sha256 of both files; not the manifest of a snapshot (snapshot.py)
 
 A damaged checkpoint is ignored: the store can always provide the items again.
 """

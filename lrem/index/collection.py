@@ -22,7 +22,7 @@ from lrem.data.files import exclusive_lock
 from lrem.errors import StoreError
 from lrem.index import checkpoint
 from lrem.index.ann import choose_factory
-from lrem.index.building import DEAD_FROM, build_segment, catch_up, is_rebuild_due, open_segment
+from lrem.index.building import MIN_TOMBSTONES, build_segment, catch_up, is_rebuild_due, open_segment
 from lrem.index.columns import match_payloads
 from lrem.index.filters import Filter, compile_filter
 from lrem.index.payload import Hit, Page, encode_items, last_positions, valid_ids
@@ -270,8 +270,8 @@ class Collection:
         try:
             self._rebuild()
         except Exception:
-            log.exception("%s: the rebuild failed; it is tried again after %d writes", self.folder, DEAD_FROM)
-            self._retry_from = self.segment.last_row + DEAD_FROM
+            log.exception("%s: the rebuild failed; it is tried again after %d writes", self.folder, MIN_TOMBSTONES)
+            self._retry_from = self.segment.last_row + MIN_TOMBSTONES
         finally:
             self._rebuilding.release()
         if not self.closed:

@@ -1,4 +1,4 @@
-"""Payloads in columns: a filter becomes a few passes over arrays, and returns a mask of rows.
+"""Payloads in columns: a filter becomes a few passes over arrays, and returns a mask of positions.
 
 Each field keeps what filters can match: strings and booleans as codes, numbers as they are, a list as all its values.
 Anything else in a payload (null, objects) can be stored but not filtered.
@@ -41,45 +41,48 @@ class GrowingArray:
 
 
 class FieldValues:
-    """One field: (row, code) of each string or boolean, (row, number) of each number."""
+    """One field: (position, code) of each string or boolean, (position, number) of each number."""
 
     def __init__(self) -> None:
         self.codes: dict[str | bool, int] = {}
         self.coded = GrowingArray(np.int64), GrowingArray(np.int32)
         self.numbers = GrowingArray(np.int64), GrowingArray(np.float64)
 
-    def add(self, rows: Sequence[int], values: Sequence[Any]) -> None:
-        """Add the values of rows."""
+    def add(self, positions: Sequence[int], values: Sequence[Any]) -> None:
+        """Add the values at positions."""
         if {list, tuple} & set(map(type, values)):
-            pairs = [(row, element) for row, value in zip(rows, values, strict=True) for element in _elements(value)]
-            rows, values = [row for row, _ in pairs], [value for _, value in pairs]
+            entries = zip(positions, values, strict=True)
+            pairs = [(position, element) for position, value in entries for element in _elements(value)]
+            positions, values = [position for position, _ in pairs], [value for _, value in pairs]
         kinds = np.fromiter((KINDS.get(type(value), 0) for value in values), np.int8, len(values))
-        at = np.asarray(rows, np.int64)
-        for kind, (target_rows, target) in ((CODED, self.coded), (NUMBER, self.numbers)):
+        at = np.asarray(positions, np.int64)
+        for kind, (target_positions, target) in ((CODED, self.coded), (NUMBER, self.numbers)):
             chosen = np.flatnonzero(kinds == kind)
             if not len(chosen):
                 continue
             selected = values if len(chosen) == len(values) else [values[i] for i in chosen]
             array = np.asarray(self._encode(selected) if kind == CODED else selected, target.values.dtype)
             valid = array == array  # not NaN
-            target_rows.extend(at[chosen][valid])
+            target_positions.extend(at[chosen][valid])
             target.extend(array[valid])
 
     def _encode(self, values: Sequence[str | bool]) -> list[int]:
         codes = self.codes
         return [codes.setdefault(value, len(codes)) for value in values]
 
-    def rows(self, term: Term) -> list[np.ndarray]:
-        """Return the rows that match a term, in any order, perhaps repeated."""
-        (rows, codes), (number_rows, numbers) = ([c.values for c in pair] for pair in (self.coded, self.numbers))
+    def positions(self, term: Term) -> list[np.ndarray]:
+        """Return the positions that match a term, in any order, perhaps repeated."""
+        (positions, codes), (number_positions, numbers) = (
+            [c.values for c in pair] for pair in (self.coded, self.numbers)
+        )
         if term.operator == "$exists":
-            return [rows, number_rows]
+            return [positions, number_positions]
         if term.operator == "$in":
             accepted = [self.codes.get(value, -1) for value in term.value if isinstance(value, str | bool)]
             accepted_numbers = [float(value) for value in term.value if not isinstance(value, str | bool)]
-            return [rows[_isin(codes, accepted)], number_rows[_isin(numbers, accepted_numbers)]]
+            return [positions[_isin(codes, accepted)], number_positions[_isin(numbers, accepted_numbers)]]
         compare = {"$gt": np.greater, "$gte": np.greater_equal, "$lt": np.less, "$lte": np.less_equal}
-        return [number_rows[compare[term.operator](numbers, term.value)]]
+        return [number_positions[compare[term.operator](numbers, term.value)]]
 
 
 def _elements(value: Any) -> Sequence[Any]:
@@ -93,50 +96,50 @@ def _isin(values: np.ndarray, accepted: Sequence[float]) -> np.ndarray:
 
 
 class Columns:
-    """The payloads of rows 0, 1, 2, …, added in any order; a row without a payload has no fields."""
+    """The payloads at positions 0, 1, 2, …, added in any order; a position without a payload has no fields."""
 
     def __init__(self) -> None:
         self.fields: dict[str, FieldValues] = {}
 
-    def add(self, rows: Sequence[int], payloads: Sequence[Mapping[str, Any]]) -> None:
-        """Add the payloads of rows."""
+    def add(self, positions: Sequence[int], payloads: Sequence[Mapping[str, Any]]) -> None:
+        """Add the payloads at positions."""
         by_field: dict[str, tuple[list[int], list[Any]]] = {}
-        for row, payload in zip(rows, payloads, strict=True):
+        for position, payload in zip(positions, payloads, strict=True):
             for name, value in payload.items():
-                field_rows, values = by_field.setdefault(name, ([], []))
-                field_rows.append(row)
+                field_positions, values = by_field.setdefault(name, ([], []))
+                field_positions.append(position)
                 values.append(value)
-        for name, (field_rows, values) in by_field.items():
-            self.fields.setdefault(name, FieldValues()).add(field_rows, values)
+        for name, (field_positions, values) in by_field.items():
+            self.fields.setdefault(name, FieldValues()).add(field_positions, values)
 
-    def mask(self, where: Filter, count: int) -> np.ndarray:
-        """Return which of the rows 0 to count − 1 match, [count] bool, a new array."""
-        if isinstance(where, Not):
-            return ~self.mask(where.part, count)
-        if isinstance(where, AllOf | AnyOf):
-            join, start = (np.logical_and, True) if isinstance(where, AllOf) else (np.logical_or, False)
+    def mask(self, condition: Filter, count: int) -> np.ndarray:
+        """Return which of the positions 0 to count − 1 match, [count] bool, a new array."""
+        if isinstance(condition, Not):
+            return ~self.mask(condition.part, count)
+        if isinstance(condition, AllOf | AnyOf):
+            join, start = (np.logical_and, True) if isinstance(condition, AllOf) else (np.logical_or, False)
             result = np.full(count, start)
-            for part in where.parts:
+            for part in condition.parts:
                 join(result, self.mask(part, count), out=result)
             return result
         result = np.zeros(count, bool)
-        if where.field in self.fields:
-            for rows in self.fields[where.field].rows(where):
-                result[rows] = True
-        if where.operator == "$exists" and not where.value:
+        if condition.field in self.fields:
+            for positions in self.fields[condition.field].positions(condition):
+                result[positions] = True
+        if condition.operator == "$exists" and not condition.value:
             return ~result
         return result
 
 
-def match_payloads(payloads: Sequence[Mapping[str, Any]], where: Filter | None) -> list[bool]:
+def match_payloads(payloads: Sequence[Mapping[str, Any]], condition: Filter | None) -> list[bool]:
     """Return which of a few payloads match.
 
     >>> from lrem.index.filters import compile_filter
     >>> match_payloads([{"price": 3}, {"price": 30}, {}], compile_filter({"price": {"$lt": 20}}))
     [True, False, False]
     """
-    if where is None:
+    if condition is None:
         return [True] * len(payloads)
     columns = Columns()
     columns.add(range(len(payloads)), payloads)
-    return [bool(match) for match in columns.mask(where, len(payloads))]
+    return [bool(match) for match in columns.mask(condition, len(payloads))]

@@ -48,7 +48,7 @@ class Not(NamedTuple):
 Filter = Term | AllOf | AnyOf | Not
 
 
-def compile_filter(given: Mapping[str, Any]) -> Filter:
+def compile_filter(where: Mapping[str, Any]) -> Filter:
     """Validate a filter and return its tree; $eq becomes $in, $ne and $nin become Not.
 
     >>> compile_filter({"brand": "acme", "price": {"$lt": 20}})
@@ -57,7 +57,7 @@ def compile_filter(given: Mapping[str, Any]) -> Filter:
     Raises:
         FilterError: an operator is unknown, a value has the wrong type, or the filter is too large.
     """
-    tree = _filter(given, "filter", 0)
+    tree = _filter(where, "filter", 0)
     terms = _size(tree)
     if terms > MAX_TERMS:
         raise FilterError(f"filter: {terms} values and parts, at most {MAX_TERMS} are allowed: send a smaller filter")

@@ -79,22 +79,22 @@ class Segment:
         self.live -= int(self._alive.values[positions].sum())
         self._alive.values[positions] = False
 
-    def mask(self, where: Filter | None) -> np.ndarray | None:
+    def mask(self, condition: Filter | None) -> np.ndarray | None:
         """Return [N] bool, which positions are live and match, or None if all are."""
-        if where is None:
+        if condition is None:
             return None if self.tombstones == 0 else self._alive.values
-        return self.columns.mask(where, len(self)) & self._alive.values
+        return self.columns.mask(condition, len(self)) & self._alive.values
 
-    def count(self, where: Filter | None) -> int:
+    def count(self, condition: Filter | None) -> int:
         """Return the number of live rows that match."""
-        mask = self.mask(where)
-        return self.live if where is None or mask is None else int(mask.sum())
+        mask = self.mask(condition)
+        return self.live if condition is None or mask is None else int(mask.sum())
 
     def search(
         self,
         queries: np.ndarray,
         k: int,
-        where: Filter | None,
+        condition: Filter | None,
         fetch: Fetch,
         exact: bool = False,
         effort: float = 1.0,
@@ -109,7 +109,7 @@ class Segment:
         """
         rows = self.rows
         fetch_positions: Fetch = lambda positions: fetch(rows[positions])  # noqa: E731
-        scores, matches = self.ann.search(queries, k, self.mask(where), fetch_positions, exact, effort)
+        scores, matches = self.ann.search(queries, k, self.mask(condition), fetch_positions, exact, effort)
         return [
             [(int(rows[p]), float(s)) for p, s in zip(positions, line, strict=True) if p >= 0]
             for positions, line in zip(matches.tolist(), scores.tolist(), strict=True)

@@ -1,8 +1,9 @@
 """Snapshots of a collection: written to a path or an object store, and restored from there.
 
 A snapshot is a folder with items.sqlite, ann/… and a manifest: the model's fingerprint, the dimension and the sha256 of
-each file. The manifest is written last, so a folder without one is not a snapshot. Any URI that pyarrow supports works
-(s3://, gs://, file://), or a path.
+each file. The manifest is written last, so a folder without one is not a snapshot. The manifest.json inside ann/ is
+another one: the checkpoint's, see checkpoint.py. Any URI that pyarrow supports works (s3://, gs://,
+file://), or a path.
 """
 
 import json
@@ -10,7 +11,7 @@ import sqlite3
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from pyarrow import fs
 
@@ -24,13 +25,27 @@ MANIFEST = "manifest.json"
 FILES = (ITEMS, *(f"{ANN}/{name}" for name in (checkpoint.VECTORS, checkpoint.ROWS, checkpoint.MANIFEST)))
 
 
-def write_snapshot(collection: Collection, destination: str | Path, source: str | None = None) -> dict[str, Any]:
+class SnapshotManifest(TypedDict):
+    """The manifest of a snapshot, as JSON."""
+
+    format: int
+    model: str  # fingerprint
+    dimension: int
+    count: int  # items
+    source: str | None  # sha256 of the catalogue; None: saved from a collection that was written to
+    created: str  # ISO 8601, UTC
+    sha256: dict[str, str]  # of each file
+
+
+def write_snapshot(
+    collection: Collection, destination: str | Path, catalogue_sha256: str | None = None
+) -> SnapshotManifest:
     """Write a snapshot of the collection, which stays searchable and writable, and return its manifest.
 
     The search structure may lack the latest items; it catches up when the snapshot is opened.
 
     Args:
-        source: sha256 of the catalogue that it was built from, for the manifest.
+        catalogue_sha256: of the catalogue that the collection was built from, for the manifest.
 
     Raises:
         SnapshotError: the destination holds a snapshot, or cannot be written.
@@ -43,12 +58,12 @@ def write_snapshot(collection: Collection, destination: str | Path, source: str 
             part = Path(temporary)
             collection.save(part / ANN)
             collection.store.copy(part / ITEMS)
-            manifest = {
+            manifest: SnapshotManifest = {
                 "format": FORMAT,
                 "model": collection.model,
                 "dimension": collection.dimension,
                 "count": len(collection),
-                "source": source,
+                "source": catalogue_sha256,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "sha256": {name: sha256(part / name) for name in FILES},
             }
@@ -64,10 +79,11 @@ def write_snapshot(collection: Collection, destination: str | Path, source: str 
     return manifest
 
 
-def restore(source: str | Path, folder: Path, model: str | None = None) -> dict[str, Any]:
+def restore(source: str | Path, folder: Path, model: str | None = None) -> SnapshotManifest:
     """Restore a snapshot as the collection `folder`, completely or not at all, and return its manifest.
 
     Args:
+        source: path or URI of the snapshot.
         folder: must not exist.
         model: fingerprint of the model that embeds the queries; None accepts any.
 
@@ -87,7 +103,11 @@ def restore(source: str | Path, folder: Path, model: str | None = None) -> dict[
                 raise SnapshotError(f"{source}/{name} cannot be read ({error}): use another snapshot") from error
             if sha256(part / name) != digest:
                 raise SnapshotError(f"{source}/{name} is damaged (sha256 differs): use another snapshot")
-        about = {name: manifest[name] for name in ("format", "model", "dimension")}
+        about: dict[str, str | int] = {
+            "format": manifest["format"],
+            "model": manifest["model"],
+            "dimension": manifest["dimension"],
+        }
         try:
             Store(part / ITEMS, about, create=False).close()
         except StoreError as error:
@@ -95,8 +115,8 @@ def restore(source: str | Path, folder: Path, model: str | None = None) -> dict[
     return manifest
 
 
-def read_manifest(source: str | Path, model: str | None = None) -> dict[str, Any]:
-    """Return a snapshot's manifest, without reading its items: `model`, `dimension`, `count`, `created`, `sha256`, ….
+def read_manifest(source: str | Path, model: str | None = None) -> SnapshotManifest:
+    """Return a snapshot's manifest, without reading its items.
 
     Raises:
         SnapshotError: there is no snapshot, or it does not belong to `model`.
@@ -104,7 +124,7 @@ def read_manifest(source: str | Path, model: str | None = None) -> dict[str, Any
     filesystem, folder = _filesystem(source)
     try:
         with filesystem.open_input_stream(f"{folder}/{MANIFEST}") as stream:
-            manifest: dict[str, Any] = json.loads(stream.read())
+            manifest: SnapshotManifest = json.loads(stream.read())
     except FileNotFoundError as error:
         raise SnapshotError(f"{source} holds no complete index snapshot: run `lrem index build` first") from error
     except (OSError, ValueError) as error:

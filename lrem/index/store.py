@@ -18,7 +18,7 @@ import numpy as np
 from lrem.errors import StoreError
 
 TIMEOUT_S = 30.0  # waiting for another process that writes
-MAPPED = 2**31  # bytes of the file that are memory-mapped
+MAPPED_BYTES = 2**31  # bytes of the file that are memory-mapped
 VARIABLES = 30_000  # per statement; SQLite allows 32,766
 SCHEMA = """
 CREATE TABLE items (
@@ -26,7 +26,7 @@ CREATE TABLE items (
 CREATE TABLE dropped (seq INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL, item_id TEXT NOT NULL);
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-REMEMBERED = 1_000_000  # deletions, for those who follow the changes: other processes, a newer index
+REMEMBERED_DELETIONS = 1_000_000  # deletions, for those who follow the changes: other processes, a newer index
 
 
 class ItemRecord(NamedTuple):
@@ -59,7 +59,7 @@ class Store:
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute(f"PRAGMA mmap_size={MAPPED}")
+            self._db.execute(f"PRAGMA mmap_size={MAPPED_BYTES}")
             with self._transaction():
                 if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone():
                     self._create(about, create)
@@ -143,7 +143,7 @@ class Store:
         rows = list(deleted.values())
         self._db.executemany("DELETE FROM items WHERE row = ?", [(row,) for row in rows])
         self._db.executemany("INSERT INTO dropped (row, item_id) VALUES (?, ?)", [(r, i) for i, r in deleted.items()])
-        self._db.execute("DELETE FROM dropped WHERE seq <= ?", (self.last_drop - REMEMBERED,))
+        self._db.execute("DELETE FROM dropped WHERE seq <= ?", (self.last_drop - REMEMBERED_DELETIONS,))
         return rows
 
     @property

@@ -3,13 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lrem.data.files import sha256
 from lrem.errors import DataError
 from lrem.retrieval.retriever_kind import RetrieverKind, retriever_kind
 from lrem.retrieval.retrievers import Retriever, open_retriever
 from lrem.retrieval.text_model import model_fingerprint
+
+if TYPE_CHECKING:
+    from lrem.index.snapshot import SnapshotManifest
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def resolve_retriever(spec: str, snapshot_model: Path, items: Path) -> ResolvedR
     return ResolvedRetriever(kind, spec, None, model_fingerprint(spec))
 
 
-def check_index(index: str, model: str, items: Path) -> dict[str, Any]:
+def check_index(index: str, model: str, items: Path) -> "SnapshotManifest":
     """Check that an index snapshot is of this model (by fingerprint) and of this catalogue; return its manifest.
 
     Raises:

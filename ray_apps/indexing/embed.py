@@ -15,7 +15,7 @@ from lrem.data.schema import ITEMS, read_items, read_table
 from lrem.errors import DataError, SnapshotError
 from lrem.index.bulk_load import ItemBatch, build_snapshot
 from lrem.index.payload import to_json
-from lrem.index.snapshot import read_manifest
+from lrem.index.snapshot import SnapshotManifest, read_manifest
 from lrem.retrieval.text_model import load_text_model, model_fingerprint
 from ray_apps.cluster import metrics
 from ray_apps.cluster.actor_pool import actor_pool
@@ -67,7 +67,7 @@ def embed(config: Config, model: Path, out: Path) -> dict[str, Any]:
     return {"items": done}
 
 
-def build_index(config: Config, vectors: Path, out: str | Path) -> dict[str, Any]:
+def build_index(config: Config, vectors: Path, out: str | Path) -> SnapshotManifest:
     """Build the index snapshot `out` from paths.items and the folder that `embed` wrote, and return its manifest.
 
     Raises:
@@ -84,8 +84,8 @@ def build_index(config: Config, vectors: Path, out: str | Path) -> dict[str, Any
             f"({len(missing)} without a vector): run `lrem embed` again"
         )
     matrix = np.stack(table["vector"].to_numpy())[[position[i] for i in items["item_id"].to_pylist()]]
-    batches, source = _batches(items, matrix), sha256(config.path("items"))
-    return build_snapshot(out, batches, manifest["model"], matrix.shape[1], config.index.factory, source)
+    batches, catalogue_sha256 = _batches(items, matrix), sha256(config.path("items"))
+    return build_snapshot(out, batches, manifest["model"], matrix.shape[1], config.index.factory, catalogue_sha256)
 
 
 def is_index_current(config: Config) -> bool:

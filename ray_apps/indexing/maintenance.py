@@ -18,7 +18,7 @@ from lrem.index.bulk_load import build_snapshot, read_batches
 from lrem.index.collection import FORMAT, ITEMS
 from lrem.index.recall import measure_recall
 from lrem.index.shard import generation_name
-from lrem.index.snapshot import MANIFEST, open_snapshot, read_manifest, restore
+from lrem.index.snapshot import MANIFEST, SnapshotManifest, open_snapshot, read_manifest, restore
 from lrem.index.store import Store
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from ray_apps.cluster.progress import console
@@ -83,7 +83,7 @@ def served_folder(config: Config) -> Path:
     return config.path("live") / generation_name(read_manifest(config.uri("index")), config.serve.shards)
 
 
-def save_served_index(source: str, destination: str, factory: str | None) -> dict[str, Any]:
+def save_served_index(source: str, destination: str, factory: str | None) -> SnapshotManifest:
     """Save a served folder of shards, or a collection, as one snapshot, while it is served, and return the manifest.
 
     Raises:
@@ -100,7 +100,7 @@ def save_served_index(source: str, destination: str, factory: str | None) -> dic
     return build_snapshot(destination, chain.from_iterable(map(read_batches, shards)), model, dimension, factory)
 
 
-def restore_index(source: str, destination: str, model: str | None, replace: bool) -> dict[str, Any]:
+def restore_index(source: str, destination: str, model: str | None, replace: bool) -> SnapshotManifest:
     """Copy the snapshot `source` to the folder `destination`, verify its checksums, and return its manifest.
 
     Args:

@@ -60,7 +60,7 @@ def test_carried_changes_are_not_pending(shard: Collection) -> None:
 
 
 def test_too_many_deletions_to_carry(shard: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrem.index.store.REMEMBERED", 2)
+    monkeypatch.setattr("lrem.index.store.REMEMBERED_DELETIONS", 2)
     for item_id in IDS[:4]:
         shard.delete([item_id])
     with pytest.raises(StoreError, match="deletions"):

@@ -145,7 +145,7 @@ def test_two_open_collections_see_each_others_writes(tmp_path: Path) -> None:
 
 
 def test_deletions_that_are_no_longer_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrem.index.store.REMEMBERED", 2)
+    monkeypatch.setattr("lrem.index.store.REMEMBERED_DELETIONS", 2)
     one, other = open_collection(tmp_path), open_collection(tmp_path)
     one.upsert(IDS, [{}] * 8, VECTORS[:8])
     assert other.count() == 8
