@@ -98,11 +98,11 @@ def test_nothing_is_loaded_from_other_hosts(site: Path) -> None:
 def test_the_picture_is_in_the_page(site: Path) -> None:
     """It is inline, so that it follows the light and dark themes and its text can be selected."""
     page = Loaded((site / "concepts/index.html").read_text())
-    assert "way-of-data" in page.classes
+    assert "data-flow" in page.classes
     expected = {"triplets.parquet", "rl_pairs.parquet", "vectors.parquet", "Ray Data", "Ray Train + DeepSpeed"}
     expected |= {"vLLM actors", "Ray Serve", "lrem curate", "lrem cold-start", "lrem reinforce", "lrem serve"}
     assert expected <= set(page.drawn)
-    assert (site / "assets/way_of_data.svg").is_file()
+    assert (site / "assets/data_flow.svg").is_file()
 
 
 def test_every_snippet_is_included(site: Path) -> None:
