@@ -84,7 +84,7 @@ def test_a_training_worker_is_killed(record: Record, tmp_path: Path) -> None:
     lost = count_lost_rows(tmp_path)
     record(
         "a training worker is killed",
-        f"both ranks restarted within {seconds:.0f} s from the newest checkpoint; the run succeeded",
+        f"both ranks restarted within {seconds:.0f} s from the newest checkpoint; the run finished normally",
         f"{lost} rows of {2 * 101}",
     )
     assert lost == 0
@@ -115,8 +115,8 @@ def test_a_rollout_engine_is_killed(record: Record, trained: Path, tmp_path: Pat
     replaced = max(json.loads(line).get("actor_restarts", 0) for line in (run / "logs/reinforce.jsonl").open())
     record(
         "a rollout engine is killed",
-        f"{replaced:g} engine replaced and sent the current weights; all {steps} steps done",
-        f"{queries['lost']} queries of {queries['queries']}, {queries['twice']} twice",
+        f"{replaced:g} engine was replaced and received the current weights; all {steps} steps were done",
+        f"{queries['lost']} of {queries['queries']} queries lost, {queries['twice']} repeated",
     )
     assert (queries["lost"], queries["twice"], replaced, rl_steps_done(run)) == (0, 0, 1, steps)
 
@@ -137,7 +137,7 @@ def test_a_curation_worker_is_killed(record: Record, trained: Path, tmp_path: Pa
     same = all((calm / f"curated/{name}").read_bytes() == (hit / f"curated/{name}").read_bytes() for name in FILES)
     record(
         "a curation worker is killed",
-        "another worker redid its part; the files equal those of a run without the fault",
+        "another worker repeated its part; the files equal those of a run without the fault",
         "nothing" if same else "the files differ",
     )
     assert same
@@ -254,7 +254,8 @@ def test_the_disk_is_full_during_a_checkpoint(record: Record, tmp_path: Path) ->
         subprocess.run(["umount", "--lazy", str(run)], check=True)
     record(
         "the disk is full during a checkpoint",
-        "the run ends and says what to do; with free space --resume continues from the last checkpoint",
+        "the run ends with a message that says what to do; with free space --resume continues from the previous "
+        "checkpoint",
         f"{lost} rows of {2 * 101}",
     )
     assert lost == 0
@@ -273,7 +274,7 @@ def test_a_checkpoint_is_cut_short(record: Record, tmp_path: Path) -> None:
     lost = count_lost_rows(tmp_path)
     record(
         "a checkpoint is cut short",
-        "--resume refuses it, names the file and what may still be intact; a new run succeeds",
+        "--resume refuses it, names the file and what may still be intact; a new run finishes normally",
         f"{lost} rows of {2 * 101}; the steps before the damage",
     )
     assert lost == 0
@@ -290,7 +291,7 @@ def test_one_bit_of_a_checkpoint_flips(record: Record, tmp_path: Path) -> None:
         wait_for_end(process, 0)
     lost = count_lost_rows(tmp_path)
     record(
-        "one bit of a checkpoint flips",
+        "one bit of a checkpoint is flipped",
         "--resume refuses it and names the file; with the file restored, --resume continues",
         f"{lost} rows of {2 * 101}",
     )
@@ -320,6 +321,6 @@ def test_an_object_store_does_not_answer(record: Record, tmp_path: Path) -> None
     assert not (tmp_path / "cold_start").exists()
     record(
         "an object store does not answer",
-        f"after {seconds:.0f} s of retries the stage ends and names the address and what to check",
-        "nothing: nothing was started",
+        f"after {seconds:.0f} s of retries the stage ends with a message that names the address and what to check",
+        "nothing: no work had started",
     )
