@@ -49,20 +49,21 @@ class Sequences(NamedTuple):
         return Sequences(self.ids.to(device), self.lengths.to(device), scored, tree)
 
 
-def pad(rows: Sequence[list[int]], scored: Sequence[tuple[int, int]] | None = None) -> Sequences:
-    """Right-pad `rows` of ids to one length; `scored` is [start, end) of each row's scored tokens.
+def pad(rows: Sequence[list[int]], scored_spans: Sequence[tuple[int, int]] | None = None) -> Sequences:
+    """Right-pad `rows` of ids to one length; `scored_spans` are [start, end) of each row's scored tokens.
 
     >>> pad([[5, 6, 7], [8]], [(1, 3), (0, 0)]).ids.tolist()
     [[5, 6, 7], [8, 0, 0]]
     """
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    mask = None if scored is None else torch.zeros_like(ids, dtype=torch.bool)
+    scored = None if scored_spans is None else torch.zeros_like(ids, dtype=torch.bool)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
-        if mask is not None and scored is not None:
-            mask[i, scored[i][0] : scored[i][1]] = True
-    return Sequences(ids, lengths, mask)
+        if scored is not None and scored_spans is not None:
+            start, end = scored_spans[i]
+            scored[i, start:end] = True
+    return Sequences(ids, lengths, scored)
 
 
 class Group(NamedTuple):

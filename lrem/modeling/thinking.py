@@ -26,7 +26,7 @@ class DecodingPolicy:
     """When a completion ends, and which tokens it may not contain.
 
     max_tokens: the completion is cut there. stop: token ids that end it; the stop token is kept. min_tokens: no stop
-    token before so many others. banned: token ids that are never sampled.
+    token before this many others. banned: token ids that are never sampled.
     """
 
     max_tokens: int

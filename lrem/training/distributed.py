@@ -92,7 +92,7 @@ def run_on_first_rank(work: Callable[[], T]) -> T:
     """Run `work` on rank 0, and return its result on every rank.
 
     Raises:
-        RolloutError: `work` failed on rank 0; every rank raises it.
+        RolloutError: `work` failed on rank 0 with any error, whose message it keeps; every rank raises it.
     """
     result: list[Any] = [None, None]  # value, error
     if rank() == 0:

@@ -25,7 +25,7 @@ Backward = Callable[[Tensor, bool], None]  # (loss, is it the step's last)
 class Chunk(NamedTuple):
     """One forward: the step's rows whose embeddings it gives [b], and their sequences.
 
-    A stand-in has no rows: it only gives every rank equally many forwards.
+    A stand-in has no rows: it only gives every rank the same number of forward passes.
     """
 
     rows: Tensor
@@ -43,7 +43,7 @@ class Chunk(NamedTuple):
 
 def make_chunks(
     rows: Sequence[list[int]],
-    scored: Sequence[tuple[int, int]] | None,
+    scored_spans: Sequence[tuple[int, int]] | None,
     first: int,
     tokens: int,
     device: torch.device,
@@ -53,12 +53,12 @@ def make_chunks(
     ZeRO-3 needs equal counts: each forward gathers weights from all ranks.
 
     Args:
-        rows: token ids of each sequence. scored: see `pad`; None for items.
+        rows: token ids of each sequence. scored_spans: see `pad`; None for items.
         first: number of the first row among the step's rows.
     """
     chunks = []
     for chosen, is_stand_in in _equal_chunk_counts([len(row) for row in rows], tokens, device):
-        spans = None if scored is None else [(0, 0) if is_stand_in else scored[i] for i in chosen]
+        spans = None if scored_spans is None else [(0, 0) if is_stand_in else scored_spans[i] for i in chosen]
         numbers = [] if is_stand_in else [first + i for i in chosen]
         sequences = pad([rows[i] for i in chosen], spans)
         chunks.append(Chunk(torch.tensor(numbers, dtype=torch.long), sequences).to(device))

@@ -120,7 +120,7 @@ def accumulate_gradients(  # noqa: PLR0913 - the batch, the policy and what the 
     """Back-propagate L = grpo_weight · L_GRPO + info_nce_weight · L_InfoNCE + kl_weight · KL, in chunks.
 
     Args:
-        budget: reasonings up to so many tokens get the length reward. longest: tokens of the longest possible sample.
+        budget: reasonings up to this many tokens get the length reward. longest: tokens of the longest possible sample.
         forward: the policy at the temperature of the rollouts.
         reference: the reference policy of the KL term; None: no KL.
     """

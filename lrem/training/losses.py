@@ -1,8 +1,8 @@
 """The losses of stage 1, which stage 2 shares in part, as pure functions of tensors.
 
-Each returns this rank's share, scaled so that the MEAN over ranks, which data-parallel training takes of gradients, is
-exactly the loss over the global batch: the weights between terms mean the same at any number of ranks. Source: paper,
-"Stage 1".
+Each returns one rank's share of the loss, scaled so that the mean over ranks is exactly the loss over the global batch:
+data-parallel training averages the gradients of the ranks. So a weight between two losses means the same at any number
+of ranks. Source: paper, "Stage 1".
 """
 
 import torch
@@ -39,12 +39,12 @@ def info_nce(
     """Return L_InfoNCE = −mean log( e^(s(q, d⁺)/τ) / Σ_d e^(s(q, d)/τ) ), query → item.
 
     Every item of the global batch is a negative, except false negatives: a column is left out of a row's denominator
-    if it is the same product as the row's positive, or another product known to be relevant to the row's query.
+    if it is the same item as the row's positive, or another item known to be relevant to the row's query.
 
     Args:
         queries: [B, H] unit. items: [M, H] unit, this rank's: positives, and hard negatives if any.
-        positives: [B] row in `items` of each query's positive. item_keys: [M] int64, identity of each row's product.
-        known: [B, P] int64, identities of the products relevant to each query, padded with -1.
+        positives: [B] row in `items` of each query's positive. item_keys: [M] int64, identity of each row's item.
+        known: [B, P] int64, identities of the items relevant to each query, padded with -1.
         temperature: τ.
 
     >>> e, i = torch.eye(2), torch.arange(2)

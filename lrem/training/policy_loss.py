@@ -85,7 +85,7 @@ def token_weights(scored: Tensor, aggregate: Aggregate = "token", longest: int =
     so that neither long nor short answers are favoured.
 
     Args:
-        scored: [B, T] bool, the sampled tokens that count; a row without any is no sequence.
+        scored: [B, T] bool, the sampled tokens that count; a row without any is not a sequence.
         longest: tokens of the longest possible sample, for `constant`.
 
     >>> token_weights(torch.tensor([[True, True], [True, False]]), "sequence").tolist()

@@ -54,12 +54,12 @@ _EXAMPLE = RolloutOutcome(
 def rank_targets(
     queries: Tensor, targets: Tensor, items: Tensor, keys: Tensor, known: Tensor | None = None
 ) -> TargetRanks:
-    """Return rank(d_i) = 1 + Σ_j 1[s(q, d_j) > s(q, d_i)] over distinct products; a tie costs nothing.
+    """Return rank(d_i) = 1 + Σ_j 1[s(q, d_j) > s(q, d_i)] over distinct items; a tie costs nothing.
 
     Args:
-        queries: [B, H] unit. targets: [B] key of each query's relevant product, one of `keys`.
-        items: [M, H] unit; a product may appear more than once. keys: [M] int64, identity of each product.
-        known: [B, P] keys of other relevant products; these cost nothing either.
+        queries: [B, H] unit. targets: [B] key of each query's relevant item, one of `keys`.
+        items: [M, H] unit; an item may appear more than once. keys: [M] int64, identity of each item.
+        known: [B, P] keys of other relevant items; these cost nothing either.
 
     >>> items = torch.tensor([[1., 0.], [0., 1.], [1., 0.]])
     >>> ranking = rank_targets(torch.tensor([[.6, .8]]), torch.tensor([5]), items, torch.tensor([5, 7, 5]))
@@ -96,7 +96,7 @@ def nearest_items(queries: Tensor, items: Tensor, count: int) -> Tensor:
 
 
 def format_reward(outcome: RolloutOutcome) -> Tensor:
-    """Return r_format: 1 for `<think> … </think><emb>`, else 0.
+    """Return r_format: 1 for `<think> … </think><emb>`, else 0. `Renderer.parse` decides.
 
     >>> format_reward(_EXAMPLE).tolist()
     [1.0, 0.0]
@@ -152,7 +152,7 @@ def margin_reward(outcome: RolloutOutcome) -> Tensor:
 
 
 def exclusivity_reward(outcome: RolloutOutcome) -> Tensor:
-    """Return the share of the reasoning's words that are not in the query: repeating it is no reasoning.
+    """Return the share of the reasoning's words that are not in the query: repeating it is not reasoning.
 
     Source: Retrieval-GRPO (arXiv 2511.13885), "exclusivity".
 

@@ -57,7 +57,7 @@ def load_triplets(config: Config, stage: ColdStartConfig, model: Path) -> Corpus
                 render_triplets, batch_format="pyarrow", batch_size=ROWS_PER_CALL, fn_kwargs=arguments
             )
         )
-    corpus = _sorted(rendered)
+    corpus = _build_corpus(rendered)
     if corpus.rows < stage.workers * 2:
         raise DataError(f"{corpus.rows} rows for {stage.workers} workers: lower workers or add data")
     return corpus
@@ -81,7 +81,7 @@ def load_pairs(config: Config, stage: ReinforceConfig, model: Path) -> Corpus:
     rows = _read(uri, RL_PAIRS, RL_PAIRS.names).map_batches(
         render_pairs, batch_format="pyarrow", batch_size=ROWS_PER_CALL, fn_kwargs=arguments
     )
-    corpus = _sorted([rows])
+    corpus = _build_corpus([rows])
     if corpus.rows < stage.workers:
         raise DataError(
             f"{corpus.rows} RL pairs for {stage.workers} workers: raise curate.rl_share, or lower reinforce.workers"
@@ -103,8 +103,8 @@ def _read(uri: str, schema: pa.Schema, columns: Sequence[str]) -> ray.data.Datas
     )
 
 
-def _sorted(parts: Sequence[ray.data.Dataset]) -> Corpus:
-    """Sort the rendered rows by their hash. Raises DataError for the first row with a problem."""
+def _build_corpus(parts: Sequence[ray.data.Dataset]) -> Corpus:
+    """Return the rendered rows, sorted by their hash. Raises DataError for the first row with a problem."""
     rendered = parts[0].union(*parts[1:]) if parts[1:] else parts[0]
     rendered = rendered.sort("row").materialize()
     keys = _collect(rendered, ["query_key", "item_key", "row", "problem"])

@@ -16,7 +16,7 @@ from lrem.training.distributed import rank
 
 
 class TrainingEngine(Protocol):
-    """The part of `deepspeed.DeepSpeedEngine` that training uses."""
+    """The part of `deepspeed.DeepSpeedEngine` that training uses. Calling it runs `ReasoningEmbedder.forward`."""
 
     module: ReasoningEmbedder
     device: torch.device

@@ -98,6 +98,8 @@ def _reporting_failures(loop: Callable[[Job, ActorHandle], None]) -> Callable[[d
     A plain TrainingFailed occurs on all ranks alike, and they all return. Out of memory, a full disk, failed rollouts
     or rewards, and a damaged checkpoint occur on one rank: it must raise, so that Ray Train stops the others; after
     the restart every rank finds the reason on the board and returns.
+
+    The wrapper takes Ray Train's `train_loop_config`: "job" and "board", as `_make_trainer` sets them.
     """
 
     def guarded(loop_config: dict[str, Any]) -> None:

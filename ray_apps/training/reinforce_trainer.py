@@ -137,7 +137,7 @@ class ReinforceTrainer(StageTrainer[ReinforceConfig]):
             return {}
         queries = self.dev_set.queries
 
-        def reason() -> list[str]:
+        def reason() -> list[str | None]:
             request = self.pool.reason.remote(queries, 0.0, None)
             return list(await_pool(self.pool, request, self.config, "the reasonings of the dev set"))
 

@@ -135,7 +135,7 @@ def row_problem(renderer: Renderer, row: Row, options: RenderOptions) -> str | N
             return f"'{name}' is null: fill it or drop the row"
     for name in texts:
         if not isinstance(row[name], str):
-            return f"'{name}' is a {type(row[name]).__name__}: text is needed"
+            return f"'{name}' must be text, not {type(row[name]).__name__}"
     ids, titles = _negatives(row)
     if len(ids) != len(titles) or None in ids or not all(isinstance(title, str) for title in titles):
         return f"{len(ids)} negative_ids and {len(titles)} negative_titles: each id needs its title"

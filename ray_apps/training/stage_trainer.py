@@ -11,7 +11,7 @@ import torch
 from ray.actor import ActorHandle
 
 from lrem.config import Config, TrainConfig
-from lrem.data.known_positives import identity
+from lrem.data.known_positives import KnownPositives, identity
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.distributed import rank, world_size
 from ray_apps.training.checkpoints import Checkpoints
@@ -46,6 +46,8 @@ class StageTrainer(ABC, Generic[StageConfig]):
         self.job: TrainingJob[StageConfig] = job
         self.stage: StageConfig = job.stage
         self.config = job.config
+        self.known_positives: KnownPositives
+        self.dev_set: DevSet | None
         references = [job.known_positives, job.dev_set]
         self.known_positives, self.dev_set = ray.get(references, timeout=OBJECTS_TIMEOUT_S)
         self.shard = RowShard(job.rows, self.stage.batch_size, self.config.seed, rank(), world_size())

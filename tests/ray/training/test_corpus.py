@@ -212,7 +212,7 @@ def test_numbers_in_place_of_texts_are_refused(tmp_path: Path, tiny_folder: Path
     rows = [row | {"query": i} for i, row in enumerate(make_rows())]
     path = write_parquet(pa.Table.from_pylist(rows), tmp_path / "numbers.parquet")
     config = load_config(None, [f"run_dir={tmp_path}", f"paths.triplets={path}"])
-    with pytest.raises(DataError, match="numbers.parquet: .*'query' is a int"):
+    with pytest.raises(DataError, match="numbers.parquet: .*'query' must be text, not int"):
         load_triplets(config, STAGE, tiny_folder)
 
 

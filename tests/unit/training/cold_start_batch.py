@@ -44,8 +44,8 @@ def make_batch(model: ReasoningEmbedder) -> ColdStartBatch:
 def plain_gradient(model: ReasoningEmbedder, batch: ColdStartBatch, settings: ColdStartConfig) -> torch.Tensor:
     """Return the gradient by definition: one forward per side, one backward of the joint loss."""
     model.zero_grad()
-    encoded, items = model(pad(batch.queries, batch.scored)), model.embed(pad(batch.items))
-    scored = pad(batch.queries, batch.scored).scored
+    encoded, items = model(pad(batch.queries, batch.scored_spans)), model.embed(pad(batch.items))
+    scored = pad(batch.queries, batch.scored_spans).scored
     keys, known = torch.tensor(batch.item_keys), torch.from_numpy(batch.known)
     terms = []
     for d in (model.dimension, *settings.matryoshka):

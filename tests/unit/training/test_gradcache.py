@@ -94,7 +94,7 @@ def test_losses_and_their_gradient_norms_are_reported(tiny: ReasoningEmbedder) -
     batch, observer = make_batch(tiny), GradNormObserver()
     values = chunked_gradient(tiny, batch, settings, observer)[2]
     with torch.no_grad():
-        queries = pad(batch.queries, batch.scored)
+        queries = pad(batch.queries, batch.scored_spans)
         encoded, items = tiny(queries), tiny.embed(pad(batch.items))
         keys, known = torch.tensor(batch.item_keys), torch.from_numpy(batch.known)
         expected = info_nce(encoded.embeddings, items, torch.arange(7), keys, known, settings.temperature)
@@ -120,12 +120,12 @@ def state_norm(model: ReasoningEmbedder, batch: ColdStartBatch, settings: ColdSt
     return float(np.sqrt(sum(squares)))
 
 
-def test_thought_dropout_embeds_without_reasoning_and_imitates_nothing(tiny: ReasoningEmbedder) -> None:
+def test_thought_dropout_embeds_without_reasoning_and_without_sft(tiny: ReasoningEmbedder) -> None:
     rows = make_rows(tiny)
     known = KnownPositives(np.arange(7), np.arange(7))
     batch = collate(rows, known, thought_dropout=0.5, random=np.random.default_rng(1))
-    assert batch.scored is not None
-    dropped = [start == end for start, end in batch.scored]
+    assert batch.scored_spans is not None
+    dropped = [start == end for start, end in batch.scored_spans]
     assert 0 < sum(dropped) < 7
     for i, is_dropped in enumerate(dropped):
         reasoning = "" if is_dropped else REASONINGS[i]
