@@ -112,7 +112,7 @@ def fitted(family: str, results: list[Row]) -> str:
     ms = np.array([row["open"]["ms"] for row in rows])
     works = [work(family, row["items"], row["dim"]) / 1e6 for row in rows]
     fixed, ns = nnls(np.stack([np.ones(len(rows)), works], 1) / ms[:, None], np.ones(len(rows)))[0]
-    return f'"{family}": Measured({fixed:.4f}, {ns:.4f}, {rows[-1]["open"]["recall"]}),'
+    return f'"{family}": SearchCost({fixed:.4f}, {ns:.4f}, {rows[-1]["open"]["recall"]}),'
 
 
 if __name__ == "__main__":

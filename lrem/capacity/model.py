@@ -10,8 +10,8 @@ from lrem.errors import DataError
 from lrem.index.ann import NPROBE, NPROBE_SHARE, training_size, usual_lists, usual_parts
 
 
-class Measured(NamedTuple):
-    """One core that searches one structure for 10 hits: milliseconds = fixed_ms + work × ns / 10⁶."""
+class SearchCost(NamedTuple):
+    """One core's search of one structure for 10 hits, measured: milliseconds = fixed_ms + work × ns / 10⁶."""
 
     fixed_ms: float
     ns: float
@@ -19,18 +19,20 @@ class Measured(NamedTuple):
 
 
 STRUCTURES = {  # as benchmarks/capacity.py prints it (x86_64, 2 cores, one thread)
-    "Flat": Measured(0.0158, 0.2036, 1.0),
-    "HNSW32": Measured(0.0, 129.9915, 0.996),
-    "IVF,Flat": Measured(0.5314, 0.2786, 1.0),
-    "IVF,SQ8": Measured(0.4376, 0.3022, 1.0),
-    "IVF,PQ": Measured(0.3547, 1.1112, 1.0),
+    "Flat": SearchCost(0.0158, 0.2036, 1.0),
+    "HNSW32": SearchCost(0.0, 129.9915, 0.996),
+    "IVF,Flat": SearchCost(0.5314, 0.2786, 1.0),
+    "IVF,SQ8": SearchCost(0.4376, 0.3022, 1.0),
+    "IVF,PQ": SearchCost(0.3547, 1.1112, 1.0),
 }
 SHARDS = sorted({round(1.02**i) for i in range(421)})  # tried: every number up to 50, then 2 % steps up to 4,000
 GIB = 2**30
-PROCESS = 123e6  # bytes of a shard's process without items
-USABLE = 0.9  # of a machine's memory: the rest is for the system and the node's own Ray processes
-REBUILD = 1.2  # peak memory of a build ÷ memory of the index; measured: 1.0 to 1.2 at a million vectors
-PAYLOAD = 2.3  # memory of the columns that filters read ÷ bytes of the payload as JSON; measured for short fields
+PROCESS_BYTES = 123e6  # of a shard's process without items
+USABLE_MEMORY_SHARE = 0.9  # of a machine's memory: the rest is for the system and the node's own Ray processes
+REBUILD_PEAK_FACTOR = 1.2  # peak memory of a build ÷ memory of the index; measured: 1.0 to 1.2 at a million vectors
+PAYLOAD_FACTOR = (
+    2.3  # memory of the columns that filters read ÷ bytes of the payload as JSON; measured for short fields
+)
 
 
 class Requirements(Section):
@@ -76,7 +78,7 @@ def vector_bytes(name: str, dim: int) -> int:
 
 def item_bytes(name: str, needs: Requirements) -> float:
     """Return the memory of one item in a replica: vector, row number, deletion mark, payload columns."""
-    return vector_bytes(name, needs.dim) + 9 + PAYLOAD * needs.payload
+    return vector_bytes(name, needs.dim) + 9 + PAYLOAD_FACTOR * needs.payload
 
 
 def stored_bytes(needs: Requirements) -> int:
@@ -122,11 +124,11 @@ def lay_out(name: str, needs: Requirements) -> Layout:
 def divide(name: str, shards: int, needs: Requirements) -> Layout:
     """Return the layout with this many shards. Machines keep items.sqlite in their page cache."""
     count = math.ceil(needs.items / shards)
-    index, measured = factory(name, count, needs.dim), STRUCTURES[name]
-    ms = measured.fixed_ms + work(name, count, needs.dim) * measured.ns / 1e6
+    index, cost = factory(name, count, needs.dim), STRUCTURES[name]
+    ms = cost.fixed_ms + work(name, count, needs.dim) * cost.ns / 1e6
     copies, memory = replicas(needs.qps, 1000 / ms, needs), count * item_bytes(name, needs)
-    shard = copies * (PROCESS + memory * (1 + REBUILD * needs.rebuild)) + count * stored_bytes(needs)
-    fit = min(shards, int(USABLE * needs.memory * GIB // shard), needs.cores // copies)
+    shard = copies * (PROCESS_BYTES + memory * (1 + REBUILD_PEAK_FACTOR * needs.rebuild)) + count * stored_bytes(needs)
+    fit = min(shards, int(USABLE_MEMORY_SHARE * needs.memory * GIB // shard), needs.cores // copies)
     problem = ""
     if count < (trained_on := training_size(needs.dim, index)):
         problem = f"training needs {trained_on:,} items per shard, not {count:,}"
@@ -137,13 +139,13 @@ def divide(name: str, shards: int, needs: Requirements) -> Layout:
     return Layout(
         factory=index,
         item_bytes=item_bytes(name, needs),
-        replica_bytes=PROCESS + memory,
+        replica_bytes=PROCESS_BYTES + memory,
         shards=shards,
         replicas=copies,
         machines=math.ceil(shards / max(1, fit)),
         disk=fit * count * (stored_bytes(needs) + vector_bytes(name, needs.dim) + 8),
         ms=ms,
-        recall=measured.recall,
+        recall=cost.recall,
         problem=problem,
     )
 

@@ -8,7 +8,7 @@ from lrem.config import Config
 from lrem.errors import DataError
 from ray_apps.cluster.progress import console
 
-SHARED = (0.6, 0.4)  # of a GPU that a training worker and an engine share
+SHARED_GPU_FRACTIONS = (0.6, 0.4)  # of a GPU: for a training worker, and for the engine that shares it
 
 
 def gpu_count(config: Config) -> int:
@@ -67,4 +67,4 @@ def plan_gpus(config: Config, workers: int, engines: int, tensor_parallel: int =
             f"{workers} workers and {engines} vLLM engines do not fit on {gpus} GPUs, two on each: lower rollout.actors"
         )
     console.print(f"{gpus} GPUs: {workers} training workers, each sharing its GPU with a vLLM engine", highlight=False)
-    return GpuPlan(workers, *SHARED)
+    return GpuPlan(workers, *SHARED_GPU_FRACTIONS)
