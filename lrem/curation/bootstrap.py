@@ -68,7 +68,7 @@ def bootstrap_queries(items: pa.Table, config: BootstrapConfig, seed: int) -> tu
     Args:
         items: item_id, title, and those of the columns in `config` that exist.
         config: shares of the kinds of need, and names of columns.
-        seed: of every random choice.
+        seed: seed of every random choice.
 
     Raises:
         DataError: the catalogue yields no query at all.
@@ -167,7 +167,7 @@ GENERATORS: dict[str, QueryGenerator] = {
 
 
 def _noun_phrase(match: str, nouns: frozenset[str]) -> str:
-    """Return a feature or a use without trailing words that are no nouns, or an empty string if it is none.
+    """Return a feature or a use without trailing words that are not nouns, or an empty string if the rest is neither.
 
     >>> nouns = frozenset(("strap", "adjustable", "wheel"))
     >>> [_noun_phrase(match, nouns) for match in ("adjustable straps", "all wheels", "wheels and", "ease")]
@@ -176,7 +176,7 @@ def _noun_phrase(match: str, nouns: frozenset[str]) -> str:
     phrase = match.split()
     while phrase and (phrase[-1] in STOP_WORDS | VAGUE_WORDS | NEGATIONS or stem(phrase[-1]) not in nouns):
         phrase.pop()
-    activity = len(phrase) > 1 and phrase[0].endswith("ing")  # "keeping food" is no use; "camping" alone is one
+    activity = len(phrase) > 1 and phrase[0].endswith("ing")  # "keeping food" is not a use; "camping" alone is one
     return "" if not phrase or activity or phrase[0] in VAGUE_WORDS | STOP_WORDS | NEGATIONS else " ".join(phrase)
 
 

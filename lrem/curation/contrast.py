@@ -77,7 +77,7 @@ def keywords(
     separate the relevant items from both. Phrases do not share words.
 
     Args:
-        query: words that are no keywords.
+        query: words that are not keywords.
         relevant: titles of the relevant items.
         retrieved: titles of the other items that the query alone retrieves.
         catalogue: frequencies over all titles.

@@ -47,7 +47,7 @@ def headline(view: ReportView) -> str:
         names = f"{view.name(best)} and {view.name(second)}"
         return f"{names} are level at the top: both reach {percent(top)} % on {measure}."
     return (
-        f"{view.name(best)} has the highest {measure}, {_score_text(view, best, top)}, before {view.name(second)} with "
+        f"{view.name(best)} has the highest {measure}, {_score_text(view, best, top)}, ahead of {view.name(second)} at "
         f"{_score_text(view, second, runner_up)}: {_lead(view, best, second, top - runner_up)}."
     )
 
@@ -82,7 +82,7 @@ def _untested_lead(overlap: bool | None, difference: float) -> str:
     if overlap is None:
         return f"without a test and intervals, the lead of {percent(difference)} points may be chance"
     if overlap:
-        return "their intervals overlap and no paired test is given, so which of them is better stays open"
+        return "their intervals overlap and no paired test is given, so it is unclear which is better"
     return "their intervals do not overlap; no paired test is given"
 
 

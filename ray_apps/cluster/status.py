@@ -93,7 +93,7 @@ def read_status(config: Config) -> ClusterStatus:
         return ClusterStatus(_machines(), _jobs(), _stages(), _actors(), _deployments())
     except (RayError, TimeoutError) as error:
         raise ConnectionError(
-            f"the cluster at '{address}' stopped answering ({_first_line(error)}): run it again"
+            f"the cluster at '{address}' stopped answering ({_first_line(error)}): run `lrem status` again"
         ) from error
     finally:
         ray.shutdown()

@@ -142,7 +142,7 @@ def _completed_blocks(rows: Dataset, start_s: float, batch_s: float) -> Iterator
             if (block := next(blocks, None)) is None:
                 return
             yield ray.get(block)
-            wait = _Wait(batches_s, f"{BATCHES_PER_ENGINE} × timeout_s, as so many batches share an engine")
+            wait = _Wait(batches_s, f"{BATCHES_PER_ENGINE} × timeout_s, as that many batches share an engine")
     finally:
         ray.cancel(blocks, force=True)
     raise TimeoutError(

@@ -29,7 +29,7 @@ class RolloutPool:
     """An asyncio actor's state; see the module. Any number of ranks may call its methods at once.
 
     Args:
-        engine: `module:class` of the engines. gpus: of each. gpu_memory: the share of a GPU's memory for each.
+        engine: `module:class` of the engines. gpus: GPUs per engine. gpu_memory: share of a GPU's memory per engine.
     """
 
     def __init__(self, folder: str, config: Config, engine: str, gpus: float, gpu_memory: float) -> None:
@@ -162,8 +162,8 @@ class RolloutPool:
             except (RayError, TimeoutError) as error:  # an engine that raised may hold half of a batch
                 if raised_before and isinstance(error, RayTaskError):
                     raise RolloutError(
-                        f"{slot.name} {_reason(error)} in '{method}', as another engine did before it, so no other "
-                        "engine would do better: fix the cause and run again"
+                        f"{slot.name} {_describe_failure(error)} in '{method}', as another engine did before it, so no "
+                        "other engine would do better: fix the cause and run again"
                     ) from error
                 raised_before = isinstance(error, RayTaskError)
                 await self._replace(slot, f"'{method}'", self.rollout.timeout_s, error)
@@ -189,14 +189,16 @@ class RolloutPool:
             except RayActorError as error:
                 await self._replace(slot, "a weight sync", limit, error)
             except RayError as error:
-                raise RolloutError(f"{slot.name} could not load policy version {version}: {_reason(error)}") from error
+                raise RolloutError(
+                    f"{slot.name} could not load policy version {version}: {_describe_failure(error)}"
+                ) from error
         if report.version != version:
             raise RolloutError(f"{slot.name} serves policy version {report.version} after a sync to {version}")
         return report
 
     async def _replace(self, slot: EngineSlot, task: str, limit: float, error: Exception) -> None:
         """Start another engine in a slot, load the current weights, and check that it samples as the others do."""
-        reason = f"gave no answer within {limit:.0f} s" if isinstance(error, TimeoutError) else _reason(error)
+        reason = f"gave no answer within {limit:.0f} s" if isinstance(error, TimeoutError) else _describe_failure(error)
         self.restarts += 1
         metrics.count("rollout_restarts", 1, run=self.run)
         if self.restarts > self.rollout.restarts:
@@ -212,7 +214,7 @@ class RolloutPool:
             check_load_report(slot.name, report, self.current, self.rollout.probe_tolerance)
 
 
-def _reason(error: Exception) -> str:
+def _describe_failure(error: Exception) -> str:
     """Return the cause alone, without the traceback that Ray adds."""
     cause = getattr(error, "cause", None)
     return "was lost" if isinstance(error, RayActorError) else f"failed ({cause or error})"

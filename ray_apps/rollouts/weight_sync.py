@@ -45,7 +45,7 @@ PackedState = list[PackedTensor]
 
 
 class WeightSync:
-    """Pushes a trainer's policy to a rollout pool; every rank calls, and each of them meets a failure.
+    """Pushes a trainer's policy to a rollout pool; every rank calls it, and a failure is raised on every rank.
 
     Args:
         score: the trainer's own policy, for the probe.

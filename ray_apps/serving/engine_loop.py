@@ -5,9 +5,12 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ray_apps.rollouts.engines import VllmEngine
+
+if TYPE_CHECKING:  # vLLM is imported in the engine's thread only
+    from vllm import CompletionOutput, LLMEngine, RequestOutput, SamplingParams, TokensPrompt
 
 IDLE_S = 60.0  # the longest that the thread waits for a request at a time
 
@@ -19,10 +22,10 @@ class EngineRequest(NamedTuple):
     """
 
     request_id: str
-    prompt: Any
-    params: Any
-    reply: Callable[[Any], None] | None
-    is_enough: Callable[[Any], bool] | None
+    prompt: "TokensPrompt | None"
+    params: "SamplingParams | None"
+    reply: "Callable[[list[CompletionOutput] | BaseException], None] | None"
+    is_enough: "Callable[[list[CompletionOutput]], bool] | None"
 
 
 class EngineLoop:
@@ -45,8 +48,11 @@ class EngineLoop:
         self.engine: VllmEngine = engine
 
     async def generate(
-        self, prompt: list[int], params: Any, is_enough: Callable[[Any], bool] | None = None
-    ) -> list[Any]:
+        self,
+        prompt: list[int],
+        params: "SamplingParams",
+        is_enough: "Callable[[list[CompletionOutput]], bool] | None" = None,
+    ) -> "list[CompletionOutput]":
         """Return the completions of one prompt. If the caller is cancelled, the engine aborts the request.
 
         Args:
@@ -59,7 +65,7 @@ class EngineLoop:
             raise RuntimeError(f"the reasoner's engine failed: {self.failure}")
         loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
 
-        def reply(result: Any) -> None:
+        def reply(result: "list[CompletionOutput] | BaseException") -> None:
             loop.call_soon_threadsafe(_settle, future, result)
 
         request_id = uuid.uuid4().hex
@@ -87,7 +93,7 @@ class EngineLoop:
             self._fail(error)
             raise
 
-    def _admit(self, engine: Any) -> None:
+    def _admit(self, engine: "LLMEngine") -> None:
         """Handle all requests in the inbox; wait for one if the engine has nothing to step."""
         try:
             idle = not engine.has_unfinished_requests()
@@ -102,7 +108,7 @@ class EngineLoop:
         except queue.Empty:
             return
 
-    def _add(self, engine: Any, request: EngineRequest) -> None:
+    def _add(self, engine: "LLMEngine", request: EngineRequest) -> None:
         self._running[request.request_id] = request
         try:
             engine.add_request(request.request_id, request.prompt, request.params)
@@ -111,7 +117,7 @@ class EngineLoop:
             if request.reply is not None:
                 request.reply(error)
 
-    def _deliver(self, engine: Any, output: Any) -> None:
+    def _deliver(self, engine: "LLMEngine", output: "RequestOutput") -> None:
         request = self._running.get(output.request_id)
         if request is None or request.reply is None:
             return
@@ -136,7 +142,7 @@ class EngineLoop:
                 request.reply(error)
 
 
-def _settle(future: asyncio.Future[Any], result: Any) -> None:
+def _settle(future: "asyncio.Future[list[CompletionOutput]]", result: "list[CompletionOutput] | BaseException") -> None:
     if future.done():
         return
     if isinstance(result, BaseException):

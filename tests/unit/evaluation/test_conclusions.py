@@ -14,7 +14,7 @@ def headline_with(**changed: Any) -> str:
 
 def test_a_significant_lead() -> None:
     assert headline_with() == (
-        "LREM + RL has the highest nDCG@10, 61.2 % (95 % interval 58.7 to 63.7), before direct with 55.0 % "
+        "LREM + RL has the highest nDCG@10, 61.2 % (95 % interval 58.7 to 63.7), ahead of direct at 55.0 % "
         "(95 % interval 52.5 to 57.5): the difference of 6.2 points (95 % interval 4.1 to 8.3) is significant "
         "(p < 0.001 after Holm's correction)."
     )
@@ -37,10 +37,10 @@ def test_a_lead_without_a_paired_test() -> None:
     overlapping = full_report()["intervals"]
     overlapping["direct"]["all"]["nDCG@10"] = [0.5, 0.6]
     text = headline_with(comparisons=[], intervals=overlapping)
-    assert text.endswith("their intervals overlap and no paired test is given, so which of them is better stays open.")
+    assert text.endswith("their intervals overlap and no paired test is given, so it is unclear which is better.")
     assert headline_with(comparisons=[]).endswith("their intervals do not overlap; no paired test is given.")
     assert headline_with(comparisons=[], intervals={}) == (
-        "LREM + RL has the highest nDCG@10, 61.2 %, before direct with 55.0 %: without a test and intervals, the lead "
+        "LREM + RL has the highest nDCG@10, 61.2 %, ahead of direct at 55.0 %: without a test and intervals, the lead "
         "of 6.2 points may be chance."
     )
 
