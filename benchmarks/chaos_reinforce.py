@@ -70,7 +70,7 @@ def run(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def wait_for(folder: Path, process: subprocess.Popen[bytes], step: int, fault: dict[str, Any] | None = None) -> None:
-    """Wait until so many steps are logged; record for a fault the seconds, and how many steps the run repeats."""
+    """Wait until this many steps are logged; record for a fault the seconds, and how many steps the run repeats."""
     started, lowest = time.monotonic(), step - 1
     while (done := steps_done(folder)) < step:
         lowest = min(lowest, done)

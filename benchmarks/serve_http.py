@@ -164,7 +164,7 @@ class Sides:
 
 
 async def closed_loop(address: str, bodies: Any, callers: int, seconds: float) -> Measurement:
-    """Send requests for so many seconds; every response must have status 200."""
+    """Send requests for this many seconds; every response must have status 200."""
     latencies: list[float] = []
     phases: list[dict[str, float]] = []
     async with httpx.AsyncClient(timeout=REQUEST_S, limits=httpx.Limits(max_connections=callers)) as http:

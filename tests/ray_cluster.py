@@ -58,7 +58,8 @@ def ray_head(
     """Start a head that requires a token, wait for its dashboard, and end all its processes after the block.
 
     Args:
-        folder: with a short path, since Ray creates sockets in it. options: of `ray start`. port: of the GCS.
+        folder: with a short path, since Ray creates sockets in it. options: options of `ray start`.
+        port: port of the GCS.
         env: variables of the head, not of its clients.
     """
     ports = [port or new_port(), *(new_port() for _ in range(4))]

@@ -33,7 +33,7 @@ def build_datasheet(
 
     Args:
         settings: the whole configuration, as a dictionary.
-        counters: of all steps.
+        counters: the counters of all steps.
         examples: rows with query, reasoning and item.
     """
     finder, teacher, curate = counters.finder, counters.teacher, settings["curate"]

@@ -32,7 +32,7 @@ def measure_difficulty(
         query: its text.
         ranking: (item id, score), best first, cut at k; with fewer than k results, the k-th score counts as 0.
         relevant: ids of its known items.
-        titles: of the known items, or else of the top results; see `reference_titles`.
+        titles: those of the known items, or else of the top results; see `reference_titles`.
         k: results that a user looks at.
 
     >>> measure_difficulty("warm coat", [("a", 2.0), ("b", 1.0)], {"b", "c"}, ["red coat"], 2)

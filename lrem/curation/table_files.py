@@ -26,7 +26,7 @@ def read_table_files(
     Args:
         path: a file, a folder of files of one format, or a URI.
         text_columns: columns of CSV and TSV that stay text, such as ids: `007` is not 7.
-        delimiter: of CSV.
+        delimiter: the separator of CSV columns.
         keep: a column and a value; of parquet, only the rows with that value are read.
 
     Raises:

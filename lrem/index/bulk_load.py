@@ -68,7 +68,7 @@ def build_snapshot(
     """Build a snapshot from items and return its manifest. On a path it replaces an older snapshot as a whole.
 
     Args:
-        catalogue_sha256: of the catalogue that the items come from, for the manifest.
+        catalogue_sha256: sha256 of the catalogue that the items come from, for the manifest.
 
     Raises:
         ItemError, BuildError: as `build_collection`.

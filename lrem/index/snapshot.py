@@ -45,7 +45,7 @@ def write_snapshot(
     The search structure may lack the latest items; it catches up when the snapshot is opened.
 
     Args:
-        catalogue_sha256: of the catalogue that the collection was built from, for the manifest.
+        catalogue_sha256: sha256 of the catalogue that the collection was built from, for the manifest.
 
     Raises:
         SnapshotError: the destination holds a snapshot, or cannot be written.

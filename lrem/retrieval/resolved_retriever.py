@@ -49,7 +49,7 @@ def resolve_retriever(spec: str, snapshot_model: Path, items: Path) -> ResolvedR
         items: the catalogue, which a snapshot must have been built from.
 
     Raises:
-        DataError: `spec` is none of these, or the snapshot is of another catalogue.
+        DataError: `spec` is not one of these, or the snapshot is of another catalogue.
         SnapshotError: the snapshot cannot be read, or is of another model.
     """
     kind = retriever_kind(spec)

@@ -25,7 +25,7 @@ def check_feasible(bundles: list[Bundle], what: str, strategy: str, machines: Se
     """Check that the machines, with nothing else running on them, could hold all bundles.
 
     Args:
-        strategy: of Ray's placement groups. machines: the total resources of each.
+        strategy: a strategy of Ray's placement groups. machines: the total resources of each machine.
 
     Raises:
         DataError: they could not; the message names what is missing.

@@ -60,7 +60,7 @@ def model_run(
     """Search with one of our models.
 
     Args:
-        reasonings: of each query; None embeds the query without one, and a list embeds the mean over its reasonings.
+        reasonings: one entry per query: None embeds the query without one, a list embeds the mean over its reasonings.
         reasoning_s: seconds that writing them took, added to the cost.
     """
     method = searcher.search_mean if isinstance(reasonings[0], list) else searcher.search

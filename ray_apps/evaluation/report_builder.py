@@ -95,7 +95,7 @@ def comparison_pairs(scores: dict[str, float], modes: bool) -> list[tuple[str, s
     """Return the pairs of systems to test: LREM with each other one, its ingredients, its modes, and the two best.
 
     Args:
-        scores: of each system, over all queries. modes: whether LREM was run in each of its modes.
+        scores: the scores of each system over all queries. modes: whether LREM was run in each of its modes.
 
     >>> comparison_pairs({"bm25": 0.2, "ours": 0.4, "theirs": 0.3}, False)
     [('ours', 'theirs')]

@@ -30,7 +30,7 @@ def index_stats(source: str, factory: str | None) -> dict[str, Any]:
     """Return the statistics of a snapshot, whose checksums are verified, a collection, or a served folder of shards.
 
     Raises:
-        SnapshotError: `source` is none of them, or a damaged snapshot.
+        SnapshotError: `source` is not one of these, or a damaged snapshot.
     """
     if (shards := shard_folders(source)) is None:
         collection = open_snapshot(source)
@@ -127,7 +127,7 @@ def shard_folders(source: str) -> list[Path] | None:
     """Return the collections in a folder: the folder itself, or a served index's shards; None for a snapshot.
 
     Raises:
-        SnapshotError: `source` is none of them, or lacks shards.
+        SnapshotError: `source` is not one of these, or lacks shards.
     """
     folder = Path(source)
     if "://" in source or (folder / MANIFEST).exists():

@@ -60,7 +60,7 @@ class EngineActors:
     """Starts the engines of one pool on resources that are reserved for all of them together.
 
     Args:
-        engine: `module:class` of the engines. gpus: of each. gpu_memory: the share of a GPU's memory for each.
+        engine: `module:class` of the engines. gpus: GPUs per engine. gpu_memory: share of a GPU's memory per engine.
     """
 
     def __init__(self, folder: str, config: Config, engine: str, gpus: float, gpu_memory: float) -> None:

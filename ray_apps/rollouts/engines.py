@@ -86,7 +86,7 @@ class VllmEngine(Engine):
     """vLLM over a model folder, in this process.
 
     Args:
-        logprobs: of the distribution that is sampled from, temperature included; `raw_logprobs`: before any masking.
+        logprobs: those of the sampling distribution, temperature included; `raw_logprobs`: before any masking.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class Embedder:
         """Return the number of token ids of the inputs alone, and with their reasonings.
 
         Args:
-            reasonings: of the texts as queries; None counts the texts as items.
+            reasonings: one per text, which is then a query; None counts the texts as items.
         """
         return await self._run(self._count_tokens, texts, reasonings)
 

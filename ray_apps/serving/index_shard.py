@@ -110,7 +110,7 @@ class IndexShard:
         """Write items durably; return how many were new.
 
         Args:
-            ids: of the items; vectors [N, H] float32 and payloads in the same order.
+            ids: ids of the items; vectors [N, H] float32 and payloads are in the same order.
             model: fingerprint of the model that made the vectors.
 
         Raises:

@@ -23,7 +23,7 @@ class LiveRecord(NamedTuple):
     Attributes:
         application: its Serve application.
         model: fingerprint of its model.
-        folder: of its shards.
+        folder: the folder of its shards.
         nodes: the address of each shard's machine.
         revision: a new one for each record that is published.
         paused_until: end of the pause of writes, Unix seconds.

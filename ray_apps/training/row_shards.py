@@ -14,7 +14,7 @@ from ray.train import DataConfig
 
 from lrem.training.batching import epoch_order, step_rows, steps_per_epoch
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # one row by column name; corpus files hold the raw one, row_rendering.py defines the rendered one
 
 
 class RowSharding(DataConfig):
@@ -48,7 +48,7 @@ class RowShard:
     """One rank's rows as an Arrow table in memory, and the steps over them.
 
     Args:
-        total_rows: of the whole corpus. batch_size: rows per rank and step.
+        total_rows: rows of the whole corpus. batch_size: rows per rank and step.
     """
 
     def __init__(self, total_rows: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:

@@ -39,7 +39,7 @@ class StageTrainer(ABC, Generic[StageConfig]):
     """One rank's state: its rows, its DeepSpeed engine, the checkpoints.
 
     Args:
-        steps: of the whole run; None: as many as `epochs` visits of every row take.
+        steps: steps of the whole run; None: as many as `epochs` visits of every row take.
     """
 
     def __init__(self, job: TrainingJob[StageConfig], steps: int | None, epochs: int) -> None:
@@ -136,7 +136,7 @@ def run_signature(
     """Return what a resumed run must share with the run it continues.
 
     Args:
-        corpus: describes the rows and their content. model_fingerprint: of the weights that training started from.
+        corpus: describes the rows and their content. model_fingerprint: that of the base model.
     """
     dev_identity = [] if dev_set is None else [identity(*dev_set.queries, *dev_set.titles)]
     # a list, not a tuple: the signature is compared with one that was read from JSON

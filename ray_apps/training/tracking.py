@@ -38,7 +38,7 @@ class TrainingLog:
     """The log of a run, written by rank 0; the other ranks only check the values.
 
     Args:
-        name: of the files in run_dir/logs: NAME.jsonl, and the TensorBoard folder NAME.
+        name: NAME of the files in run_dir/logs: NAME.jsonl, and the TensorBoard folder NAME.
         first: steps that are done already; later ones in the files are dropped.
     """
 

@@ -98,7 +98,7 @@ def test_without_the_reasoner_queries_are_embedded_without_thinking(served: Serv
 
 
 async def is_degraded_within(seconds: float) -> bool:
-    """Return whether a request with so many seconds left, fewer than the reasoner may take, goes without thinking."""
+    """Return whether a request with this many seconds left, fewer than the reasoner may take, goes without thinking."""
     record, metrics = read_live_record(), ServingMetrics()
     handles = connect(record.application, record.model, record.shards)
     queries = QueryPath(handles, ServeConfig(reason_timeout_s=50), metrics)
