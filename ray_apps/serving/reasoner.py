@@ -39,7 +39,8 @@ class Reasoner:
         self.loop = EngineLoop(lambda: VllmEngine(folder, config, logprobs="raw_logprobs"))
         self.renderer, self.temperature = self.loop.engine.renderer, config.temperature
         self.decoding = DecodingPolicy.reasoning(self.renderer)
-        await self.reason(["warm up"], 1, None)  # takes seconds, which no request should wait for
+        for think_below in (None, 1.0):  # with and without routing: vLLM compiles for seconds, no request should wait
+            await self.reason(["warm up"], 1, think_below)
 
     def check_health(self) -> None:
         """Raise if the engine has failed: Ray Serve then replaces the replica."""
