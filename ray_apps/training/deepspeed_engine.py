@@ -42,7 +42,11 @@ def make_engine(model: ReasoningEmbedder, optim: OptimConfig, batch_size: int, s
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
+    import deepspeed.ops
 
+    # Only tensor-parallel inference uses this op. On a CPU every start with other build flags would compile it for
+    # minutes, and a process killed meanwhile leaves a lock on which all later ones wait without end.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     settings = {
         "train_micro_batch_size_per_gpu": batch_size,
         "gradient_accumulation_steps": 1,  # `engine_backward` sets the boundary
