@@ -8,26 +8,12 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from lrem.config import Config, load_config
-from lrem.data.counters import Counters
 from lrem.errors import DataError
 from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.curation.resumable import PartStep, cut_into_parts, part_file, read_parts, run_step, total_counters
+from tests.ray.curation.doubler import Doubler
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-class Doubler:
-    """n → 2 n; counts rows, odd and even numbers, and fails on one number."""
-
-    def __init__(self, forbidden: int) -> None:
-        self.forbidden = forbidden
-
-    def __call__(self, part: pa.Table) -> tuple[pa.Table, Counters]:
-        numbers = part["n"].to_pylist()
-        if self.forbidden in numbers:
-            raise ValueError(f"{self.forbidden} is forbidden")
-        odd = sum(n % 2 for n in numbers)
-        return pa.table({"n": [2 * n for n in numbers]}), {"rows": len(numbers), "kinds": [odd, len(numbers) - odd]}
 
 
 def settings(actors: int = 1, start_timeout_s: float = 60.0, *overrides: str) -> Config:

@@ -76,8 +76,8 @@ def test_a_teacher_on_vllm(tmp_path: Path, teacher: Path) -> None:
     llm = {"model": str(teacher), "dtype": "float32", "max_model_len": 512, "max_tokens": 12, "temperature": 0.0}
     config = with_settings(config, teacher="llm", llm=config.curate.llm.model_copy(update=llm))
     assert curate.run(config)["queries"] == len(QUERIES)
-    first = results(config)
-    assert first == {
+    first = decided_rows(config)
+    assert results(config) == {
         "q1": ("kept", "helmet, gloves", ["i1", "i2"]),
         "q2": ("kept", "rubber boots, umbrella", ["i8", "i9"]),
         "q3": ("kept without reasoning", "", ["i6"]),
@@ -95,7 +95,7 @@ def test_a_teacher_on_vllm(tmp_path: Path, teacher: Path) -> None:
     impossible = config.curate.llm.model_copy(update={"batch_size": 1, "tensor_parallel": 99})  # would need 99 CPUs
     assert curate.run(with_settings(config, llm=impossible))["queries"] == 6
     assert {query: row["items"] for query, row in decided_rows(config).items()} == {
-        query: items for query, (_, _, items) in first.items() if query != "q7"
+        query: row["items"] for query, row in first.items() if query != "q7"
     }
     assert dead_letters(config) == []
     assert answer_count(config) == 2 * len(LEARNT) - 1
