@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import hypothesis
 import pytest
+import torch
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -29,10 +30,11 @@ TITLES = [
 
 
 def pytest_configure() -> None:
-    """Set no deadline for property tests, whose time depends on the machine's load, and restore Ctrl-C.
+    """Set no deadline for property tests, one thread for tiny models (more cost them time), and restore Ctrl-C.
 
     A suite that runs in the background of a shell would make its child processes ignore Ctrl-C.
     """
+    torch.set_num_threads(1)
     hypothesis.settings.register_profile("shared machine", deadline=None)
     hypothesis.settings.load_profile("shared machine")
     signal.signal(signal.SIGINT, signal.default_int_handler)

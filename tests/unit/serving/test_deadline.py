@@ -44,7 +44,8 @@ def test_attributed_time_is_not_counted_twice() -> None:
 
     timings = asyncio.run(run())
     assert timings["route"] == 40
-    assert timings["total"] == pytest.approx(timings["route"] + timings["reason"], abs=0.02)
+    assert timings["reason"] >= 9
+    assert timings["route"] + timings["reason"] <= timings["total"] + 0.02  # each is rounded to 0.01 ms
 
 
 def test_timeouts_leave_time_to_answer_without_thinking() -> None:
