@@ -1,5 +1,6 @@
 SEED ?= 0
 BIN := .venv/bin
+TWO_AT_ONCE := -n 2 --dist loadfile  # not for tests that start Ray: each cluster takes both cores
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-unit test-slow bench-cold-start bench-rl chaos-rl chaos bench-search bench-serve chaos-serve bench-capacity bench-curate esci reproduce dashboard docs check format clean
@@ -15,10 +16,11 @@ demo: setup ## a generated shop, from raw data to a running search page; SEED=7 
 
 test: setup check ## ruff, mypy and all tests that are not slow; as root on Debian it first installs Chromium and Prometheus
 	@bash scripts/packages.sh
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(TWO_AT_ONCE) tests/unit tests/deploy lrem ray_apps
+	$(BIN)/pytest -m "not slow" tests/ray
 
 test-unit: setup ## the tests that need no Ray, no server and no browser
-	$(BIN)/pytest -m "not slow" tests/unit lrem
+	$(BIN)/pytest -m "not slow" $(TWO_AT_ONCE) tests/unit lrem
 
 test-slow: setup ## the slow tests alone: workers killed, runs resumed
 	@bash scripts/packages.sh

@@ -58,10 +58,10 @@ def index_snapshot(
     overrides: Overrides = None,
     config: ConfigFile = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Folder of a served index (default: the one that serves paths.index).")
+        str | None, typer.Option("--from", help="Folder of a live index (default: the one that serves paths.index).")
     ] = None,
 ) -> None:
-    """Save a served index, with everything written to it, as one snapshot, while it is served."""
+    """Save a live index, with everything written to it, as one snapshot, while it is served."""
     from ray_apps.indexing.maintenance import save_served_index, served_folder
 
     settings = load_config(config, overrides or [])

@@ -15,7 +15,7 @@ Model = Annotated[Path | None, typer.Option("--model", help="Model folder (paths
 Catalogue = Annotated[Path | None, typer.Option("--catalogue", help="Parquet file of items (paths.items).")]
 Source = Annotated[
     str | None,
-    typer.Option("--from", help="A snapshot (folder or URL) or the folder of a served index (default: paths.index)."),
+    typer.Option("--from", help="A snapshot (folder or URL) or the folder of a live index (default: paths.index)."),
 ]
 Where = Annotated[str | None, typer.Option("--filter", help='Filter on payload as JSON: {"price": {"$lt": 20}}.')]
 

@@ -92,7 +92,7 @@ def is_index_current(config: Config) -> bool:
     """Return whether paths.index was built from paths.items with the model of paths.model.
 
     Raises:
-        SnapshotError: it was saved from a served index, so it may have items that are in no catalogue.
+        SnapshotError: it was saved from a live index, so it may have items that are in no catalogue.
     """
     try:
         manifest = read_manifest(config.uri("index"))
@@ -100,7 +100,7 @@ def is_index_current(config: Config) -> bool:
         return False
     if manifest.get("source") is None:
         raise SnapshotError(
-            f"{config.uri('index')} was saved from a served index and may hold more than {config.path('items')}: omit "
+            f"{config.uri('index')} was saved from a live index and may hold more than {config.path('items')}: omit "
             "--catalogue to serve it, set another paths.index, or delete the folder to build it again"
         )
     from lrem.modeling.model import fingerprint  # here: it imports torch, which lexical curation does not need

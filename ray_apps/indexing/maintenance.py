@@ -1,4 +1,4 @@
-"""The work of `lrem index`: statistics, recall, saving a served index, restoring a snapshot. Does not start Ray."""
+"""The work of `lrem index`: statistics, recall, saving a live index, restoring a snapshot. Does not start Ray."""
 
 import json
 import shutil
@@ -124,7 +124,7 @@ def restore_index(source: str, destination: str, model: str | None, replace: boo
 
 
 def shard_folders(source: str) -> list[Path] | None:
-    """Return the collections in a folder: the folder itself, or a served index's shards; None for a snapshot.
+    """Return the collections in a folder: the folder itself, or a live index's shards; None for a snapshot.
 
     Raises:
         SnapshotError: `source` is not one of these, or lacks shards.

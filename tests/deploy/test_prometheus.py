@@ -18,6 +18,7 @@ from tests.ray_cluster import RayHead
 
 TINY = ("--config", "configs/tiny.yaml")
 WAIT_S = 60.0
+pytestmark = pytest.mark.slow
 
 
 class Prometheus:
@@ -112,7 +113,6 @@ def test_metrics_of_curation_and_training(head: RayHead, prometheus: Prometheus,
     assert all(one["is"] > 0 for one in values if one["name"] in ("info_nce", "sft", "tokens_per_s"))
 
 
-@pytest.mark.slow
 def test_metrics_of_rollouts_and_the_service(
     head: RayHead, prometheus: Prometheus, tmp_path: Path, new_port: Callable[[], int]
 ) -> None:

@@ -97,6 +97,7 @@ class CurateCommand:
             time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_that_is_killed_twice_ends_like_one_that_is_not(tmp_path: Path, ray_folder: Path) -> None:
     keywords = {query(i): f"gadget{name(i)}, thing{name(i)}" for i in range(COUNT)}

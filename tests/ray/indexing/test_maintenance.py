@@ -96,7 +96,7 @@ def test_a_catalogue_does_not_replace_a_saved_served_index(
     catalogue = write_parquet(pa.table({"item_id": IDS[:3], "title": IDS[:3]}), tmp_path / "items.parquet")
     done = lrem("serve", "--catalogue", str(catalogue), f"run_dir={run}")
     assert done.returncode == 1
-    assert "was saved from a served index" in done.stderr
+    assert "was saved from a live index" in done.stderr
     assert "Traceback" not in done.stderr
     assert read_manifest(run / "index")["count"] >= COUNT - 10
 
