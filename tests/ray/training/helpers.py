@@ -61,6 +61,8 @@ def wait_for_workers(process: subprocess.Popen[str], previous: Sequence[psutil.P
 
     def both_are_up() -> bool:
         workers[:] = [worker for worker in train_workers(process) if worker not in previous]
+        if len(workers) < 2:
+            time.sleep(0.1)  # listing all processes costs more than a test can spare
         return len(workers) == 2
 
     wait_until(both_are_up, process, "two training workers")
