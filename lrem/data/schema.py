@@ -19,6 +19,8 @@ REASONINGS = pa.schema([("query_id", TEXT), ("reasoning", TEXT)])
 TRIPLETS = pa.schema([("query_id", TEXT), ("query", TEXT), ("reasoning", TEXT), ("item_id", TEXT), ("title", TEXT)])
 NEGATIVES = pa.schema([("negative_ids", pa.list_(TEXT)), ("negative_titles", pa.list_(TEXT))])  # optional, in triplets
 RL_PAIRS = pa.schema([("query_id", TEXT), ("query", TEXT), ("item_id", TEXT), ("title", TEXT)])
+# optional, in triplets, RL pairs and dev: all items known to be relevant to the query, also those without a row
+RELEVANT = pa.schema([("relevant_ids", pa.list_(TEXT))])
 
 
 def open_table(path: Path | str, schema: pa.Schema) -> pa.dataset.Dataset:
