@@ -95,7 +95,7 @@ class ColdStartConfig(TrainConfig):
     matryoshka: list[int] = Field(default_factory=list)
     """Shorter embeddings to train as well, such as [64, 32]."""
     too_long: Literal["error", "cut"] = "error"
-    """What to do with a query beyond its limit or a reasoning beyond the budget."""
+    """What to do with a query beyond its limit or a reasoning beyond the budget. A reasoning is cut at a comma."""
     lora: LoraConfig = LoraConfig()
     peak_tflops: float | None = Field(None, gt=0)
     """Peak TFLOPS of a worker's device, for MFU. None: looked up for known GPUs."""
