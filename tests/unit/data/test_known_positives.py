@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from lrem.data.known_positives import KnownPositives
 
 KEY = st.integers(0, 2**63 - 1)
-ROWS = st.lists(st.tuples(st.integers(0, 4), KEY, st.none() | st.lists(KEY | st.integers(0, 3), max_size=4)), max_size=9)
+ROWS = st.lists(
+    st.tuples(st.integers(0, 4), KEY, st.none() | st.lists(KEY | st.integers(0, 3), max_size=4)), max_size=9
+)
 
 
 def rendered(rows: list[tuple[int, int, list[int] | None]]) -> pa.Table:
