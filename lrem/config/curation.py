@@ -76,7 +76,7 @@ class CurateConfig(Section):
     accept: float = Field(0.5, ge=0, le=1)
     """Lowest relevance that a judge accepts, 0 to 1; grades 0 to 3 count as thirds."""
     judged_per_query: int = Field(20, ge=1)
-    """Maximum items of the difference set that a judge's model sees, from the top; own_share times as many of its own."""
+    """Maximum items of the difference set that a judge's model sees; own_share times as many of the query's own."""
     items_per_query: int = Field(4, ge=1)
     """Maximum triplets per query: many queries teach more than many items."""
     own_share: float = Field(0.5, ge=0, lt=1)

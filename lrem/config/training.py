@@ -81,7 +81,9 @@ class ColdStartConfig(TrainConfig):
     batch_size: int = Field(128, ge=2)
     """Rows per worker and step (paper)."""
     epochs: int = Field(1, ge=1)
-    """How many times each row is trained on."""
+    """How many times each query is trained on, or each row with `rows_per_query: null`."""
+    rows_per_query: int | None = Field(1, ge=1)
+    """Rows of each query in an epoch, the next ones in the next epoch. null: all of them in every epoch."""
     sft_weight: float = 1.0
     """Weight of the SFT loss, a mean over tokens. The paper's 0.1 weighs a sum over a sequence of about ten tokens."""
     sft_mean: Literal["token", "sequence"] = "token"
