@@ -36,7 +36,15 @@ class StemIndex:
         1
         """
         rows = sorted((self._rows.get(stem, NO_ROWS) for stem in stems), key=len)
-        return len(reduce(lambda a, b: np.intersect1d(a, b, assume_unique=True), rows)) if rows else 0
+        return len(reduce(_common, rows)) if rows else 0
+
+
+def _common(few: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Return the numbers of `few` that are in `many`, both ascending; common words have long lists."""
+    if not len(few):
+        return few
+    places = np.searchsorted(many, few)
+    return few[many[np.minimum(places, len(many) - 1)] == few]
 
 
 def order_keywords(keywords: Sequence[str], relevant: Sequence[str], catalogue: StemIndex) -> list[str]:
