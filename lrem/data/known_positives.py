@@ -31,7 +31,7 @@ def query_identity(query: str) -> int:
 
 
 class KnownPositives:
-    """A map of query identity → identities of all items that it is paired with.
+    """A map of query identity → identities of all items that are known to be relevant to it.
 
     Args:
         queries: query identities of the pairs, [N] int64; a repeated pair counts once.
