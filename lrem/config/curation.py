@@ -76,9 +76,15 @@ class CurateConfig(Section):
     accept: float = Field(0.5, ge=0, le=1)
     """Lowest relevance that a judge accepts, 0 to 1; grades 0 to 3 count as thirds."""
     judged_per_query: int = Field(20, ge=1)
-    """Maximum items of the difference set that the judge sees, from the top."""
+    """Maximum items of the difference set that a judge's model sees; own_share times as many of the query's own."""
     items_per_query: int = Field(4, ge=1)
     """Maximum triplets per query: many queries teach more than many items."""
+    own_share: float = Field(0.5, ge=0, lt=1)
+    """Share of the triplets whose item the query retrieves on its own. 0: none, only the difference set (paper)."""
+    order_keywords: bool = True
+    """Put the most decisive keyword first, before the budget cuts the list. The catalogue's keywords are so anyway."""
+    only_helpful: bool = False
+    """Empty the reasonings with which the retriever ranks the query's known relevant items no higher than without."""
     rl_share: float = Field(0.25, gt=0, lt=1)
     """Share of the queries that go to reinforcement. The paper: 4 of 75 M triplets."""
     dev_share: float = Field(0.0, ge=0, lt=0.5)

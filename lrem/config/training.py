@@ -81,7 +81,9 @@ class ColdStartConfig(TrainConfig):
     batch_size: int = Field(128, ge=2)
     """Rows per worker and step (paper)."""
     epochs: int = Field(1, ge=1)
-    """How many times each row is trained on."""
+    """How many times each query is trained on, or each row with `rows_per_query: null`."""
+    rows_per_query: int | None = Field(1, ge=1)
+    """Rows of each query in an epoch, the next ones in the next epoch. null: all of them in every epoch."""
     sft_weight: float = 1.0
     """Weight of the SFT loss, a mean over tokens. The paper's 0.1 weighs a sum over a sequence of about ten tokens."""
     sft_mean: Literal["token", "sequence"] = "token"
@@ -95,7 +97,7 @@ class ColdStartConfig(TrainConfig):
     matryoshka: list[int] = Field(default_factory=list)
     """Shorter embeddings to train as well, such as [64, 32]."""
     too_long: Literal["error", "cut"] = "error"
-    """What to do with a query beyond its limit or a reasoning beyond the budget."""
+    """What to do with a query beyond its limit or a reasoning beyond the budget. A reasoning is cut at a comma."""
     lora: LoraConfig = LoraConfig()
     peak_tflops: float | None = Field(None, gt=0)
     """Peak TFLOPS of a worker's device, for MFU. None: looked up for known GPUs."""

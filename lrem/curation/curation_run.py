@@ -4,7 +4,7 @@ The steps, each created once in an actor and then called with one part of the qu
 
 Finder    query                       → what the retriever returns for the query alone, and whether it is hard
 Teacher   + an optional reasoning     → keywords that pass the rules, and the difference set
-Judge     + verdicts                  → the items to keep, and the outcome of the query
+Judge     + verdicts                  → the items to keep, all that are relevant, and the outcome of the query
 """
 
 from pathlib import Path
@@ -23,8 +23,10 @@ _QUERY = [("query_id", TEXT), ("query", TEXT), ("category", TEXT), ("draw", pa.f
 _TEACHING = [("hard", pa.bool_()), ("reasoning", TEXT), ("outcome", TEXT)]
 INPUT_SCHEMA = pa.schema(_QUERY)
 DIFFICULTY_SCHEMA = pa.schema([*_QUERY, ("first", TEXTS), ("recall", pa.float64()), ("hard", pa.bool_())])
-REASONING_SCHEMA = pa.schema([*_QUERY, *_TEACHING, ("candidates", TEXTS)])
-VERDICT_SCHEMA = pa.schema([*_QUERY, *_TEACHING, ("items", TEXTS)])
+# candidates: what only the reasoning retrieves; own: what the query itself retrieves
+REASONING_SCHEMA = pa.schema([*_QUERY, *_TEACHING, ("candidates", TEXTS), ("own", TEXTS)])
+# items: those to train on; relevant: all that are known to be relevant
+VERDICT_SCHEMA = pa.schema([*_QUERY, *_TEACHING, ("items", TEXTS), ("relevant", TEXTS)])
 
 
 class CurationRun(NamedTuple):

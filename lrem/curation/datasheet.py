@@ -48,6 +48,7 @@ def build_datasheet(
         },
         "teacher": {"kind": curate["teacher"], "model": curate["llm"]["model"] if curate["teacher"] == "llm" else None},
         "phrases": {"written": teacher["phrases"]} | {k: n for k, n in teacher.items() if k.startswith("dropped: ")},
+        "reasonings": {"compared": teacher["compared"], "helpful": teacher["helpful"]},
         "judge": _judge_section(curate, counters.judge),
         "outcomes": counters.outcomes,
         "split": {
@@ -94,7 +95,7 @@ def render_markdown(sheet: dict[str, Any]) -> str:
     lines += _difficulty_lines(sheet["difficulty"])
     lines += ["", "## Teacher and rules", ""]
     lines += [f"- {key}: {value}" for key, value in (sheet["teacher"] | sheet["phrases"]).items() if value is not None]
-    lines += ["", "## Judge", ""]
+    lines += ["", _helpfulness_line(sheet["reasonings"]), "", "## Judge", ""]
     lines += [f"- {key}: {value}" for key, value in sheet["judge"].items()]
     lines += ["", "## What became of the queries", "", "| outcome | queries |", "| --- | --- |"]
     lines += [f"| {name} | {n} |" for name, n in sorted(sheet["outcomes"].items(), key=lambda pair: -pair[1])]
@@ -116,6 +117,13 @@ def _difficulty_lines(difficulty: dict[str, Any]) -> list[str]:
         numbers = " ".join(map(str, counts[:BINS]))
         lines.append(f"| {name} | `{sparkline(counts[:BINS])}` | {numbers} | {counts[BINS]} |")
     return lines
+
+
+def _helpfulness_line(counts: Counters) -> str:
+    return (
+        f"With {counts['helpful']} of {counts['compared']} reasonings the retriever ranks the known relevant items "
+        "higher than for the query alone."
+    )
 
 
 def _near_duplicates_line(counts: Counters) -> str:

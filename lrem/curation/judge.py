@@ -2,10 +2,12 @@
 
 import math
 import zlib
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
 
+from lrem.config import CurateConfig
 from lrem.curation.answer_store import AnswerStore
 from lrem.curation.chat_requests import judge_request
 from lrem.curation.cross_encoder import CrossEncoderJudge
@@ -13,6 +15,18 @@ from lrem.curation.curation_run import VERDICT_SCHEMA, CurationRun, CurationStep
 from lrem.curation.split_assignment import JUDGE_FAILED, KEPT, KEPT_WITHOUT_REASONING, NOTHING_RELEVANT
 from lrem.curation.verdicts import parse_verdict
 from lrem.data.counters import Counters
+
+
+def max_own_judged(settings: CurateConfig) -> int:
+    """Return how many of the items that a query retrieves on its own a judge's model sees."""
+    return round(settings.judged_per_query * settings.own_share)
+
+
+def judged_items(row: dict[str, Any], settings: CurateConfig) -> list[str]:
+    """Return the items of a row of REASONING_SCHEMA that a judge's model sees: the candidates, then the query's own."""
+    if row["outcome"] not in (KEPT, KEPT_WITHOUT_REASONING):
+        return []
+    return [*row["candidates"][: settings.judged_per_query], *row["own"][: max_own_judged(settings)]]
 
 
 class Judge(CurationStep):
@@ -32,33 +46,36 @@ class Judge(CurationStep):
         not].
         """
         rows = part.to_pylist()
-        judgements = self.judgements.get([row["query_id"] for row in rows])
+        query_ids = [row["query_id"] for row in rows]
+        judgements, known_items = self.judgements.get(query_ids), self.relevant_items(query_ids)
         counts: Counters = {"agreement": [0, 0, 0, 0], "judged": 0, "unjudged": 0}
         for row in rows:
             grades = dict(judgements.get(row["query_id"], []))
-            row["outcome"], relevant = self._decide(row, grades, counts)
-            row["items"] = self._sample(row["query_id"], relevant)
+            row["outcome"], accepted = self._decide(row, grades, counts)
+            row["items"] = self._sample(row, accepted)
+            row["relevant"] = sorted(known_items.get(row["query_id"], set()).union(accepted))
             counts[f"outcome {row['outcome']}"] = counts.get(f"outcome {row['outcome']}", 0) + 1
         return pa.Table.from_pylist(rows, VERDICT_SCHEMA), counts
 
-    def _decide(self, row: dict[str, Any], grades: dict[str, int], counts: Counters) -> tuple[str, list[str]]:
+    def _decide(self, row: dict[str, Any], grades: dict[str, int], counts: Counters) -> tuple[str, set[str]]:
+        """Return the outcome of a query and the accepted items, of which one at least is a candidate."""
+        candidates, min_grade = row["candidates"], self.settings.relevant_from
         if row["outcome"] not in (KEPT, KEPT_WITHOUT_REASONING):
-            return row["outcome"], row["candidates"]
-        min_grade = self.settings.relevant_from
+            return row["outcome"], {*candidates, *row["own"]}  # known to be relevant, or none
         if self.settings.judge == "known":
-            relevant = [item for item in row["candidates"] if grades.get(item, 0) >= min_grade]
-            return (row["outcome"], relevant) if relevant else (NOTHING_RELEVANT, [])
-        candidates = row["candidates"][: self.settings.judged_per_query]
-        verdicts = self._verdicts(row["query"], candidates)
-        counts["judged"] += len(verdicts)
-        counts["unjudged"] += len(candidates) - len(verdicts)
-        for item, accepted in verdicts.items():
-            if item in grades:
-                counts["agreement"][2 * (not accepted) + (grades[item] < min_grade)] += 1
-        relevant = [item for item in candidates if verdicts.get(item)]
-        if candidates and not verdicts:
-            return JUDGE_FAILED, []
-        return (row["outcome"], relevant) if relevant else (NOTHING_RELEVANT, [])
+            verdicts = {item: grades.get(item, 0) >= min_grade for item in [*candidates, *row["own"]]}
+        else:
+            items = judged_items(row, self.settings)
+            verdicts = self._verdicts(row["query"], items)
+            counts["judged"] += len(verdicts)
+            counts["unjudged"] += len(items) - len(verdicts)
+            for item, accepted in verdicts.items():
+                if item in grades:
+                    counts["agreement"][2 * (not accepted) + (grades[item] < min_grade)] += 1
+        if candidates and verdicts.keys().isdisjoint(candidates):
+            return JUDGE_FAILED, set()
+        relevant = {item for item, accepted in verdicts.items() if accepted}
+        return (NOTHING_RELEVANT, set()) if relevant.isdisjoint(candidates) else (row["outcome"], relevant)
 
     def _verdicts(self, query: str, items: list[str]) -> dict[str, bool]:
         """Return item → whether the judge accepts it; items without a readable answer are left out."""
@@ -72,7 +89,16 @@ class Judge(CurationStep):
         verdicts = {item: parse_verdict(answers.get(key), min_grade) for item, key in keys.items()}
         return {item: verdict for item, verdict in verdicts.items() if verdict is not None}
 
-    def _sample(self, query_id: str, items: list[str]) -> list[str]:
-        """Return items_per_query items, pseudo-randomly from the whole list: the top is often one kind of product."""
-        order = sorted(items, key=lambda item: zlib.crc32(f"{query_id} {item}".encode()))
-        return order[: self.settings.items_per_query]
+    def _sample(self, row: dict[str, Any], accepted: Collection[str]) -> list[str]:
+        """Return items_per_query accepted items, with a share of own_share of the query's own.
+
+        They are drawn pseudo-randomly from the whole lists: the top is often one kind of product.
+        """
+        query_id, count = row["query_id"], self.settings.items_per_query
+        draw = zlib.crc32(query_id.encode()) / 2**32  # rounds the share up or down, right on average
+        own = self._shuffle(query_id, row["own"], accepted)[: int(count * self.settings.own_share + draw)]
+        return self._shuffle(query_id, row["candidates"], accepted)[: count - len(own)] + own
+
+    def _shuffle(self, query_id: str, items: list[str], accepted: Collection[str]) -> list[str]:
+        chosen = [item for item in items if item in accepted]
+        return sorted(chosen, key=lambda item: zlib.crc32(f"{query_id} {item}".encode()))

@@ -1,12 +1,12 @@
 """Rules that a teacher's keyword list must pass. Source: paper, "Training data"."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from lrem.data.keywords import join_phrases, split_phrases
 from lrem.data.words import literals, words
 
-SEPARATOR = ","
 MAX_MENTION_WORDS = 4  # of a brand or a banned phrase
 # A brand after one of the first, or before one of the last, is not the one that the query asks for.
 BEFORE_OTHER_BRAND = "like|instead of|than|not|no|non|without|except|besides|vs|for|with|similar to|alternatives? to"
@@ -29,12 +29,18 @@ class KeywordRules(NamedTuple):
     count_tokens: Callable[[str], int] = lambda text: len(re.findall(r"\w+|,", text))
 
 
-def filter_keywords(reasoning: str, query: str, rules: KeywordRules) -> tuple[str, dict[str, int]]:
-    """Return the phrases that pass every rule, in order, and the number of phrases that each rule dropped.
+def filter_keywords(
+    reasoning: str, query: str, rules: KeywordRules, order: Callable[[Sequence[str]], list[str]] = list
+) -> tuple[str, dict[str, int]]:
+    """Return the phrases that pass every rule, and the number of phrases that each rule dropped.
 
     Dropped are repeated phrases, phrases made only of the query's words, phrases with a banned word or phrase, brands
     other than the one that the query asks for, literals (words with a digit) that are not the query's if it has some,
     and everything beyond the token budget.
+
+    Args:
+        order: puts the phrases that pass the other rules into the order in which the budget cuts them; by default their
+            own.
 
     >>> filter_keywords("helmet, helmet, ride", "ride a bike", KeywordRules())
     ('helmet', {'repeated': 1, 'of the query': 1})
@@ -48,8 +54,7 @@ def filter_keywords(reasoning: str, query: str, rules: KeywordRules) -> tuple[st
     target = _target_brands(query, rules.brands) if rules.brands else set()
     kept: list[str] = []
     dropped: dict[str, int] = {}
-    phrases = [phrase for part in reasoning.lower().split(SEPARATOR) if (phrase := " ".join(part.split()))]
-    for position, phrase in enumerate(phrases):
+    for phrase in split_phrases(reasoning.lower()):
         if phrase in kept:
             rule = "repeated"
         elif set(words(phrase)) <= query_words:
@@ -60,14 +65,23 @@ def filter_keywords(reasoning: str, query: str, rules: KeywordRules) -> tuple[st
             rule = "another brand"
         elif query_literals and literals(phrase) - query_literals:
             rule = "another literal"
-        elif rules.budget is not None and rules.count_tokens(f"{SEPARATOR} ".join([*kept, phrase])) > rules.budget:
-            dropped["beyond the budget"] = len(phrases) - position
-            break
         else:
             kept.append(phrase)
             continue
         dropped[rule] = dropped.get(rule, 0) + 1
-    return f"{SEPARATOR} ".join(kept), dropped
+    ordered = order(kept)
+    within = _within_budget(ordered, rules)
+    if len(within) < len(ordered):
+        dropped["beyond the budget"] = len(ordered) - len(within)
+    return join_phrases(within), dropped
+
+
+def _within_budget(phrases: list[str], rules: KeywordRules) -> list[str]:
+    """Return the phrases before the first that exceeds the token budget."""
+    for count in range(1, len(phrases) + 1):
+        if rules.budget is not None and rules.count_tokens(join_phrases(phrases[:count])) > rules.budget:
+            return phrases[: count - 1]
+    return phrases
 
 
 def find_mentions(text: str, phrases: Collection[str]) -> set[str]:

@@ -8,6 +8,7 @@ from lrem.curation.splits import split_for_draw
 # The values of `outcome`: kept, with what its rows lack
 KEPT = "kept"
 KEPT_WITHOUT_REASONING = "kept without reasoning"  # an easy query, whose empty reasoning teaches when not to reason
+KEPT_UNHELPED = "kept, the words do not help"  # hard, but embedded without the words: curate.only_helpful
 KEPT_WITHOUT_TEACHER = "kept without a teacher"  # judged but without a reasoning, so for RL alone
 # or dropped, and why
 TEACHER_FAILED = "the teacher failed"
@@ -28,7 +29,7 @@ def assign_split(settings: CurateConfig, row: dict[str, Any]) -> str | None:
     """
     assert settings.test_share is not None
     split = split_for_draw(row["draw"], settings.rl_share, settings.dev_share, settings.test_share)
-    if row["outcome"] == KEPT_WITHOUT_REASONING and split == "rl" and not settings.rl_easy:
+    if row["outcome"] in (KEPT_WITHOUT_REASONING, KEPT_UNHELPED) and split == "rl" and not settings.rl_easy:
         return "cold_start" if row["alone"] else None
     if row["outcome"] != KEPT_WITHOUT_TEACHER or split in ("rl", "test"):
         return split

@@ -1,8 +1,9 @@
 """The second step of curation: reasonings for hard queries, filtered by the rules, and what they make reachable."""
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -12,11 +13,14 @@ from lrem.curation.answer_store import AnswerStore
 from lrem.curation.chat_requests import extraction_request, reasoning_request
 from lrem.curation.curation_run import REASONING_SCHEMA, CurationRun
 from lrem.curation.finder import Finder
+from lrem.curation.helpfulness import words_help
+from lrem.curation.keyword_order import StemIndex, order_keywords
 from lrem.curation.query_lookup import QueryLookup
 from lrem.curation.rules import KeywordRules, difference_set, expand_query, filter_keywords, normalize_brand
 from lrem.curation.split_assignment import (
     EMPTY_DIFFERENCE,
     KEPT,
+    KEPT_UNHELPED,
     KEPT_WITHOUT_REASONING,
     KEPT_WITHOUT_TEACHER,
     NO_KEYWORDS_LEFT,
@@ -25,10 +29,19 @@ from lrem.curation.split_assignment import (
     TEACHER_FAILED,
 )
 from lrem.data.counters import Counters
+from lrem.data.keywords import split_phrases
 from lrem.data.schema import read_items
 from lrem.errors import DataError
 
 DEFAULT_BUDGET = 16  # tokens in a reasoning (paper), if model.budget is not set
+
+
+class _Decision(NamedTuple):
+    """The outcome of a query, subject to the judge's verdict, and the items to judge, as in REASONING_SCHEMA."""
+
+    outcome: str
+    candidates: Sequence[str] = ()
+    own: Sequence[str] = ()
 
 
 class Teacher(Finder):
@@ -40,6 +53,8 @@ class Teacher(Finder):
         self.answers = AnswerStore(run.answers_file) if teacher == "llm" else None
         self.reasonings = QueryLookup(run.reasonings_file) if teacher == "file" else None
         self.catalogue = contrast.phrase_frequencies(self.titles.values()) if teacher == "catalogue" else None
+        ordered = self.settings.order_keywords and teacher != "catalogue"  # whose keywords are in order
+        self.stems = StemIndex(self.titles.values()) if ordered else None
         items, column = read_items(run.config.path("items")), self.settings.brand_column
         cells = items[column].to_pylist() if column in items.column_names else []
         brands = frozenset(name for brand in cells if brand and (name := normalize_brand(str(brand))))
@@ -48,16 +63,18 @@ class Teacher(Finder):
         self.rules = KeywordRules(banned, brands, budget, token_counter(run.config.model.source))
 
     def __call__(self, part: pa.Table) -> tuple[pa.Table, Counters]:
-        """DIFFICULTY_SCHEMA → REASONING_SCHEMA, and the number of phrases that each rule dropped."""
-        rows, counts = part.to_pylist(), Counter[str]({"phrases": 0})
+        """DIFFICULTY_SCHEMA → REASONING_SCHEMA, and counters.
+
+        `phrases` counts those written, `dropped: …` those that each rule dropped, `compared` the reasonings of queries
+        with known relevant items, and `helpful` those that rank these higher.
+        """
+        rows = part.to_pylist()
+        counts = Counter[str]({"phrases": 0, "compared": 0, "helpful": 0})
         self._reason(rows)
         counts["failed"] = sum(row["failed"] for row in rows)
-        for row in rows:
-            row["unfiltered"] = row["reasoning"] or ""
-            row["reasoning"], dropped = filter_keywords(row["unfiltered"], row["query"], self.rules)
-            counts["phrases"] += sum(bool(phrase.strip()) for phrase in row["unfiltered"].split(","))
-            counts.update({f"dropped: {rule}": n for rule, n in dropped.items()})
         relevant = self.relevant_items([row["query_id"] for row in rows])
+        for row in rows:
+            self._filter(row, relevant.get(row["query_id"], set()), counts)
         expanded = [row for row in rows if row["taught"] and row["reasoning"]]
         texts = [expand_query(row["query"], row["reasoning"]) for row in expanded]
         rankings = self.retriever.search(texts, self.settings.top_k)
@@ -65,9 +82,26 @@ class Teacher(Finder):
             row["query_id"]: [item for item, _ in ranking] for row, ranking in zip(expanded, rankings, strict=True)
         }
         for row in rows:
-            known_items = relevant.get(row["query_id"], set())
-            row["outcome"], row["candidates"] = self._outcome(row, known_items, second.get(row["query_id"], []))
+            known_items, retrieved = relevant.get(row["query_id"], set()), second.get(row["query_id"], [])
+            decision = self._decide(row, known_items, retrieved)
+            if row["query_id"] in second and known_items:
+                helps = words_help(row["first"], retrieved, known_items)
+                counts.update(compared=1, helpful=int(helps))
+                if self.settings.only_helpful and not helps:
+                    row["reasoning"], decision = "", self._without_words(known_items)
+            row |= decision._asdict()
         return pa.Table.from_pylist(rows, REASONING_SCHEMA), counts
+
+    def _filter(self, row: dict[str, Any], relevant: set[str], counts: Counter[str]) -> None:
+        """Apply the rules to a reasoning, in its canonical order, and count what they drop."""
+        row["unfiltered"] = row["reasoning"] or ""
+        order: Callable[..., list[str]] = list
+        if self.stems is not None:
+            titles = [self.titles[item] for item in sorted(relevant)]
+            order = partial(order_keywords, relevant=titles, catalogue=self.stems)
+        row["reasoning"], dropped = filter_keywords(row["unfiltered"], row["query"], self.rules, order)
+        counts["phrases"] += len(split_phrases(row["unfiltered"]))
+        counts.update({f"dropped: {rule}": n for rule, n in dropped.items()})
 
     def _reason(self, rows: list[dict[str, Any]]) -> None:
         """Set `reasoning` (unfiltered), `taught`, and `failed` (a language model gave no usable answer)."""
@@ -109,20 +143,26 @@ class Teacher(Finder):
                 continue
             row |= {"taught": True, "failed": False}
 
-    def _outcome(self, row: dict[str, Any], relevant: set[str], second: list[str]) -> tuple[str, list[str]]:
-        """Return the outcome of a query, subject to the judge's verdict, and the items to judge."""
+    def _without_words(self, relevant: set[str]) -> _Decision:
+        """Decide on a query whose words do not help: it is trained with an empty reasoning, on any relevant item."""
+        return _Decision(KEPT_UNHELPED, sorted(relevant)) if self.settings.keep_easy else _Decision(NO_REASONING)
+
+    def _decide(self, row: dict[str, Any], relevant: set[str], second: list[str]) -> _Decision:
+        """Decide on a query by what its reasoning retrieves."""
         if row["failed"]:
-            return TEACHER_FAILED, []
+            return _Decision(TEACHER_FAILED)
+        own = row["first"] if self.settings.own_share else []
         nothing_usable = row["hard"] and self.settings.teacher != "file" and not row["reasoning"]
         if not row["taught"] or nothing_usable:
             not_retrieved = sorted(relevant.difference(row["first"])) if self.settings.keep_untaught else []
             if not_retrieved:
-                return KEPT_WITHOUT_TEACHER, not_retrieved
-            return (NO_KEYWORDS_LEFT if row["unfiltered"] else NO_TEACHER), []
+                return _Decision(KEPT_WITHOUT_TEACHER, not_retrieved, [item for item in own if item in relevant])
+            return _Decision(NO_KEYWORDS_LEFT if row["unfiltered"] else NO_TEACHER)
         if not row["reasoning"]:
-            return (KEPT_WITHOUT_REASONING, row["first"]) if self.settings.keep_easy else (NO_REASONING, [])
+            easy = _Decision(KEPT_WITHOUT_REASONING, row["first"])
+            return easy if self.settings.keep_easy else _Decision(NO_REASONING)
         difference = difference_set(row["first"], second)
-        return (KEPT, difference) if difference else (EMPTY_DIFFERENCE, [])
+        return _Decision(KEPT, difference, own) if difference else _Decision(EMPTY_DIFFERENCE)
 
 
 def token_counter(source: str | None) -> Callable[[str], int]:

@@ -7,6 +7,8 @@ them without a shared dictionary (the probability of a collision among 10^8 ids 
 import hashlib
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def identity(*parts: str) -> int:
@@ -29,7 +31,7 @@ def query_identity(query: str) -> int:
 
 
 class KnownPositives:
-    """A map of query identity → identities of all items that it is paired with.
+    """A map of query identity → identities of all items that are known to be relevant to it.
 
     Args:
         queries: query identities of the pairs, [N] int64; a repeated pair counts once.
@@ -37,10 +39,28 @@ class KnownPositives:
     """
 
     def __init__(self, queries: np.ndarray, items: np.ndarray) -> None:
-        pairs = np.unique(np.stack([queries, items], axis=1).astype(np.int64), axis=0)  # sorted by query
-        self.queries, starts = np.unique(pairs[:, 0], return_index=True)
-        self.items = pairs[:, 1]
-        self.bounds = np.append(starts, len(pairs))
+        order = np.lexsort((items, queries))
+        queries, items = queries[order].astype(np.int64), items[order].astype(np.int64)
+        new = np.ones(len(queries), dtype=bool)
+        new[1:] = (queries[1:] != queries[:-1]) | (items[1:] != items[:-1])
+        self.queries, starts = np.unique(queries[new], return_index=True)
+        self.items = items[new]
+        self.bounds = np.append(starts, len(self.items))
+
+    @classmethod
+    def of_rows(cls, rows: pa.Table) -> "KnownPositives":
+        """Collect the positives of rendered rows, and the other items that these know to be relevant.
+
+        Args:
+            rows: `query_key` and `item_key` int64, `relevant_keys` list of int64, perhaps null.
+
+        >>> rows = pa.table({"query_key": [5, 7], "item_key": [1, 2], "relevant_keys": [[1, 3], None]})
+        >>> [KnownPositives.of_rows(rows).of(query).tolist() for query in (5, 7)]
+        [[1, 3], [2]]
+        """
+        queries, items = rows["query_key"].to_numpy(), rows["item_key"].to_numpy()
+        relevant = relevant_pairs(rows)
+        return cls(np.concatenate([queries, relevant[0]]), np.concatenate([items, relevant[1]]))
 
     def of(self, query: int) -> np.ndarray:
         """Return the identities of one query's items, [P] int64; empty for an unknown query.
@@ -60,3 +80,11 @@ class KnownPositives:
         for i, row in enumerate(rows):
             out[i, : len(row)] = row
         return out
+
+
+def relevant_pairs(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (query, item) identities that the column `relevant_keys` of rendered rows adds, [R] int64 each."""
+    lists = rows["relevant_keys"].combine_chunks()
+    counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    items = pc.list_flatten(lists).to_numpy(zero_copy_only=False)
+    return np.repeat(rows["query_key"].to_numpy(), counts), items.astype(np.int64)

@@ -19,6 +19,8 @@ REASONINGS = pa.schema([("query_id", TEXT), ("reasoning", TEXT)])
 TRIPLETS = pa.schema([("query_id", TEXT), ("query", TEXT), ("reasoning", TEXT), ("item_id", TEXT), ("title", TEXT)])
 NEGATIVES = pa.schema([("negative_ids", pa.list_(TEXT)), ("negative_titles", pa.list_(TEXT))])  # optional, in triplets
 RL_PAIRS = pa.schema([("query_id", TEXT), ("query", TEXT), ("item_id", TEXT), ("title", TEXT)])
+# optional, in triplets, RL pairs and dev: all items known to be relevant to the query, also those without a row
+RELEVANT = pa.schema([("relevant_ids", pa.list_(TEXT))])
 
 
 def open_table(path: Path | str, schema: pa.Schema) -> pa.dataset.Dataset:
@@ -49,13 +51,16 @@ def _unreadable_error(path: Path | str, error: OSError) -> DataError:
     return DataError(f"{path} is not readable as parquet ({error}): convert it to parquet")
 
 
-def read_table(path: Path | str, schema: pa.Schema, keep_extra: bool = False) -> pa.Table:
+def read_table(
+    path: Path | str, schema: pa.Schema, keep_extra: bool = False, optional: pa.Schema | None = None
+) -> pa.Table:
     """Read parquet and check it: every column of `schema`, castable, no nulls, at least one row.
 
     Args:
         path: a parquet file, a folder of parquet files, or a URI.
         schema: the required columns; with `keep_extra` other columns follow them unchanged.
         keep_extra: whether to keep the columns that `schema` does not name.
+        optional: columns that follow if the file has them; they may have nulls.
 
     Raises:
         DataError: a file is missing or not parquet, a column is missing or of another type, a required value is null,
@@ -68,7 +73,9 @@ def read_table(path: Path | str, schema: pa.Schema, keep_extra: bool = False) ->
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} is not readable as parquet ({error}): convert it to parquet") from error
     columns = [_checked_column(table, field, path) for field in schema]
-    names = list(schema.names)
+    present = [field for field in optional or () if field.name in table.column_names]
+    columns += [_cast_column(table.column(field.name), field, path) for field in present]
+    names = [*schema.names, *(field.name for field in present)]
     if keep_extra:
         extra = [name for name in table.column_names if name not in names]
         columns, names = columns + [table.column(name) for name in extra], names + extra
@@ -112,6 +119,10 @@ def _checked_column(table: pa.Table, field: pa.Field, path: Path | str, first_ro
     if column.null_count:
         row = first_row + pc.index(pc.is_null(column), True).as_py()
         raise DataError(f"{path}: '{field.name}' is null in row {row}: fill it or drop the row")
+    return _cast_column(column, field, path)
+
+
+def _cast_column(column: pa.ChunkedArray, field: pa.Field, path: Path | str) -> pa.ChunkedArray:
     try:
         return column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from lrem.data.keywords import clean_keywords, join_phrases, split_phrases
+
 THINK, CLOSE, EMB = "<think>", "</think>", "<emb>"
 QUERY, ITEM = "<query>", "<item>"
 FILE = "lrem_template.json"
@@ -105,16 +107,32 @@ class Renderer:
         return [*self.query_prompt(query), self.think]
 
     def reasoning_ids(self, reasoning: str) -> list[int]:
-        """Return the ids of a keyword list, cut to the budget."""
-        return self.text_ids(reasoning)[: self.template.budget] if reasoning.strip() else []
+        """Return the ids of a keyword list, cut after its last phrase within the budget.
+
+        Only a first phrase that exceeds the budget alone is cut within.
+        """
+        ids, budget = self.text_ids(reasoning), self.template.budget
+        if len(ids) <= budget:
+            return ids
+        phrases, kept = split_phrases(reasoning), ids[:budget]
+        for count in range(1, len(phrases)):
+            whole = self.text_ids(join_phrases(phrases[:count]))
+            if len(whole) > budget:
+                break
+            kept = whole
+        return kept
 
     def reasoning_text(self, ids: list[int]) -> str:
         """Return the keyword list that `ids` spell."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def thought_text(self, sampled: Sequence[int]) -> str:
-        """Return the keyword list of a sampled reasoning, without special tokens."""
-        return self.reasoning_text([token for token in sampled if token not in self.special])
+        """Return the keyword list of a sampled reasoning, without special tokens and repeated phrases.
+
+        Without a token that ends it (`</think>` or `<emb>`) it was cut at the budget: then its last phrase is dropped.
+        """
+        text = self.reasoning_text([token for token in sampled if token not in self.special])
+        return clean_keywords(text, cut=not {self.close, self.emb}.intersection(sampled))
 
     def completion(self, reasoning: list[int]) -> list[int]:
         """Return `<think>` reasoning `</think><emb>`: what the model learns to write after the prompt."""

@@ -3,7 +3,8 @@
 Serving, rollouts, evaluation, MTEB and `ReasoningEmbedder.reason` decode by the same policies, whatever engine samples:
 
     reasoning   the prompt ends in `<think>`; stop at `</think>` or `<emb>`, or close at `budget` tokens. A query that
-                must think writes at least one token, and no special tokens.
+                must think writes at least one token, and no special tokens. `Renderer.thought_text` reads it: repeated
+                phrases, and the phrase that the budget has cut, are dropped.
     rollout     the policy writes `<think>` itself and is free from the first token, so that training sees malformed
                 output too; stop at `<emb>`, or cut at budget + slack tokens.
 

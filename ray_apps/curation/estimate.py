@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from lrem.config import Config, LlmConfig
 from lrem.curation.cost_estimate import CHARACTERS_PER_TOKEN, LlmWorkload, estimate_cost
+from lrem.curation.judge import max_own_judged
 from lrem.curation.prompts import extraction_messages, judge_messages, reasoning_messages
 from lrem.data.schema import read_items
 from ray_apps.curation.inputs import train_queries
@@ -38,7 +39,8 @@ def estimate_curation(config: Config) -> str:
         lines.append(_cost_line("teacher", llm, [thinking, extracting]))
     if config.curate.judge == "llm":
         title = "t" * (_characters(items["title"]) // items.num_rows)
-        judging = LlmWorkload(count * config.curate.judged_per_query, judge_messages(query, title))
+        pairs = count * (config.curate.judged_per_query + max_own_judged(config.curate))
+        judging = LlmWorkload(pairs, judge_messages(query, title))
         lines.append(_cost_line("judge", config.curate.judge_llm, [judging]))
     parts, done = -(-count // config.curate.part_rows), len(list_parts(folder / "decided"))
     lines.append(f"{parts} parts of {config.curate.part_rows} queries, {done} of them done")

@@ -18,7 +18,7 @@ from lrem.curation.answer_parsing import parse_grade, parse_keywords
 from lrem.curation.answer_store import AnswerStore
 from lrem.curation.chat_requests import ChatRequest, extraction_request, judge_request, reasoning_request
 from lrem.curation.curation_run import CurationRun
-from lrem.curation.split_assignment import KEPT, KEPT_WITHOUT_REASONING
+from lrem.curation.judge import judged_items
 from lrem.data.files import atomic_file
 from lrem.data.schema import read_items
 from ray_apps.cluster import metrics
@@ -75,7 +75,7 @@ def ask_teacher(run: CurationRun) -> list[DeadLetter]:
 
 
 def ask_judge(run: CurationRun) -> list[DeadLetter]:
-    """Ask the judge to grade the candidates of every query without a decided part."""
+    """Ask the judge to grade the items of every query without a decided part."""
     settings = run.config.curate
     items = read_items(run.config.path("items"))
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
@@ -83,9 +83,7 @@ def ask_judge(run: CurationRun) -> list[DeadLetter]:
 
     def requests() -> Iterator[_RowRequest]:
         for row in _rows(parts):
-            if row["outcome"] not in (KEPT, KEPT_WITHOUT_REASONING):
-                continue
-            for item in row["candidates"][: settings.judged_per_query]:
+            for item in judged_items(row, settings):
                 yield _RowRequest(judge_request(settings, row["query"], titles[item]), row | {"item_id": item})
 
     with AnswerStore(run.answers_file) as answers:

@@ -15,7 +15,7 @@ from lrem.curation import datasheet
 from lrem.curation.curation_run import CurationRun
 from lrem.curation.split_assignment import KEPT, assign_split
 from lrem.data.files import atomic_file, write_json
-from lrem.data.schema import RL_PAIRS, TRIPLETS, read_items
+from lrem.data.schema import RELEVANT, RL_PAIRS, TRIPLETS, read_items
 from lrem.errors import DataError
 from ray_apps.curation.inputs import GROUPS
 from ray_apps.curation.resumable import read_parts, total_counters
@@ -23,7 +23,8 @@ from ray_apps.curation.resumable import read_parts, total_counters
 TEXT = pa.string()
 # All queries of the test share, kept or not: a test set of only those that curation kept would be too easy.
 TEST = pa.schema([(name, TEXT) for name in ("query_id", "query", "category", "split", "difficulty", "reasoning")])
-SCHEMAS = {"cold_start": TRIPLETS, "rl": RL_PAIRS, "dev": TRIPLETS, "test": TEST}
+JUDGED_TRIPLETS, JUDGED_PAIRS = pa.schema([*TRIPLETS, *RELEVANT]), pa.schema([*RL_PAIRS, *RELEVANT])
+SCHEMAS = {"cold_start": JUDGED_TRIPLETS, "rl": JUDGED_PAIRS, "dev": JUDGED_TRIPLETS, "test": TEST}
 PATHS = {"cold_start": "triplets", "rl": "rl_pairs", "dev": "dev", "test": "test"}  # split → name in `paths`
 EXAMPLES = 12  # kept queries that the datasheet shows
 LEFT_OUT = "left out by the split"  # kept queries that no split may take without separating near-duplicates
@@ -129,8 +130,9 @@ def _assign_rows(
 
 
 def _item_rows(query: dict[str, Any], titles: dict[str, str]) -> list[dict[str, Any]]:
-    """Return one row per accepted item."""
-    return [query | {"item_id": item, "title": titles[item]} for item in query["items"]]
+    """Return one row per item to train on, each with all relevant items."""
+    relevant = {"relevant_ids": query["relevant"]}
+    return [query | {"item_id": item, "title": titles[item]} | relevant for item in query["items"]]
 
 
 def _test_row(query: dict[str, Any]) -> dict[str, Any]:

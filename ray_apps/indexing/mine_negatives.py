@@ -1,6 +1,7 @@
 """Mining of hard negatives for a triplet file, with the current model and its index.
 
-Every triplet keeps its row and gets `negative_ids` and `negative_titles`, best first, perhaps empty.
+Every triplet keeps its row and gets `negative_ids` and `negative_titles`, best first, perhaps empty. No item that a
+triplet pairs with the query, or lists in its `relevant_ids`, is a negative.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from lrem.config import Config, MineConfig
 from lrem.curation.negatives import select_hard_negatives
 from lrem.data.files import write_parquet
 from lrem.data.known_positives import query_identity
-from lrem.data.schema import NEGATIVES, TRIPLETS, read_table
+from lrem.data.schema import NEGATIVES, RELEVANT, TRIPLETS, read_table
 from lrem.errors import DataError
 from lrem.index import Hit
 from lrem.index.snapshot import open_snapshot, read_manifest
@@ -48,7 +49,7 @@ class Miner:
         title = {hit.item_id: hit.payload["title"] for hits in results for hit in hits}
         columns = {"negative_ids": ids, "negative_titles": [[title[item] for item in row] for row in ids]}
         return pa.table(
-            {name: batch[name] for name in TRIPLETS.names}
+            {name: batch[name] for name in batch.column_names}
             | {name: pa.array(values, NEGATIVES.field(name).type) for name, values in columns.items()}
         )
 
@@ -66,11 +67,9 @@ def run(config: Config) -> dict[str, Any]:
         DataError: no triplet got a negative, or the triplets cannot be read.
         SnapshotError: the index is missing, or belongs to another model.
     """
-    table = read_table(config.uri("triplets"), TRIPLETS)
+    table = read_table(config.uri("triplets"), TRIPLETS, optional=RELEVANT)
     read_manifest(config.uri("index"), fingerprint(config.path("model")))
-    relevant: dict[int, set[str]] = {}
-    for query, item in zip(table["query"].to_pylist(), table["item_id"].to_pylist(), strict=True):
-        relevant.setdefault(query_identity(query), set()).add(item)
+    relevant = relevant_items(table)
     with cluster(config), progress("mine-negatives", config.run_dir.name) as board:
         mined = pa.concat_tables(_mine(config, table, relevant, board))
     sizes = np.array([len(ids) for ids in mined["negative_ids"].to_pylist()])
@@ -78,6 +77,17 @@ def run(config: Config) -> dict[str, Any]:
         raise DataError("no triplet got a negative: widen mine.window or lower mine.margin")
     write_parquet(mined, config.path("mined"))
     return {"rows": mined.num_rows, "without": int((sizes == 0).sum()), "per row": round(float(sizes.mean()), 2)}
+
+
+def relevant_items(triplets: pa.Table) -> dict[int, set[str]]:
+    """Return query identity → ids of all items that are known to be relevant to it."""
+    relevant: dict[int, set[str]] = {}
+    columns = [triplets["query"], triplets["item_id"]]
+    columns += [triplets["relevant_ids"]] if "relevant_ids" in triplets.column_names else []
+    for query, item, *judged in zip(*(column.to_pylist() for column in columns), strict=True):
+        known = relevant.setdefault(query_identity(query), set())
+        known.update([item], *(ids or [] for ids in judged))
+    return relevant
 
 
 def _mine(config: Config, table: pa.Table, relevant: dict[int, set[str]], board: Any) -> Iterator[pa.Table]:
@@ -89,4 +99,4 @@ def _mine(config: Config, table: pa.Table, relevant: dict[int, set[str]], board:
     for part in mined.iter_batches(batch_size=None, batch_format="pyarrow"):
         done += part.num_rows
         board.update.remote(done, table.num_rows)
-        yield part.cast(pa.schema([*TRIPLETS, *NEGATIVES]))
+        yield part.cast(pa.schema([*table.schema, *NEGATIVES]))

@@ -1,7 +1,8 @@
 """The training rows of both stages through Ray Data: read, checked, rendered, and in a reproducible order.
 
 Every row gets a hash of its content and the seed. Sorting by it gives the same order and the same shards whatever files
-and blocks the rows came in. The hash is also the row's id in the logs of consumed rows.
+and blocks the rows came in. The hash is also the row's id in the logs of consumed rows. Where an epoch visits only some
+rows of each query, the rows are sorted by query first, so that the rows of one query reach the same rank.
 """
 
 import math
@@ -14,9 +15,10 @@ import pyarrow as pa
 import ray.data
 
 from lrem.config import ColdStartConfig, Config, ReinforceConfig
-from lrem.data.known_positives import KnownPositives, identity
-from lrem.data.schema import NEGATIVES, RL_PAIRS, TRIPLETS, open_table, read_items
+from lrem.data.known_positives import KnownPositives, identity, relevant_pairs
+from lrem.data.schema import NEGATIVES, RELEVANT, RL_PAIRS, TRIPLETS, open_table, read_items
 from lrem.errors import DataError
+from lrem.training.batching import EpochRows
 from ray_apps.training.row_rendering import KEYS, RenderOptions, render_pairs, render_triplets
 
 ROWS_PER_BLOCK = 20_000  # about a second of rendering
@@ -28,6 +30,7 @@ class Corpus(NamedTuple):
 
     dataset: ray.data.Dataset
     rows: int
+    epoch: EpochRows
     known_positives: KnownPositives
     fingerprint: int
 
@@ -57,9 +60,12 @@ def load_triplets(config: Config, stage: ColdStartConfig, model: Path) -> Corpus
                 render_triplets, batch_format="pyarrow", batch_size=ROWS_PER_CALL, fn_kwargs=arguments
             )
         )
-    corpus = _build_corpus(rendered)
-    if corpus.rows < stage.workers * 2:
-        raise DataError(f"{corpus.rows} rows for {stage.workers} workers: lower workers or add data")
+    corpus = _build_corpus(rendered, stage.rows_per_query)
+    if corpus.epoch.total < stage.workers * corpus.epoch.min_per_rank():
+        raise DataError(
+            f"an epoch visits {corpus.epoch.total} of {corpus.rows} rows, too few for {stage.workers} workers: lower "
+            "workers or add data"
+        )
     return corpus
 
 
@@ -81,7 +87,7 @@ def load_pairs(config: Config, stage: ReinforceConfig, model: Path) -> Corpus:
     rows = _read(uri, RL_PAIRS, RL_PAIRS.names).map_batches(
         render_pairs, batch_format="pyarrow", batch_size=ROWS_PER_CALL, fn_kwargs=arguments
     )
-    corpus = _build_corpus([rows])
+    corpus = _build_corpus([rows], rows_per_query=None)
     if corpus.rows < stage.workers:
         raise DataError(
             f"{corpus.rows} RL pairs for {stage.workers} workers: raise curate.rl_share, or lower reinforce.workers"
@@ -94,27 +100,35 @@ def _read(uri: str, schema: pa.Schema, columns: Sequence[str]) -> ray.data.Datas
     rows = table.count_rows()
     if rows == 0:
         raise DataError(f"{uri} has no rows: at least one is needed")
-    negatives = [name for name in NEGATIVES.names if name in table.schema.names]
+    optional = [name for name in (*NEGATIVES.names, *RELEVANT.names) if name in table.schema.names]
     filesystem, path = (None, uri) if "://" not in uri else pa.fs.FileSystem.from_uri(uri)
     # by default Ray starts a process for each of many tiny blocks, and each imports transformers
     blocks = math.ceil(rows / ROWS_PER_BLOCK)
-    return ray.data.read_parquet(
-        path, filesystem=filesystem, columns=[*columns, *negatives], override_num_blocks=blocks
-    )
+    return ray.data.read_parquet(path, filesystem=filesystem, columns=[*columns, *optional], override_num_blocks=blocks)
 
 
-def _build_corpus(parts: Sequence[ray.data.Dataset]) -> Corpus:
-    """Return the rendered rows, sorted by their hash. Raises DataError for the first row with a problem."""
+def _build_corpus(parts: Sequence[ray.data.Dataset], rows_per_query: int | None) -> Corpus:
+    """Return the rendered rows, sorted by their hash, or by query and hash if an epoch visits only some of a query's.
+
+    Raises DataError for the first row with a problem.
+    """
     rendered = parts[0].union(*parts[1:]) if parts[1:] else parts[0]
-    rendered = rendered.sort("row").materialize()
-    keys = _collect(rendered, ["query_key", "item_key", "row", "problem"])
+    rendered = rendered.sort("row" if rows_per_query is None else ["query_key", "row"]).materialize()
+    keys = _collect(rendered, ["query_key", "item_key", "relevant_keys", "row", "problem"])
     problems = keys["problem"].drop_null().to_pylist()
     if problems:
         count = f" ({len(problems)} such rows)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{count}")
-    queries, items, rows = (keys[name].to_numpy() for name in ("query_key", "item_key", "row"))
-    fingerprint = int(rows.view(np.uint64).sum(dtype=np.uint64))  # wraps around; the order does not matter
-    return Corpus(rendered.drop_columns(["problem"]), len(rows), KnownPositives(queries, items), fingerprint)
+    queries, rows = keys["query_key"].to_numpy(), keys["row"].to_numpy()
+    judged = np.bitwise_xor(*relevant_pairs(keys))  # what the rows' hashes do not cover
+    fingerprint = int(np.concatenate([rows, judged]).view(np.uint64).sum(dtype=np.uint64))  # wraps around, in any order
+    return Corpus(
+        rendered.drop_columns(["problem", "relevant_keys"]),
+        len(rows),
+        EpochRows.of(queries, rows_per_query),
+        KnownPositives.of_rows(keys),
+        fingerprint,
+    )
 
 
 def _collect(dataset: ray.data.Dataset, columns: list[str]) -> pa.Table:

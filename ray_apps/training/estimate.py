@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from lrem.config import ColdStartConfig, Config, ModelConfig
-from lrem.data.schema import RL_PAIRS, TRIPLETS, open_table
+from lrem.data.known_positives import query_identity
+from lrem.data.schema import QUERIES, RL_PAIRS, TRIPLETS, open_table, read_batches
 from lrem.errors import DataError
 from lrem.modeling.lora import adapt
 from lrem.modeling.model import override_limits, small_qwen2_config
 from lrem.modeling.template import COMPACT
-from lrem.training.batching import steps_per_epoch
+from lrem.training.batching import EpochRows, steps_per_epoch
 from lrem.training.memory_estimate import DecoderShape, StepSize, estimate_memory
 
 
@@ -62,8 +64,15 @@ def _steps(config: Config, stage: ColdStartConfig) -> str:
     if missing:
         return f"steps unknown: {missing[0]} does not exist yet"
     rows = sum(open_table(uri, schema).count_rows() for uri, schema in sources)
-    steps = steps_per_epoch(rows, stage.workers, stage.batch_size) * stage.epochs
-    return f"rows {rows}, epochs {stage.epochs}, steps {steps} ({stage.workers} workers x {stage.batch_size} rows)"
+    epoch = EpochRows(rows)
+    if stage.rows_per_query is not None:
+        texts = (batch["query"].to_pylist() for uri, _ in sources for batch in read_batches(uri, QUERIES))
+        keys = np.fromiter((query_identity(text) for part in texts for text in part), np.int64, rows)
+        epoch = EpochRows.of(keys, stage.rows_per_query)
+    steps = steps_per_epoch(epoch, stage.workers, stage.batch_size) * stage.epochs
+    visited = f", {epoch.total} of them in an epoch" if epoch.total < rows else ""
+    size = f"{stage.workers} workers x {stage.batch_size} rows"
+    return f"rows {rows}{visited}, epochs {stage.epochs}, steps {steps} ({size})"
 
 
 def _largest_load(config: Config, stage: ColdStartConfig) -> StepSize:

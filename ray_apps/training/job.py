@@ -8,6 +8,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from lrem.config import ColdStartConfig, Config, ReinforceConfig
+from lrem.training.batching import EpochRows
 
 StageConfig = TypeVar("StageConfig", ColdStartConfig, ReinforceConfig)
 RunSignature = dict[str, Any]  # JSON values that a resumed run must share with the run it continues
@@ -21,7 +22,7 @@ class TrainingJob(Generic[StageConfig]):
     config: Config
     stage: StageConfig
     base_model: Path  # the model folder that training starts from
-    rows: int  # of the whole corpus
+    rows: EpochRows  # that an epoch visits
     known_positives: ObjectRef  # → KnownPositives
     dev_set: ObjectRef  # → DevSet | None
     checkpoints: Path

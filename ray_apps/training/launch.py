@@ -88,7 +88,7 @@ def _make_trainer(
         scaling_config=scaling,
         run_config=RunConfig(name=job.name, storage_path=str(config.run_dir / "ray_train"), failure_config=failures),
         datasets={"train": dataset},
-        dataset_config=RowSharding(),
+        dataset_config=RowSharding(job.rows.per_query),
     )
 
 

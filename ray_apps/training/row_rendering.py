@@ -23,6 +23,7 @@ KEYS = pa.schema(
         ("query_key", pa.int64()),
         ("item_key", pa.int64()),
         ("negative_keys", pa.list_(pa.int64())),
+        ("relevant_keys", pa.list_(pa.int64())),  # of all items known to be relevant; only for `KnownPositives`
         ("problem", pa.string()),  # null for a usable row
     ]
 )
@@ -54,7 +55,7 @@ def render_triplets(batch: pa.Table, source: str, options: RenderOptions) -> pa.
     rendered = []
     for row in batch.to_pylist():
         if problem := row_problem(renderer, row, options):
-            rendered.append({"problem": f"{_place(source, row)}: {problem}"})
+            rendered.append(_unusable(source, row, problem))
         else:
             rendered.append(_render_triplet(renderer, row, options))
     return pa.Table.from_pylist(rendered, TRIPLET_ROWS)
@@ -76,12 +77,13 @@ def render_pairs(
         problem = row_problem(renderer, row, options)
         if problem is None and not known:
             problem = f"the item is not in {items}: drop the row or add the item"
-        rendered.append({"problem": f"{_place(source, row)}: {problem}"} if problem else _render_pair(row, options))
+        rendered.append(_unusable(source, row, problem) if problem else _render_pair(row, options))
     return pa.Table.from_pylist(rendered, PAIR_ROWS)
 
 
-def _place(source: str, row: Row) -> str:
-    return f"{source}: query '{row['query_id']}', item '{row['item_id']}'"
+def _unusable(source: str, row: Row, problem: str) -> Row:
+    place = f"{source}: query '{row['query_id']}', item '{row['item_id']}'"
+    return {"row": 0, "query_key": 0, "problem": f"{place}: {problem}"}  # sorting needs the keys
 
 
 @lru_cache(maxsize=1)
@@ -119,6 +121,7 @@ def _keys(row: Row, content: tuple[str, ...], negatives: list[str], seed: int) -
         "query_key": query_identity(row["query"]),
         "item_key": identity(str(row["item_id"])),
         "negative_keys": [identity(item) for item in negatives],
+        "relevant_keys": [identity(str(item)) for item in row.get("relevant_ids") or []],
     }
 
 
@@ -139,6 +142,9 @@ def row_problem(renderer: Renderer, row: Row, options: RenderOptions) -> str | N
     ids, titles = _negatives(row)
     if len(ids) != len(titles) or None in ids or not all(isinstance(title, str) for title in titles):
         return f"{len(ids)} negative_ids and {len(titles)} negative_titles: each id needs its title"
+    relevant = row.get("relevant_ids") or []
+    if not isinstance(relevant, list) or None in relevant:
+        return "'relevant_ids' must be a list without nulls: convert it, or drop the column"
     for name in ("query", "title"):
         if not renderer.text_ids(row[name]):
             return f"the {name} is empty: fill it or drop the row"

@@ -9,11 +9,11 @@ from lrem.data.schema import TRIPLETS
 
 
 def write_triplets(run: Path) -> None:
-    """Write 256 triplets of seven queries where a run expects them."""
+    """Write 256 triplets, each of its own query, where a run expects them."""
     rows = [
         {
             "query_id": f"q{i}",
-            "query": f"hat {i % 7}",
+            "query": f"hat {i}",
             "reasoning": "wool",
             "item_id": f"p{i}",
             "title": f"wool hat {i}",

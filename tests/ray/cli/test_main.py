@@ -56,7 +56,7 @@ def test_dry_run_prints_rows_steps_and_memory(lrem: Lrem, tmp_path: Path) -> Non
     write_triplets(tmp_path)
     done = lrem("cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "# rows 256, epochs 6, steps 24 (2 workers x 32 rows)" in done.stdout
+    assert "# rows 256, epochs 18, steps 72 (2 workers x 32 rows)" in done.stdout
     assert "# parameters 0.1 M" in done.stdout
     assert "# memory of a worker, GiB, estimated: " in done.stdout
     lists = {"query": ["a"], "item_id": ["b"]}

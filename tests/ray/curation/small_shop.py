@@ -58,7 +58,10 @@ class LlmRun(NamedTuple):
 
 
 def small_shop(folder: Path, **settings: Any) -> Config:
-    """Write the shop into a folder and return its configuration, with these settings of `curate`; no test share."""
+    """Write the shop into a folder and return its configuration, with these settings of `curate`.
+
+    There is no test share, and only items of the difference set are judged.
+    """
     tables = {
         "items": {"item_id": list(TITLES), "title": list(TITLES.values())},
         "queries": {"query_id": list(QUERIES), "query": list(QUERIES.values())},
@@ -71,7 +74,7 @@ def small_shop(folder: Path, **settings: Any) -> Config:
     for name, table in tables.items():
         write_parquet(pa.table(table), folder / f"world/{name}.parquet")
     config = load_config(None, [f"run_dir={folder}", "curate.top_k=4", "curate.rl_share=0.5", "ray.num_cpus=4"])
-    return with_settings(config, part_rows=3, test_share=0.0, **settings)
+    return with_settings(config, **{"part_rows": 3, "test_share": 0.0, "own_share": 0.0} | settings)
 
 
 def with_settings(config: Config, **settings: Any) -> Config:

@@ -92,6 +92,8 @@ def test_every_row_is_written_once(curated: CuratedShop) -> None:
     assert (counters["queries"], counters["kept"], counters["nothing relevant"]) == (4, 1, 1)
     assert counters["triplets"] + counters["rl_pairs"] == 4
     assert all(row["title"] == TITLES[row["item_id"]] for row in triplets + pairs)
+    judged = {"q1": ["i1", "i2", "i5"], "q3": ["i6"], "q4": ["i4"]}  # i5 has no row: nothing reaches it
+    assert all(row["relevant_ids"] == judged[row["query_id"]] for row in triplets + pairs)
     assert curate.run(config) == counters
     assert pq.read_table(config.path("triplets")).to_pylist() == triplets
 
@@ -140,14 +142,15 @@ def test_other_brands_and_banned_words_are_dropped_and_counted(config: Config) -
     curate.run(guarded)
     row = decided_rows(guarded)["q5"]
     # the query retrieves i8; the keywords add i9, which is relevant, and i7, which is not
-    assert (row["reasoning"], row["outcome"], row["items"]) == ("sneaker, running shoe", "kept", ["i9"])
+    assert (row["reasoning"], row["outcome"], row["items"]) == ("sneaker, running shoe", "kept", ["i9", "i8"])
     assert datasheet(guarded)["phrases"] == {
         **{"written": 10, "dropped: banned": 1, "dropped: another brand": 1},
         "dropped: of the query": 3,  # "adidas trainers", "bike" of q1 and "bell" of q4
     }
     unguarded = with_settings(config, brand_column="maker")  # the catalogue has no such column
     curate.run(unguarded)
-    assert decided_rows(unguarded)["q5"]["reasoning"] == "nike pegasus, sneaker, cheap sneaker, running shoe"
+    # in order: in a relevant title; in none; in others, which are no evidence for it
+    assert decided_rows(unguarded)["q5"]["reasoning"] == "sneaker, cheap sneaker, nike pegasus, running shoe"
 
 
 @pytest.mark.slow

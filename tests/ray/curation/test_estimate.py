@@ -22,17 +22,17 @@ def test_an_estimate_writes_nothing(llm_run: LlmRun) -> None:
     overrides += ["curate.teacher=llm", "curate.judge=llm", "curate.llm.price_in=1000", "curate.llm.price_out=4000"]
     before = sorted(folder.rglob("*"))
     lines = CliRunner().invoke(app, ["curate", "--dry-run", *overrides]).output.splitlines()
-    # 85 characters in 7 queries: a typical one has 12; 105 in 9 titles: 11; 20 pairs per query
+    # 85 characters in 7 queries: a typical one has 12; 105 in 9 titles: 11; 20 + 10 pairs per query
     query, reasoning = "q" * 12, "t" * 2000
     prompts = [reasoning_messages(query), extraction_messages(query, reasoning)]
     teacher_tokens = 7 * sum(len(messages[0]["content"]) for messages in prompts) // 4
-    judge_tokens = 140 * len(judge_messages(query, "t" * 11)[0]["content"]) // 4
+    judge_tokens = 210 * len(judge_messages(query, "t" * 11)[0]["content"]) // 4
     assert lines[-5:] == [
         "7 queries, 9 items; retriever bm25",
         "hard: not known yet, so the estimate counts all",
         f"teacher m: at most 14 requests, {teacher_tokens:,} tokens in, 7,000 out, {teacher_tokens / 1000 + 28:.2f} at "
         "the configured prices; 3.9 h at 0.5 tokens/s",
-        f"judge m: at most 140 requests, {judge_tokens:,} tokens in, 1,120 out; 0.6 h at 0.5 tokens/s",
+        f"judge m: at most 210 requests, {judge_tokens:,} tokens in, 1,680 out; 0.9 h at 0.5 tokens/s",
         "3 parts of 3 queries, 0 of them done",
     ]
     assert sorted(folder.rglob("*")) == before  # the settings differ from those of the run, whose parts stay

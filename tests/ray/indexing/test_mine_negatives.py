@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lrem.config import Config, load_config
 from lrem.curation.negatives import select_hard_negatives
 from lrem.data.files import write_parquet
-from lrem.data.schema import TRIPLETS
+from lrem.data.schema import RELEVANT, TRIPLETS
 from lrem.errors import DataError, SnapshotError
 from lrem.index.bulk_load import ItemBatch, build_snapshot
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
@@ -61,6 +61,21 @@ def test_mined_rows_equal_those_of_a_full_ranking(config: Config, tiny: Reasonin
         assert {name: got[name] for name in TRIPLETS.names} == row
         found += len(expected)
     assert found > 10
+
+
+def test_a_judged_item_is_never_mined(config: Config, tiny: ReasoningEmbedder) -> None:
+    """What the index would give first is listed in `relevant_ids`, and another item takes its place."""
+    folder, index, settings = str(config.path("model")), str(config.path("index")), config.mine
+    triplets = pa.Table.from_pylist(ROWS, TRIPLETS)
+    before = mine_negatives.Miner(folder, index, mine_negatives.relevant_items(triplets), settings)(triplets)
+    judged = [ids[:1] for ids in before["negative_ids"].to_pylist()]
+    rows = [row | {"relevant_ids": ids or None} for row, ids in zip(ROWS, judged, strict=True)]
+    triplets = pa.Table.from_pylist(rows, pa.schema([*TRIPLETS, *RELEVANT]))
+    after = mine_negatives.Miner(folder, index, mine_negatives.relevant_items(triplets), settings)(triplets)
+    assert sum(map(len, judged)) > 5
+    for known, ids in zip(after["relevant_ids"].to_pylist(), after["negative_ids"].to_pylist(), strict=True):
+        assert not set(known or ()) & set(ids)
+    assert any(after["negative_ids"].to_pylist())
 
 
 def test_another_models_index_is_refused(config: Config, tmp_path: Path, tiny: ReasoningEmbedder) -> None:

@@ -27,6 +27,7 @@ SETTINGS = [
     "model.kv_heads=2",
     f"cold_start.batch_size={BATCH}",
     f"cold_start.epochs={EPOCHS}",
+    "cold_start.rows_per_query=null",  # every row in every epoch, so that consumed rows can be counted
     "cold_start.optim.lr=1e-3",
     "cold_start.checkpoint.every=3",
     "cold_start.log_rows=true",

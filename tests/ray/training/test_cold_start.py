@@ -3,27 +3,44 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM
 
 from lrem.config import load_config
 from lrem.data.files import write_parquet
+from lrem.data.known_positives import identity
 from lrem.data.schema import TRIPLETS
 from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
 from ray_apps.training import cold_start
 from ray_apps.training.checkpoints import STATE
-from tests.ray.training.cold_start_runs import EPOCHS, SETTINGS, STEPS, consumed_rows, corpus_ids, write_data
-from tests.ray.training.helpers import read_log
+from tests.ray.training.cold_start_runs import EPOCHS, SETTINGS, STEPS, consumed_rows, corpus_ids, start_run, write_data
+from tests.ray.training.helpers import finish, read_log
 
 
 def test_every_row_is_consumed_once_per_epoch(reference_run: Path) -> None:
     for epoch in range(EPOCHS):
         assert consumed_rows(reference_run, epoch) == corpus_ids(reference_run)
+
+
+def test_every_query_is_trained_on_once_per_epoch(tmp_path: Path) -> None:
+    """66 queries, of which 35 have two rows: an epoch takes one row of each, the second epoch the other one."""
+    write_data(tmp_path)
+    process = start_run(tmp_path, "cold_start.rows_per_query=1")
+    finish(process)
+    rows = pq.read_table(tmp_path / "curated/triplets.parquet").to_pylist()
+    names = ("query", "reasoning", "item_id", "title")
+    query_of = {identity("0", *(row[name] for name in names)): row["query"] for row in rows}
+    epochs = [consumed_rows(tmp_path, epoch) for epoch in range(EPOCHS)]
+    for consumed in epochs:
+        assert Counter(query_of[row] for row in consumed.elements()) == dict.fromkeys(query_of.values(), 1)
+    assert set(epochs[0] | epochs[1]) == set(query_of)
 
 
 def test_logs_of_a_run(reference_run: Path) -> None:

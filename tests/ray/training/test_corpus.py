@@ -12,7 +12,7 @@ import ray.data
 from lrem.config import ColdStartConfig, Config, ReinforceConfig, load_config
 from lrem.data.files import write_parquet
 from lrem.data.known_positives import identity, query_identity
-from lrem.data.schema import ITEMS, NEGATIVES, RL_PAIRS, TRIPLETS
+from lrem.data.schema import ITEMS, NEGATIVES, RELEVANT, RL_PAIRS, TRIPLETS
 from lrem.errors import DataError
 from lrem.modeling.model import ReasoningEmbedder
 from ray_apps.cluster.session import cluster
@@ -46,7 +46,8 @@ def make_rows(count: int = 30, **change: Any) -> Rows:
 
 
 def write_rows(folder: Path, rows: Rows, columns: pa.Schema, files: int = 1) -> None:
-    schema = pa.schema([*columns, *NEGATIVES]) if any("negative_ids" in row for row in rows) else columns
+    optional = [field for field in (*NEGATIVES, *RELEVANT) if any(field.name in row for row in rows)]
+    schema = pa.schema([*columns, *optional])
     size = -(-len(rows) // files)
     for i in range(files):
         write_parquet(pa.Table.from_pylist(rows[i * size : (i + 1) * size], schema), folder / f"{i}.parquet")
@@ -74,7 +75,8 @@ def table(dataset: ray.data.Dataset | ray.data.DataIterator) -> Rows:
 
 
 def shards_of(corpus: Corpus, ranks: int) -> list[Rows]:
-    shards = RowSharding().configure({"train": corpus.dataset}, ranks, worker_handles=None, worker_node_ids=None)
+    sharding = RowSharding(corpus.epoch.per_query)
+    shards = sharding.configure({"train": corpus.dataset}, ranks, worker_handles=None, worker_node_ids=None)
     return [table(shard["train"]) for shard in shards]
 
 
@@ -93,7 +95,10 @@ def test_a_triplet_is_rendered_completely(tmp_path: Path, tiny: ReasoningEmbedde
 
 
 def test_the_order_depends_on_content_alone(tmp_path: Path, tiny_folder: Path) -> None:
-    """One file or four, in any order, through a path or a URI: the same rows in the same order and shards."""
+    """One file or four, in any order, through a path or a URI: the same rows in the same order and shards.
+
+    A shard holds all rows of its queries, of which there are 15; an epoch visits one row of each.
+    """
     rows = make_rows()
     first = load(tmp_path / "one", tiny_folder, rows)
     second = load(tmp_path / "four", tiny_folder, rows[::-1], files=4, as_uri=True)
@@ -102,9 +107,10 @@ def test_the_order_depends_on_content_alone(tmp_path: Path, tiny_folder: Path) -
     assert [row["row"] for row in table(first.dataset)] != sorted(range(30))
     for corpus in (first, second):
         shards = shards_of(corpus, 4)
-        sizes = [len(shard) for shard in shards]
-        assert sum(sizes) == 30
-        assert max(sizes) - min(sizes) <= 1
+        queries = [{row["query_key"] for row in shard} for shard in shards]
+        assert sorted(map(len, queries)) == [3, 4, 4, 4]
+        assert len(set.union(*queries)) == 15
+        assert corpus.epoch == (15, 1)
         assert [row for shard in shards for row in shard] == table(first.dataset)
 
 
@@ -144,6 +150,7 @@ def test_pairs_are_sorted_and_split_like_one_table(tmp_path: Path, tiny_folder: 
         ({"query_id": None}, "item 'p3': 'query_id' is null"),
         ({"item_id": "p77"}, "query 'q1', item 'p77': .*world/items.parquet"),
         ({"negative_ids": ["a", "b"], "negative_titles": ["hat"]}, "2 negative_ids and 1 negative_titles"),
+        ({"relevant_ids": ["a", None]}, "'relevant_ids' must be a list without nulls"),
     ],
 )
 def test_bad_pairs_are_named(tmp_path: Path, tiny_folder: Path, change: dict[str, Any], fact: str) -> None:
@@ -156,6 +163,12 @@ def test_every_positive_of_a_query_is_known(tmp_path: Path, tiny_folder: Path) -
     known = load(tmp_path, tiny_folder, make_rows()).known_positives
     assert set(known.of(query_identity("RED coat 4")).tolist()) == {identity("p8"), identity("p9")}
     assert known.of(12345).tolist() == []
+    judged = [row | {"relevant_ids": ["p8", "p30"] if row["query"] == "red coat 4" else None} for row in make_rows()]
+    corpus = load(tmp_path / "judged", tiny_folder, judged)
+    expected = {identity(item) for item in ("p8", "p9", "p30")}
+    assert set(corpus.known_positives.of(query_identity("red coat 4")).tolist()) == expected
+    assert "relevant_keys" not in corpus.dataset.columns()
+    assert corpus.fingerprint != load(tmp_path / "again", tiny_folder, make_rows()).fingerprint
 
 
 def test_hard_negatives_are_rendered(tmp_path: Path, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
@@ -195,7 +208,7 @@ def test_bad_files_are_named(tmp_path: Path, tiny_folder: Path) -> None:
     write_parquet(TRIPLETS.empty_table(), config.path("triplets"))
     with pytest.raises(DataError, match="triplets.parquet has no rows"):
         load_triplets(config, STAGE, tiny_folder)
-    with pytest.raises(DataError, match="3 rows for 2 workers"):
+    with pytest.raises(DataError, match="an epoch visits 2 of 3 rows, too few for 2 workers"):
         load(tmp_path / "few", tiny_folder, make_rows(4)[:3])
 
 
@@ -220,4 +233,4 @@ def test_long_texts_are_cut_on_request(tmp_path: Path, tiny_folder: Path) -> Non
     rows = make_rows(reasoning="wool, " * 20)
     corpus = load(tmp_path, tiny_folder, rows, stage=ColdStartConfig(too_long="cut"))
     longest = max(table(corpus.dataset), key=lambda row: len(row["query_ids"]))
-    assert len(longest["query_ids"]) - longest["start"] == 16 + 3
+    assert len(longest["query_ids"]) - longest["start"] == 15 + 3  # eight times wool, seven commas

@@ -23,7 +23,7 @@ def example_sheet(judge: str = "llm") -> dict:
     bins = [0, 1, 0, 0, 0, 0, 0, 0, 4, 8, 2]
     counters = datasheet.CurationCounters(
         finder={"queries": 15, "hard": 5, "recall": bins, "margin": bins, "overlap": bins},
-        teacher={"phrases": 20, "dropped: repeated": 4, "dropped: banned": 2, "failed": 0},
+        teacher={"phrases": 20, "dropped: repeated": 4, "dropped: banned": 2, "failed": 0, "compared": 4, "helpful": 3},
         judge={"agreement": [4, 1, 2, 3], "judged": 12, "unjudged": 1},
         near_duplicates={"near-duplicates": 2, "largest group": 3},
         outcomes={"kept": 9, "nothing relevant": 6},
@@ -67,6 +67,7 @@ def test_the_page_contains_the_counts() -> None:
         "| recall | ` ▁      ▄█` | 0 1 0 0 0 0 0 0 4 8 | 2 |",
         "- dropped: repeated: 4",
         "- model: wise",
+        "With 3 of 4 reasonings the retriever ranks the known relevant items higher than for the query alone.",
         "| kept | 9 |",
         "| cold start | 5 | 11 |",
         "| tea / pot | kettle | Red kettle |",

@@ -14,6 +14,7 @@ from lrem.curation.rules import (
     find_mentions,
     normalize_brand,
 )
+from lrem.data.keywords import split_phrases
 
 BRANDS = frozenset({"nike", "adidas", "new balance", "t fal", "the north face"})
 # Words that occur in queries and lists alike, so that every rule applies to some.
@@ -172,8 +173,14 @@ def test_the_budget_cuts_before_the_first_phrase_that_exceeds_it() -> None:
     assert clean("umbrella, umbrella, hat", "storm", KeywordRules(budget=3)) == "umbrella, hat"
 
 
-def phrases(text: str) -> list[str]:
-    return [" ".join(part.split()) for part in text.lower().split(",")]
+def test_phrases_are_put_in_order_before_the_budget_cuts() -> None:
+    rules = KeywordRules(frozenset({"cheap"}), budget=4)
+    kept, dropped = filter_keywords("cheap hat, warm rain coat, hat, hat, boots", "storm", rules, sorted)
+    assert (kept, dropped) == ("boots, hat", {"banned": 1, "repeated": 1, "beyond the budget": 1})
+
+
+def test_a_number_with_a_comma_is_one_word() -> None:
+    assert clean("12,000 btu, 5,000 btu", "air conditioner") == "12,000 btu, 5,000 btu"
 
 
 @settings(max_examples=300, deadline=None)
@@ -181,7 +188,7 @@ def phrases(text: str) -> list[str]:
 def test_properties_of_every_list(reasoning: str, query: str, rules: KeywordRules) -> None:
     kept = clean(reasoning, query, rules)
     assert clean(kept, query, rules) == kept
-    given_phrases, kept_phrases = phrases(reasoning), kept.split(", ") if kept else []
+    given_phrases, kept_phrases = split_phrases(reasoning.lower()), split_phrases(kept)
     rest = iter(given_phrases)
     assert all(phrase in rest for phrase in kept_phrases)  # phrases of the list, in its order
     assert len(kept_phrases) == len(set(kept_phrases))

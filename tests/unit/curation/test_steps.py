@@ -1,11 +1,14 @@
 """The three steps of curation on a shop that can be checked by hand: BM25, a file of reasonings, known judgements."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from lrem.config import load_config
+from lrem.curation.answer_store import AnswerStore
+from lrem.curation.chat_requests import judge_request
 from lrem.curation.curation_run import DIFFICULTY_SCHEMA, INPUT_SCHEMA, REASONING_SCHEMA, VERDICT_SCHEMA, CurationRun
 from lrem.curation.finder import Finder
 from lrem.curation.judge import Judge
@@ -51,17 +54,92 @@ def test_three_steps_by_hand(run: CurationRun) -> None:
     assert finder_counters["hard"] == 3
     taught, teacher_counters = Teacher(run)(found)
     assert taught.schema == REASONING_SCHEMA
-    assert teacher_counters == {"phrases": 4, "dropped: of the query": 1, "failed": 0}
+    assert teacher_counters == {"phrases": 4, "dropped: of the query": 1, "failed": 0, "compared": 2, "helpful": 1}
     judged, judge_counters = Judge(run)(taught)
     assert judged.schema == VERDICT_SCHEMA
     outcomes = {row["query_id"]: (row["outcome"], row["reasoning"], row["items"]) for row in judged.to_pylist()}
     assert outcomes == {
-        "q1": ("kept", "helmet, gloves", ["i1"]),  # i2 is new too, but judged irrelevant
+        # i2 is new too, but judged irrelevant; i4 is what the query itself finds
+        "q1": ("kept", "helmet, gloves", ["i1", "i4"]),
         "q2": ("nothing relevant", "helmet", []),
         "q3": ("kept without reasoning", "", ["i5"]),
         "q4": ("kept without a teacher", "", ["i2"]),  # judged, but without a reasoning in the file
     }
+    relevant = dict(zip(judged["query_id"].to_pylist(), judged["relevant"].to_pylist(), strict=True))
+    assert relevant == {"q1": ["i1", "i4"], "q2": ["i5"], "q3": ["i5"], "q4": ["i2"]}
     assert judge_counters == {
         **{"agreement": [0, 0, 0, 0], "judged": 0, "unjudged": 0},
         **{f"outcome {outcome}": 1 for outcome, _, _ in outcomes.values()},
     }
+
+
+def with_settings(run: CurationRun, **settings: Any) -> CurationRun:
+    curate = run.config.curate.model_copy(update=settings)
+    return run._replace(config=run.config.model_copy(update={"curate": curate}))
+
+
+def judged_rows(run: CurationRun) -> dict[str, dict[str, Any]]:
+    """Return query id → its row after the three steps."""
+    judged, _ = Judge(run)(Teacher(run)(Finder(run)(queries_table())[0])[0])
+    return {row["query_id"]: row for row in judged.to_pylist()}
+
+
+def test_without_a_share_of_its_own_items_a_query_has_only_new_ones(run: CurationRun) -> None:
+    rows = judged_rows(with_settings(run, own_share=0.0))
+    assert rows["q1"]["items"] == ["i1"]
+    assert rows["q1"]["relevant"] == ["i1", "i4"]  # known all the same
+
+
+def test_reasonings_that_do_not_help_are_emptied(run: CurationRun) -> None:
+    """q2's "helmet" finds no soup: the query is kept with an empty reasoning, and its judged item."""
+    rows = judged_rows(with_settings(run, only_helpful=True))
+    assert (rows["q1"]["outcome"], rows["q1"]["reasoning"]) == ("kept", "helmet, gloves")
+    assert [rows["q2"][name] for name in ("outcome", "reasoning", "items")] == [
+        *("kept, the words do not help", "", ["i5"]),
+    ]
+    dropped = judged_rows(with_settings(run, only_helpful=True, keep_easy=False))
+    assert (dropped["q2"]["outcome"], dropped["q2"]["items"]) == ("no reasoning", [])
+
+
+def test_a_model_judges_the_querys_own_items_too(run: CurationRun) -> None:
+    """Of q1: i1 and i2 are new, i4 and i3 its own. The judge accepts i2 and i4; i1 is relevant by its known grade."""
+    run = with_settings(run, judge="llm", judged_per_query=2)
+    grades = {"i1": "0", "i2": "3", "i4": "2"}  # one of the query's own: half of judged_per_query
+    with AnswerStore(run.answers_file) as answers:
+        for item, grade in grades.items():
+            answers.put([(judge_request(run.config.curate, "ride a bike", TITLES[item]).key, grade)])
+    taught = Teacher(run)(Finder(run)(queries_table())[0])[0]
+    row = taught.to_pylist()[0]
+    assert (sorted(row["candidates"]), row["own"]) == (["i1", "i2"], ["i4", "i3"])
+    judged, counts = Judge(run)(taught)
+    q1 = judged.to_pylist()[0]
+    assert (q1["outcome"], q1["items"], q1["relevant"]) == ("kept", ["i2", "i4"], ["i1", "i2", "i4"])
+    assert counts["judged"] == 3
+
+
+def test_half_of_the_items_are_the_querys_own_on_average(run: CurationRun) -> None:
+    judge = Judge(run)
+    items = {"candidates": [f"new{i}" for i in range(9)], "own": [f"own{i}" for i in range(9)]}
+    accepted = {*items["candidates"], *items["own"]} - {"new0", "own0"}
+    for count, share, least, most in ((4, 0.5, 2, 2), (3, 0.5, 1, 2), (1, 0.5, 0, 1), (4, 0.0, 0, 0), (5, 0.9, 4, 5)):
+        judge.settings = judge.settings.model_copy(update={"items_per_query": count, "own_share": share})
+        samples = [judge._sample({"query_id": f"q{i}", **items}, accepted) for i in range(400)]
+        own = [sum(item.startswith("own") for item in sample) for sample in samples]
+        assert all(len(set(sample)) == count and accepted.issuperset(sample) for sample in samples)
+        assert (min(own), max(own)) == (least, most)
+        assert sum(own) / 400 == pytest.approx(count * share, abs=0.1)
+
+
+def test_the_most_decisive_keyword_is_first_and_survives_the_budget(run: CurationRun) -> None:
+    """Relevant for q1 are i1 and i4: "helmet" is only there, "paper" only elsewhere, "wheel" nowhere."""
+    reasonings = [("q1", "paper, wheel, helmet", None), ("q2", "paper, soup tin, wheel", None)]
+    write_lookup(reasonings, run.reasonings_file)
+    model = run.config.model.model_copy(update={"budget": 3})
+    tight = run._replace(config=run.config.model_copy(update={"model": model}))
+
+    def reasonings_of(run: CurationRun) -> list[str]:
+        return Teacher(run)(Finder(run)(queries_table())[0])[0]["reasoning"].to_pylist()[:2]
+
+    assert reasonings_of(run) == ["helmet, wheel, paper", "soup tin, wheel, paper"]
+    assert reasonings_of(tight) == ["helmet, wheel", "soup tin"]
+    assert reasonings_of(with_settings(tight, order_keywords=False)) == ["paper, wheel", "paper"]

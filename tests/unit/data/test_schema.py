@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from lrem.data.files import write_parquet
-from lrem.data.schema import QRELS, QUERIES, read_items, read_table
+from lrem.data.schema import QRELS, QUERIES, RELEVANT, RL_PAIRS, read_items, read_table
 from lrem.errors import DataError
 
 
@@ -50,3 +50,17 @@ def test_types_are_cast_or_refused(tmp_path: Path) -> None:
     assert read_table(path, QRELS).to_pylist() == [{"query_id": "1", "item_id": "a", "grade": 1}]
     with pytest.raises(DataError, match="bad.parquet: 'grade'"):
         read_table(write(tmp_path / "bad.parquet", query_id=["1"], item_id=["a"], grade=["E"]), QRELS)
+
+
+def test_optional_columns_follow_if_the_file_has_them(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {"query_id": ["q"], "query": ["a"], "item_id": ["i"], "title": ["b"]}
+    path = write(tmp_path / "pairs.parquet", **columns, relevant_ids=[[1, 2]], more=[0])
+    table = read_table(path, RL_PAIRS, optional=RELEVANT)
+    assert table.column_names == [*RL_PAIRS.names, "relevant_ids"]
+    assert table["relevant_ids"].to_pylist() == [["1", "2"]]
+    null = write(tmp_path / "null.parquet", **columns, relevant_ids=pa.array([None], pa.list_(pa.string())))
+    assert read_table(null, RL_PAIRS, optional=RELEVANT)["relevant_ids"].to_pylist() == [None]
+    without = write(tmp_path / "without.parquet", **columns)
+    assert read_table(without, RL_PAIRS, optional=RELEVANT).column_names == RL_PAIRS.names
+    with pytest.raises(DataError, match="text.parquet: 'relevant_ids' is string"):
+        read_table(write(tmp_path / "text.parquet", **columns, relevant_ids=["i j"]), RL_PAIRS, optional=RELEVANT)

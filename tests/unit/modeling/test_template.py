@@ -1,5 +1,7 @@
 """The sequence format: what is rendered is parsed back, and text can never act as a control token."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,8 @@ def test_reasoning_round_trip(renderer: Renderer, keywords: list[str]) -> None:
     parsed = renderer.parse(renderer.completion(ids))
     assert parsed.well_formed
     assert len(parsed.reasoning) <= COMPACT.budget
-    assert reasoning.startswith(renderer.reasoning_text(parsed.reasoning))
+    kept = renderer.reasoning_text(parsed.reasoning)
+    assert reasoning == kept or reasoning.startswith(f"{kept}, ")  # whole phrases
 
 
 @given(st.text(max_size=60))
@@ -55,7 +58,27 @@ def test_malformed_completions(renderer: Renderer) -> None:
 
 
 def test_the_budget_cuts_the_reasoning(renderer: Renderer) -> None:
-    assert len(renderer.reasoning_ids("wool, " * 40)) == COMPACT.budget
+    assert renderer.reasoning_ids("wool, " * 40) == renderer.text_ids(", ".join(["wool"] * 8))  # 15 tokens; 9 are 17
+
+
+@given(st.lists(st.sampled_from(["red", "wool", "silk hat", "blue linen"]), min_size=1, max_size=9), st.integers(1, 20))
+def test_a_long_reasoning_is_cut_at_the_last_comma_that_fits(
+    renderer: Renderer, keywords: list[str], budget: int
+) -> None:
+    cut = Renderer(replace(renderer.template, budget=budget), renderer.tokenizer).reasoning_ids(", ".join(keywords))
+    prefixes = [renderer.text_ids(", ".join(keywords[:count])) for count in range(1, len(keywords) + 1)]
+    fitting = [prefix for prefix in prefixes if len(prefix) <= budget]
+    assert cut == (fitting[-1] if fitting else prefixes[0][:budget])  # a phrase that is too long is cut within
+
+
+def test_a_sampled_list_is_read_without_repeats_and_without_a_cut_phrase(renderer: Renderer) -> None:
+    ids = renderer.text_ids("wool, silk hat, wool, blue linen")
+    assert renderer.thought_text([*ids, renderer.close]) == "wool, silk hat, blue linen"
+    assert renderer.thought_text([*ids, renderer.emb]) == "wool, silk hat, blue linen"
+    assert renderer.thought_text(ids) == "wool, silk hat"  # the budget may have cut "blue linen shirt"
+    assert renderer.thought_text(renderer.text_ids("wool, silk hat,")) == "wool, silk hat"
+    assert renderer.thought_text(renderer.text_ids("silk")) == "silk"
+    assert renderer.thought_text([renderer.close]) == ""
 
 
 def test_a_saved_tokenizer_reads_the_same(tiny: ReasoningEmbedder, tiny_folder: object) -> None:
