@@ -28,12 +28,11 @@ LoRA. The formulas are in lrem.training.cold_start_step.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
@@ -45,8 +44,13 @@ from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.lora import add_lora, split_state
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
-from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients, collate
-from lrem.training.distributed import rank, sum_over_ranks, world_size
+from lrem.training.cold_start_step import (
+    ColdStartBatch,
+    accumulate_gradients,
+    accumulate_sft_gradients,
+    collate,
+)
+from lrem.training.distributed import sum_over_ranks, world_size
 from lrem.training.gradient_observer import GradNormObserver
 from lrem.training.memory_estimate import DecoderShape, mfu, peak_tflops, step_flops
 from ray_apps.cluster.session import cluster
@@ -56,8 +60,9 @@ from ray_apps.training.corpus import load_triplets
 from ray_apps.training.deepspeed_engine import engine_backward, update
 from ray_apps.training.job import ColdStartJob
 from ray_apps.training.launch import fit
-from ray_apps.training.row_shards import StepRows
+from ray_apps.training.row_shards import Row, StepRows
 from ray_apps.training.stage_trainer import StageTrainer, run_signature, run_steps
+from ray_apps.training.step_thoughts import StepThoughts
 from ray_apps.training.tracking import check_finite, require_trackers
 
 
@@ -71,7 +76,7 @@ def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False)
     open_table(config.uri("triplets"), TRIPLETS)  # fail fast on missing data, before the model is loaded
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / out.name, stage.checkpoint.keep)
     checkpoints.check_resume(resume)
-    dev = dev_set.load(config, stage.checkpoint, stage.objective == "joint")
+    dev = dev_set.load(config, stage.checkpoint)
     model = initial_model(config, stage)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", suffix=".start", dir=out.parent) as temporary, cluster(config):
@@ -133,7 +138,9 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
     job: ColdStartJob
 
     def __init__(self, job: ColdStartJob) -> None:
-        super().__init__(job, None, job.stage.epochs)
+        super().__init__(job, None, job.stage.total_epochs)
+        every = self.stage.checkpoint.every
+        self.thoughts = StepThoughts(self.shard, self.stage.thoughts, self.config.seed, self.engine, self.steps, every)
         cuda = self.engine.device.type == "cuda"
         self.peak_tflops = self.stage.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if cuda else None)
 
@@ -149,23 +156,33 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
     def step(self, step_rows: StepRows) -> dict[str, float]:
         """Take one update; return the values to log, over the global batch."""
         clock = [time.monotonic()]
-        random = np.random.default_rng([self.config.seed, step_rows.step, rank()])
         rows = self.shard.read(step_rows)
         self.trained_rows = [row["row"] for row in rows]
-        with_reasoning = self.stage.objective == "joint"
-        batch = collate(rows, self.known_positives, with_reasoning, self.stage.thought_dropout, random)
+        clock.append(time.monotonic())
+        sft_alone = step_rows.epoch < self.stage.total_epochs - self.stage.epochs
+        batch = self._collate(step_rows.step, rows, sft_alone)
         clock.append(time.monotonic())
         engine, observer = self.engine, GradNormObserver()
-        values = accumulate_gradients(batch, self.stage, engine, engine_backward(engine), engine.device, observer)
+        accumulate = accumulate_sft_gradients if sft_alone else accumulate_gradients
+        values = accumulate(batch, self.stage, engine, engine_backward(engine), engine.device, observer)
         check_finite(step_rows.step + 1, values)  # before the weights are updated
         values |= observer.norms(engine.device)
         clock.append(time.monotonic())
         values["lr"] = engine.get_lr()[0]
         values["grad_norm"] = update(engine)
         clock.append(time.monotonic())
-        names = ("data_s", "gradient_s", "optimizer_s")
+        names = ("data_s", "thoughts_s", "gradient_s", "optimizer_s")
         phases = {name: end - start for name, start, end in zip(names, clock, clock[1:], strict=False)}
         return values | {"epoch": step_rows.epoch} | phases | self._speed(batch, clock[-1] - clock[0])
+
+    def _collate(self, step: int, rows: list[Row], sft_alone: bool) -> ColdStartBatch:
+        """Make the rows of a step a batch, with the thoughts that its stage draws for them."""
+        if self.stage.objective == "direct":
+            return collate(rows, self.known_positives, with_sft=False)
+        if sft_alone:
+            return collate(rows, self.known_positives)._replace(items=[], item_keys=[])
+        replaced = self.thoughts.of(step, rows)
+        return collate(replaced, self.known_positives, without_thought=self.stage.empty_weight > 0)
 
     def _speed(self, batch: ColdStartBatch, seconds: float) -> dict[str, float]:
         """Return the tokens/s of all workers, and the MFU if the device's peak is known."""
@@ -181,10 +198,14 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
         return " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values)
 
     def evaluate(self) -> dict[str, float]:
-        """Return the dev set's metrics with the teacher's reasonings, on rank 0."""
+        """Return the dev set's metrics on rank 0: with the model's own greedy thoughts, and `_empty` ones without."""
         if self.dev_set is None:
             return {}
-        return dev_set.evaluate(self.engine, self.dev_set, self.stage.checkpoint.k, self.stage.chunk_tokens)
+        queries = self.dev_set.queries
+        reasonings: dict[str, Sequence[str | None]] = {"": [None] * len(queries)}
+        if self.stage.objective == "joint":
+            reasonings = {"": dev_set.own_thoughts(self.engine, queries), "_empty": [""] * len(queries)}
+        return dev_set.evaluate(self.engine, self.dev_set, reasonings, self.stage.checkpoint.k, self.stage.chunk_tokens)
 
     def training_record(self) -> dict[str, Any]:
         """Return the objective."""

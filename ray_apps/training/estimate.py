@@ -62,8 +62,10 @@ def _steps(config: Config, stage: ColdStartConfig) -> str:
     if missing:
         return f"steps unknown: {missing[0]} does not exist yet"
     rows = sum(open_table(uri, schema).count_rows() for uri, schema in sources)
-    steps = steps_per_epoch(rows, stage.workers, stage.batch_size) * stage.epochs
-    return f"rows {rows}, epochs {stage.epochs}, steps {steps} ({stage.workers} workers x {stage.batch_size} rows)"
+    steps = steps_per_epoch(rows, stage.workers, stage.batch_size) * stage.total_epochs
+    return (
+        f"rows {rows}, epochs {stage.total_epochs}, steps {steps} ({stage.workers} workers x {stage.batch_size} rows)"
+    )
 
 
 def _largest_load(config: Config, stage: ColdStartConfig) -> StepSize:
@@ -71,7 +73,8 @@ def _largest_load(config: Config, stage: ColdStartConfig) -> StepSize:
     limits = override_limits(COMPACT, config.model)
     completion = limits.budget + 3
     query, item = limits.max_query_tokens + completion, limits.max_item_tokens
-    step_tokens = stage.batch_size * (query + item)
+    with_empty = stage.objective == "joint" and stage.empty_weight > 0
+    step_tokens = stage.batch_size * (query + item + with_empty * (limits.max_query_tokens + 3))
     kept = step_tokens if stage.graph_tokens is None else min(step_tokens, max(stage.graph_tokens, stage.chunk_tokens))
     scored = min(stage.batch_size, stage.chunk_tokens // query) * completion if stage.objective == "joint" else 0
     return StepSize(kept, scored)
