@@ -85,7 +85,7 @@ class ThoughtsConfig(Section):
     own: float = Field(0.25, ge=0, le=1)
     """Sampled from the model itself at temperature 1; the teacher's in the first `refresh` steps of the run."""
     empty: float = Field(0.0, ge=0, le=1)
-    """None at all. With `empty_weight` every row is embedded without its thought anyhow."""
+    """The empty one. With `empty_weight` every row is embedded with that too, whatever its thought."""
     corrupted: float = Field(0.1, ge=0, le=1)
     """The teacher's with a phrase dropped or repeated, or that of another query."""
     refresh: int = Field(25, ge=1)

@@ -5,12 +5,22 @@ same pairs without reasoning, and InfoNCE alone.
 
 A step, in order:
 
-1. Each rank takes `cold_start.batch_size` rows of its shard, drawn at random, and sorts them by length into chunks.
-2. One forward over the queries, each followed by its reasoning, gives the log-probabilities of the reasoning and the
-   embedding at `<emb>`; one over the items gives theirs.
-3. InfoNCE contrasts each query with all items of all ranks, SFT imitates the reasoning, and both are back-propagated
-   chunk by chunk (GradCache): L = info_nce_weight · L_InfoNCE + sft_weight · L_SFT.
+1. Each rank takes `cold_start.batch_size` rows of its shard, drawn at random. Each draws the thought that it is
+   embedded with (`thoughts`): the teacher's, the model's own, none, or a corrupted one. Own thoughts are sampled for
+   several steps at once. The rows are sorted by length into chunks.
+2. One forward over the queries, each followed by its thought, gives the embedding at `<emb>` and, where the thought is
+   the teacher's, the log-probabilities of it; the same forwards embed the queries without a thought. One over the items
+   gives theirs.
+3. InfoNCE contrasts each query with all items of all ranks, SFT imitates the teacher, and all is back-propagated chunk
+   by chunk (GradCache): L = info_nce_weight · (L_InfoNCE + empty_weight · L_InfoNCE without thoughts) + sft_weight ·
+   L_SFT.
 4. One update: AdamW with a cosine schedule.
+
+With `sft_epochs` the run begins with epochs of L_SFT alone on the teacher's thoughts. Optimiser and schedule are one:
+the warm-up and the cosine extend over all steps of the run.
+
+With a dev set, the start of the run and each checkpoint are measured with the model's own greedy thoughts, and the best
+HitRate of these is exported; so no run ends with a model that is worse on the dev set than the one it began with.
 
 Departures from the paper (arXiv 2510.14321), each with its reason and its setting:
 
@@ -22,9 +32,17 @@ Departures from the paper (arXiv 2510.14321), each with its reason and its setti
 3. A text beyond the model's limits is refused, so that nobody trains on cut data unaware; the paper cuts reasonings to
    16 tokens, which is `too_long=cut`.
 4. τ is 0.03 (`temperature`): the paper does not state it, and 0.02 to 0.05 is usual.
+5. A quarter of the queries is embedded with the model's own thoughts and a tenth with corrupted ones, because in
+   serving the model reads what it wrote itself, mistakes included; the paper embeds the teacher's alone. Rows with such
+   a thought have no SFT, and rows for which the teacher wrote nothing keep that, with SFT, so that the model learns
+   when not to think. `thoughts={teacher: 1, own: 0, corrupted: 0}` is the paper's.
+6. Every query is embedded without its thought too, at half weight, so that a query that is not reasoned over is served
+   as well as by the direct baseline. Therefore `thoughts.empty` is 0. `empty_weight=0` is the paper's.
 
-Off by default, and not in the paper: hard negatives (if the triplets have any), Matryoshka dimensions, thought dropout,
-LoRA. The formulas are in lrem.training.cold_start_step.
+Off by default, and not in the paper: epochs of SFT alone, hard negatives (if the triplets have any), Matryoshka
+dimensions, LoRA; for the direct baseline, the teacher's reasoning as a further positive of its query
+(`thought_positives`), which shows how much of the gain is that the reasoning names the facts. The formulas are in
+lrem.training.cold_start_step and lrem.training.thoughts.
 """
 
 import time
