@@ -24,7 +24,7 @@ CHUNKS: dict[str, tuple[int, int | None]] = {
     "whole": (10**6, None),
     "bucketed": (40, None),
     "cached": (40, 1),
-    "partly-cached": (40, 40),  # alone, one rank would keep more graphs than the other
+    "partly-cached": (40, 60),  # alone, one rank would keep more graphs than the other
     "row-by-row": (1, 1),  # eight forwards on one rank, thirteen on the other: stand-ins make them equal
 }
 STEPS = 3

@@ -1,4 +1,4 @@
-"""Own thoughts written by DeepSpeed's engines on two ranks: from the right weights, in step, the same after a resume."""
+"""Own thoughts written by DeepSpeed engines on two ranks: from the right weights, and the same after a resume."""
 
 from pathlib import Path
 from typing import Any
