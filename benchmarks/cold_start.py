@@ -181,11 +181,12 @@ def run_side(side: str, folder: Path, size: int, graph_tokens: int) -> None:
 
 
 def settings(graph_tokens: int | None) -> Any:
-    """Return our settings, equal to the peer's."""
+    """Return our settings, equal to the peer's: queries with the teacher's thoughts alone, each forwarded once."""
     from lrem.config import ColdStartConfig
 
     optim = {"lr": 1e-4, "zero_stage": 0}
     given = {"temperature": TAU, "sft_weight": 1.0, "chunk_tokens": CHUNK_TOKENS, "graph_tokens": graph_tokens}
+    given |= {"thoughts": {"teacher": 1, "own": 0, "corrupted": 0}, "empty_weight": 0}
     return ColdStartConfig.model_validate(given | {"optim": optim})
 
 

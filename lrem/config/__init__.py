@@ -19,6 +19,7 @@ from lrem.config.training import (
     ReinforceConfig,
     RewardWeights,
     RolloutConfig,
+    ThoughtsConfig,
     TrainConfig,
 )
 from lrem.config.world import WorldConfig
@@ -52,6 +53,7 @@ __all__ = [
     "ServeConfig",
     "SourcesConfig",
     "TeacherLlmConfig",
+    "ThoughtsConfig",
     "TrainConfig",
     "WorldConfig",
     "known_keys",

@@ -43,7 +43,8 @@ class CheckpointConfig(Section):
     every: int = Field(500, ge=1)
     """Steps between checkpoints. The last step always writes one."""
     keep: int = Field(1, ge=1)
-    """Number of checkpoints to keep: the best by the dev set's HitRate@k, or without a dev set the newest."""
+    """Number of checkpoints to keep: the best by the dev set's HitRate@k with the model's own thoughts, or without a
+    dev set the newest."""
     k: int = Field(10, ge=1)
     """Cutoff of HitRate on the dev set."""
     candidates: int = Field(2000, ge=1)
@@ -73,6 +74,34 @@ class TrainConfig(Section):
     optim: OptimConfig = OptimConfig()
 
 
+class ThoughtsConfig(Section):
+    """Which thoughts the queries are embedded with: shares of the rows whose teacher wrote one. They sum to 1.
+
+    The paper's is `teacher: 1` alone. But then the model never embeds what it will write itself (exposure bias).
+    """
+
+    teacher: float = Field(0.65, ge=0, le=1)
+    """The teacher's, on which SFT trains too."""
+    own: float = Field(0.25, ge=0, le=1)
+    """Sampled from the model itself at temperature 1; the teacher's in the first `refresh` steps of the run."""
+    empty: float = Field(0.0, ge=0, le=1)
+    """The empty one. With `empty_weight` every row is embedded with that too, whatever its thought."""
+    corrupted: float = Field(0.1, ge=0, le=1)
+    """The teacher's with a phrase dropped or repeated, or that of another query."""
+    refresh: int = Field(25, ge=1)
+    """Steps for which own thoughts are sampled in advance, with the weights of the first of them."""
+
+    @model_validator(mode="after")
+    def _check_sum(self) -> "ThoughtsConfig":
+        shares = [self.teacher, self.own, self.empty, self.corrupted]
+        if abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(
+                f"the shares teacher {shares[0]}, own {shares[1]}, empty {shares[2]} and corrupted {shares[3]} sum to "
+                f"{sum(shares):.4g}: set them so that they sum to 1"
+            )
+        return self
+
+
 class ColdStartConfig(TrainConfig):
     """Stage 1. `objective: direct` trains without reasoning, on InfoNCE alone."""
 
@@ -80,8 +109,10 @@ class ColdStartConfig(TrainConfig):
     """joint: SFT + InfoNCE. direct: InfoNCE alone."""
     batch_size: int = Field(128, ge=2)
     """Rows per worker and step (paper)."""
+    sft_epochs: int = Field(0, ge=0)
+    """Epochs of SFT alone, without items, before the joint ones. `objective: direct` has none."""
     epochs: int = Field(1, ge=1)
-    """How many times each query is trained on, or each row with `rows_per_query: null`."""
+    """How many times each query is trained on, or each row with `rows_per_query: null`; `sft_epochs` come on top."""
     rows_per_query: int | None = Field(1, ge=1)
     """Rows of each query in an epoch, the next ones in the next epoch. null: all of them in every epoch."""
     sft_weight: float = 1.0
@@ -92,8 +123,12 @@ class ColdStartConfig(TrainConfig):
     """Weight of the InfoNCE loss."""
     max_negatives: int = Field(7, ge=0)
     """Maximum hard negatives per triplet."""
-    thought_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of rows embedded with an empty reasoning. O1 Embedder: 0.1."""
+    thoughts: ThoughtsConfig = ThoughtsConfig()
+    empty_weight: float = Field(0.5, ge=0)
+    """Weight, within the InfoNCE loss, of a second one over the same queries without their thoughts. 0: none (paper).
+    `objective: direct` has none."""
+    thought_positives: bool = False
+    """`objective: direct` only: the teacher's reasoning, embedded as an item, is a further positive of its query."""
     matryoshka: list[int] = Field(default_factory=list)
     """Shorter embeddings to train as well, such as [64, 32]."""
     too_long: Literal["error", "cut"] = "error"
@@ -101,6 +136,19 @@ class ColdStartConfig(TrainConfig):
     lora: LoraConfig = LoraConfig()
     peak_tflops: float | None = Field(None, gt=0)
     """Peak TFLOPS of a worker's device, for MFU. None: looked up for known GPUs."""
+
+    @property
+    def total_epochs(self) -> int:
+        """Return the epochs of the whole run, those of SFT alone included."""
+        return self.epochs + (self.sft_epochs if self.objective == "joint" else 0)
+
+    @model_validator(mode="after")
+    def _check_positives(self) -> "ColdStartConfig":
+        if self.thought_positives and self.objective == "joint":
+            raise ValueError(
+                "thought_positives needs objective: direct; with objective: joint the model writes thoughts"
+            )
+        return self
 
 
 class MineConfig(Section):

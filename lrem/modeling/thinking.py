@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from lrem.modeling.template import Renderer
 
 BANNED_BIAS = -100.0  # added to a banned token's logit
+# transformers' arguments; nothing is truncated: samples are the model's own distribution
+GREEDY, SAMPLED = {"do_sample": False}, {"do_sample": True, "top_k": 0, "top_p": 1.0}
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,15 @@ def needs_thinking(empty_probability: float, think_below: float) -> bool:
     return empty_probability < think_below
 
 
-@torch.inference_mode()
-def generate_reasonings(lm: PreTrainedModel, renderer: Renderer, prompts: list[list[int]]) -> list[str]:
-    """Generate the greedy reasoning of each prompt, all in one batch, with transformers.
+def generate_reasonings(
+    lm: PreTrainedModel, renderer: Renderer, prompts: list[list[int]], seed: int | None = None, in_step: bool = False
+) -> list[str]:
+    """Generate one reasoning of each prompt, all in one batch, with transformers.
 
     Args:
         prompts: see `Renderer.thinking_prompt`; padded on the left here.
+        seed: sample at temperature 1 from this seed; the global random state stays as it is. None: greedy.
+        in_step: all ranks call with a batch each and take equally many forwards, as ZeRO-3 needs.
     """
     if not prompts:
         return []
@@ -104,11 +109,17 @@ def generate_reasonings(lm: PreTrainedModel, renderer: Renderer, prompts: list[l
     gaps = [longest - len(prompt) for prompt in prompts]
     ids = torch.tensor([[pad_id] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)])  # [N, L]
     mask = torch.arange(longest) >= torch.tensor(gaps)[:, None]  # [N, L]
-    out = lm.generate(
-        ids.to(lm.device),
-        attention_mask=mask.long().to(lm.device),
-        pad_token_id=pad_id,
-        do_sample=False,
-        **DecodingPolicy.reasoning(renderer).transformers_arguments(),
-    )
+    decoding = GREEDY if seed is None else SAMPLED | {"temperature": 1.0}
+    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        # no inference mode around it: weights that ZeRO-3 gathers there could not be trained afterwards
+        out = lm.generate(
+            ids.to(lm.device),
+            attention_mask=mask.long().to(lm.device),
+            pad_token_id=pad_id,
+            synced_gpus=in_step,
+            **decoding,
+            **DecodingPolicy.reasoning(renderer).transformers_arguments(),
+        )
     return [renderer.thought_text(row) for row in out[:, longest:].tolist()]

@@ -79,6 +79,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return summed
 
 
+def gather_objects(local: T) -> list[T]:
+    """Return every rank's object, in rank order; for a few small ones: they are pickled."""
+    if world_size() == 1:
+        return [local]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, local)
+    return gathered
+
+
 def max_over_ranks(value: int, device: torch.device) -> int:
     """Return the largest of the ranks' values; `device` is one that the process group can use."""
     if world_size() == 1:

@@ -15,11 +15,9 @@ from transformers import AutoTokenizer
 from lrem.config import RolloutConfig
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.template import Renderer, Template
-from lrem.modeling.thinking import DecodingPolicy
+from lrem.modeling.thinking import GREEDY, SAMPLED, DecodingPolicy
 from lrem.training.rollout import LoadReport, Rollout
 from ray_apps.rollouts.weight_sync import PackedState, probe_prompts, state_checksum, unpack_state
-
-GREEDY, SAMPLED = {"do_sample": False}, {"do_sample": True, "top_k": 0, "top_p": 1.0}
 
 
 class Engine(ABC):

@@ -5,12 +5,22 @@ same pairs without reasoning, and InfoNCE alone.
 
 A step, in order:
 
-1. Each rank takes `cold_start.batch_size` rows of its shard, drawn at random, and sorts them by length into chunks.
-2. One forward over the queries, each followed by its reasoning, gives the log-probabilities of the reasoning and the
-   embedding at `<emb>`; one over the items gives theirs.
-3. InfoNCE contrasts each query with all items of all ranks, SFT imitates the reasoning, and both are back-propagated
-   chunk by chunk (GradCache): L = info_nce_weight · L_InfoNCE + sft_weight · L_SFT.
+1. Each rank takes `cold_start.batch_size` rows of its shard, drawn at random. Each draws the thought that it is
+   embedded with (`thoughts`): the teacher's, the model's own, none, or a corrupted one. Own thoughts are sampled for
+   several steps at once. The rows are sorted by length into chunks.
+2. One forward over the queries, each followed by its thought, gives the embedding at `<emb>` and, where the thought is
+   the teacher's, the log-probabilities of it; the same forwards embed the queries without a thought. One over the items
+   gives theirs.
+3. InfoNCE contrasts each query with all items of all ranks, SFT imitates the teacher, and all is back-propagated chunk
+   by chunk (GradCache): L = info_nce_weight · (L_InfoNCE + empty_weight · L_InfoNCE without thoughts) + sft_weight ·
+   L_SFT.
 4. One update: AdamW with a cosine schedule.
+
+With `sft_epochs` the run begins with epochs of L_SFT alone on the teacher's thoughts. Optimiser and schedule are one:
+the warm-up and the cosine extend over all steps of the run.
+
+With a dev set, the start of the run and each checkpoint are measured with the model's own greedy thoughts, and the best
+HitRate of these is exported; so no run ends with a model that is worse on the dev set than the one it began with.
 
 Departures from the paper (arXiv 2510.14321), each with its reason and its setting:
 
@@ -22,18 +32,25 @@ Departures from the paper (arXiv 2510.14321), each with its reason and its setti
 3. A text beyond the model's limits is refused, so that nobody trains on cut data unaware; the paper cuts reasonings to
    16 tokens, which is `too_long=cut`.
 4. τ is 0.03 (`temperature`): the paper does not state it, and 0.02 to 0.05 is usual.
+5. A quarter of the queries is embedded with the model's own thoughts and a tenth with corrupted ones, because in
+   serving the model reads what it wrote itself, mistakes included; the paper embeds the teacher's alone. Rows with such
+   a thought have no SFT, and rows for which the teacher wrote nothing keep that, with SFT, so that the model learns
+   when not to think. `thoughts={teacher: 1, own: 0, corrupted: 0}` is the paper's.
+6. Every query is embedded without its thought too, at half weight, so that a query that is not reasoned over is served
+   as well as by the direct baseline. Therefore `thoughts.empty` is 0. `empty_weight=0` is the paper's.
 
-Off by default, and not in the paper: hard negatives (if the triplets have any), Matryoshka dimensions, thought dropout,
-LoRA. The formulas are in lrem.training.cold_start_step.
+Off by default, and not in the paper: epochs of SFT alone, hard negatives (if the triplets have any), Matryoshka
+dimensions, LoRA; for the direct baseline, the teacher's reasoning as a further positive of its query
+(`thought_positives`), which shows how much of the gain is that the reasoning names the facts. The formulas are in
+lrem.training.cold_start_step and lrem.training.thoughts.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
@@ -45,8 +62,13 @@ from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.lora import add_lora, split_state
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
-from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients, collate
-from lrem.training.distributed import rank, sum_over_ranks, world_size
+from lrem.training.cold_start_step import (
+    ColdStartBatch,
+    accumulate_gradients,
+    accumulate_sft_gradients,
+    collate,
+)
+from lrem.training.distributed import sum_over_ranks, world_size
 from lrem.training.gradient_observer import GradNormObserver
 from lrem.training.memory_estimate import DecoderShape, mfu, peak_tflops, step_flops
 from ray_apps.cluster.session import cluster
@@ -56,8 +78,9 @@ from ray_apps.training.corpus import load_triplets
 from ray_apps.training.deepspeed_engine import engine_backward, update
 from ray_apps.training.job import ColdStartJob
 from ray_apps.training.launch import fit
-from ray_apps.training.row_shards import StepRows
+from ray_apps.training.row_shards import Row, StepRows
 from ray_apps.training.stage_trainer import StageTrainer, run_signature, run_steps
+from ray_apps.training.step_thoughts import StepThoughts
 from ray_apps.training.tracking import check_finite, require_trackers
 
 
@@ -71,7 +94,7 @@ def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False)
     open_table(config.uri("triplets"), TRIPLETS)  # fail fast on missing data, before the model is loaded
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / out.name, stage.checkpoint.keep)
     checkpoints.check_resume(resume)
-    dev = dev_set.load(config, stage.checkpoint, stage.objective == "joint")
+    dev = dev_set.load(config, stage.checkpoint)
     model = initial_model(config, stage)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", suffix=".start", dir=out.parent) as temporary, cluster(config):
@@ -133,7 +156,9 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
     job: ColdStartJob
 
     def __init__(self, job: ColdStartJob) -> None:
-        super().__init__(job, None, job.stage.epochs)
+        super().__init__(job, None, job.stage.total_epochs)
+        every = self.stage.checkpoint.every
+        self.thoughts = StepThoughts(self.shard, self.stage.thoughts, self.config.seed, self.engine, self.steps, every)
         cuda = self.engine.device.type == "cuda"
         self.peak_tflops = self.stage.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if cuda else None)
 
@@ -149,23 +174,33 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
     def step(self, step_rows: StepRows) -> dict[str, float]:
         """Take one update; return the values to log, over the global batch."""
         clock = [time.monotonic()]
-        random = np.random.default_rng([self.config.seed, step_rows.step, rank()])
         rows = self.shard.read(step_rows)
         self.trained_rows = [row["row"] for row in rows]
-        with_reasoning = self.stage.objective == "joint"
-        batch = collate(rows, self.known_positives, with_reasoning, self.stage.thought_dropout, random)
+        clock.append(time.monotonic())
+        sft_alone = step_rows.epoch < self.stage.total_epochs - self.stage.epochs
+        batch = self._collate(step_rows.step, rows, sft_alone)
         clock.append(time.monotonic())
         engine, observer = self.engine, GradNormObserver()
-        values = accumulate_gradients(batch, self.stage, engine, engine_backward(engine), engine.device, observer)
+        accumulate = accumulate_sft_gradients if sft_alone else accumulate_gradients
+        values = accumulate(batch, self.stage, engine, engine_backward(engine), engine.device, observer)
         check_finite(step_rows.step + 1, values)  # before the weights are updated
         values |= observer.norms(engine.device)
         clock.append(time.monotonic())
         values["lr"] = engine.get_lr()[0]
         values["grad_norm"] = update(engine)
         clock.append(time.monotonic())
-        names = ("data_s", "gradient_s", "optimizer_s")
+        names = ("data_s", "thoughts_s", "gradient_s", "optimizer_s")
         phases = {name: end - start for name, start, end in zip(names, clock, clock[1:], strict=False)}
         return values | {"epoch": step_rows.epoch} | phases | self._speed(batch, clock[-1] - clock[0])
+
+    def _collate(self, step: int, rows: list[Row], sft_alone: bool) -> ColdStartBatch:
+        """Make the rows of a step a batch, with the thoughts that its stage draws for them."""
+        if self.stage.objective == "direct":
+            return collate(rows, self.known_positives, with_sft=False)
+        if sft_alone:
+            return collate(rows, self.known_positives)._replace(items=[], item_keys=[])
+        replaced = self.thoughts.of(step, rows)
+        return collate(replaced, self.known_positives, without_thought=self.stage.empty_weight > 0)
 
     def _speed(self, batch: ColdStartBatch, seconds: float) -> dict[str, float]:
         """Return the tokens/s of all workers, and the MFU if the device's peak is known."""
@@ -181,10 +216,14 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
         return " ".join(f"{name} {values[name]:.3f}" for name in ("info_nce", "sft") if name in values)
 
     def evaluate(self) -> dict[str, float]:
-        """Return the dev set's metrics with the teacher's reasonings, on rank 0."""
+        """Return the dev set's metrics on rank 0: with the model's own greedy thoughts, and `_empty` ones without."""
         if self.dev_set is None:
             return {}
-        return dev_set.evaluate(self.engine, self.dev_set, self.stage.checkpoint.k, self.stage.chunk_tokens)
+        queries = self.dev_set.queries
+        reasonings: dict[str, Sequence[str | None]] = {"": [None] * len(queries)}
+        if self.stage.objective == "joint":
+            reasonings = {"": dev_set.own_thoughts(self.engine, queries), "_empty": [""] * len(queries)}
+        return dev_set.evaluate(self.engine, self.dev_set, reasonings, self.stage.checkpoint.k, self.stage.chunk_tokens)
 
     def training_record(self) -> dict[str, Any]:
         """Return the objective."""

@@ -47,13 +47,15 @@ def load_triplets(config: Config, stage: ColdStartConfig, model: Path) -> Corpus
             or there are too few rows for the workers.
     """
     with_reasoning = stage.objective == "joint"
-    options = RenderOptions(str(model), config.seed, with_reasoning, stage.too_long == "cut", stage.max_negatives)
+    options = RenderOptions(
+        str(model), config.seed, with_reasoning, stage.too_long == "cut", stage.max_negatives, stage.thought_positives
+    )
     sources = {config.uri("triplets"): TRIPLETS}
     if not with_reasoning:  # the direct baseline sees the pairs of both stages, so that neither side has more data
         sources[config.uri("rl_pairs")] = RL_PAIRS
     rendered = []
     for uri, schema in sources.items():
-        columns = [name for name in schema.names if name != "reasoning" or with_reasoning]
+        columns = [name for name in schema.names if name != "reasoning" or with_reasoning or stage.thought_positives]
         arguments = {"source": uri, "options": options}
         rendered.append(
             _read(uri, schema, columns).map_batches(

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from transformers import get_cosine_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
 
 from lrem.config import OptimConfig
 from lrem.modeling.encoding import EncoderOutput, StateObserver
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import Sequences
 from lrem.training.distributed import rank
+from lrem.training.schedule import cosine_with_warmup
 
 
 class TrainingEngine(Protocol):
@@ -66,7 +67,7 @@ def make_engine(model: ReasoningEmbedder, optim: OptimConfig, batch_size: int, s
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
         config=settings,
-        lr_scheduler=lambda optimizer: get_cosine_schedule_with_warmup(optimizer, warmup, steps),
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: cosine_with_warmup(step, warmup, steps)),
     )
     return engine
 

@@ -1,9 +1,10 @@
 """The dev set of a training run: held-out triplets ranked among a sample of the catalogue, on all ranks.
 
-Stage 1 embeds the queries with the teacher's reasoning, or without for the direct baseline: it costs no generation.
-Stage 2 embeds them with the model's own reasoning, which is what that stage trains.
+Both stages embed the queries with the model's own greedy thoughts, as the service will, and with empty ones: the
+difference is what thinking gains. The direct baseline embeds them without thoughts.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,23 +13,25 @@ import torch
 from lrem.config import CheckpointConfig, Config
 from lrem.data.schema import TRIPLETS, read_items, read_table
 from lrem.errors import DataError
-from lrem.evaluation.metrics import per_query, summarise
-from lrem.training.distributed import gather_rows, rank, world_size
+from lrem.evaluation.metrics import DEPTH, per_query, summarise
+from lrem.training.distributed import gather_objects, gather_rows, rank, world_size
 from lrem.training.gradcache import make_chunks
 from ray_apps.training.deepspeed_engine import TrainingEngine
+from ray_apps.training.step_thoughts import write_with_engine
+
+METRICS = {"hit_rate": "hit_rate", "precision": "precision", "nDCG@10": "ndcg_10", "AP": "ap"}  # name → name in logs
 
 
 class DevSet(NamedTuple):
-    """Queries with their reasonings and relevant item ids, and the items they are ranked among."""
+    """Queries with their relevant item ids, and the items they are ranked among."""
 
     queries: list[str]
-    reasonings: list[str | None]
     relevant: list[set[str]]
     item_ids: list[str]
     titles: list[str]
 
 
-def load(config: Config, checkpoint: CheckpointConfig, with_reasoning: bool) -> DevSet | None:
+def load(config: Config, checkpoint: CheckpointConfig) -> DevSet | None:
     """Read paths.dev and sample the catalogue; return None if there is no dev set.
 
     Raises:
@@ -53,33 +56,50 @@ def load(config: Config, checkpoint: CheckpointConfig, with_reasoning: bool) -> 
     others = sorted(title.keys() - set(positives))
     sample = np.random.default_rng(config.seed).permutation(len(others))[: checkpoint.candidates]
     item_ids = positives + [others[i] for i in sample]
-    reasoning = {row["query"]: row["reasoning"] if with_reasoning else None for row in rows}
-    queries = list(relevant)
-    return DevSet(
-        queries,
-        [reasoning[query] for query in queries],
-        [relevant[query] for query in queries],
-        item_ids,
-        [title[item_id] for item_id in item_ids],
-    )
+    return DevSet(list(relevant), list(relevant.values()), item_ids, [title[item_id] for item_id in item_ids])
 
 
-def evaluate(engine: TrainingEngine, dev_set: DevSet, k: int, chunk_tokens: int) -> dict[str, float]:
-    """Return HitRate@k and Precision@k on rank 0, nothing on the others; every rank must call."""
+def own_thoughts(engine: TrainingEngine, queries: Sequence[str]) -> list[str]:
+    """Return the model's greedy thought on each query, at least one token long; every rank writes a share."""
     renderer = engine.module.renderer
-    query_ids = [renderer.query_ids(*pair) for pair in zip(dev_set.queries, dev_set.reasonings, strict=True)]
-    queries = _encode(engine, query_ids, chunk_tokens)  # [Q, H]
+    share = write_with_engine(engine, [renderer.thinking_prompt(query) for query in queries[rank() :: world_size()]])
+    thoughts = [""] * len(queries)
+    for number, texts in enumerate(gather_objects(share)):
+        thoughts[number :: world_size()] = texts
+    return thoughts
+
+
+def evaluate(
+    engine: TrainingEngine, dev_set: DevSet, reasonings: Mapping[str, Sequence[str | None]], k: int, chunk_tokens: int
+) -> dict[str, float]:
+    """Return METRICS on rank 0, nothing on the others; every rank must call.
+
+    AP is over the first max(k, 100) items.
+
+    Args:
+        reasonings: suffix of the metrics' names → the reasoning of each query, see `Renderer.query_ids`.
+        k: cutoff of HitRate and Precision.
+    """
+    renderer = engine.module.renderer
     items = _encode(engine, [renderer.item_ids(title) for title in dev_set.titles], chunk_tokens)  # [N, H]
-    if rank() != 0:
-        return {}
-    scores, columns = (queries @ items.T).topk(min(k, len(dev_set.item_ids)), dim=1)
+    values: dict[str, float] = {}
+    for suffix, texts in reasonings.items():
+        query_ids = [renderer.query_ids(*pair) for pair in zip(dev_set.queries, texts, strict=True)]
+        queries = _encode(engine, query_ids, chunk_tokens)  # [Q, H]
+        if rank() == 0:
+            values |= {f"{name}{suffix}": value for name, value in _score(queries, items, dev_set, k).items()}
+    return values
+
+
+def _score(queries: torch.Tensor, items: torch.Tensor, dev_set: DevSet, k: int) -> dict[str, float]:
+    scores, columns = (queries @ items.T).topk(min(max(k, DEPTH), len(dev_set.item_ids)), dim=1)
     run = {
         str(query): [(dev_set.item_ids[i], score) for i, score in zip(row, row_scores, strict=True)]
         for query, (row, row_scores) in enumerate(zip(columns.tolist(), scores.tolist(), strict=True))
     }
     qrels = {str(query): dict.fromkeys(item_ids, 1) for query, item_ids in enumerate(dev_set.relevant)}
     means = summarise(per_query(run, qrels, k, k), {"all": list(qrels)})["all"]
-    return {name: means[name] for name in ("hit_rate", "precision")}
+    return {logged: means[name] for name, logged in METRICS.items()}
 
 
 def _encode(engine: TrainingEngine, rows: list[list[int]], chunk_tokens: int) -> torch.Tensor:

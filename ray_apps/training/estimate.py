@@ -69,10 +69,10 @@ def _steps(config: Config, stage: ColdStartConfig) -> str:
         texts = (batch["query"].to_pylist() for uri, _ in sources for batch in read_batches(uri, QUERIES))
         keys = np.fromiter((query_identity(text) for part in texts for text in part), np.int64, rows)
         epoch = EpochRows.of(keys, stage.rows_per_query)
-    steps = steps_per_epoch(epoch, stage.workers, stage.batch_size) * stage.epochs
+    steps = steps_per_epoch(epoch, stage.workers, stage.batch_size) * stage.total_epochs
     visited = f", {epoch.total} of them in an epoch" if epoch.total < rows else ""
     size = f"{stage.workers} workers x {stage.batch_size} rows"
-    return f"rows {rows}{visited}, epochs {stage.epochs}, steps {steps} ({size})"
+    return f"rows {rows}{visited}, epochs {stage.total_epochs}, steps {steps} ({size})"
 
 
 def _largest_load(config: Config, stage: ColdStartConfig) -> StepSize:
@@ -80,7 +80,8 @@ def _largest_load(config: Config, stage: ColdStartConfig) -> StepSize:
     limits = override_limits(COMPACT, config.model)
     completion = limits.budget + 3
     query, item = limits.max_query_tokens + completion, limits.max_item_tokens
-    step_tokens = stage.batch_size * (query + item)
+    with_empty = stage.objective == "joint" and stage.empty_weight > 0
+    step_tokens = stage.batch_size * (query + item + with_empty * (limits.max_query_tokens + 3))
     kept = step_tokens if stage.graph_tokens is None else min(step_tokens, max(stage.graph_tokens, stage.chunk_tokens))
     scored = min(stage.batch_size, stage.chunk_tokens // query) * completion if stage.objective == "joint" else 0
     return StepSize(kept, scored)

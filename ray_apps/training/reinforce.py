@@ -68,7 +68,7 @@ def run(config: Config, resume: bool = False) -> dict[str, Any]:
     open_table(config.uri("rl_pairs"), RL_PAIRS)
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / NAME, stage.checkpoint.keep)
     checkpoints.check_resume(resume)
-    dev = dev_set.load(config, stage.checkpoint, with_reasoning=True)
+    dev = dev_set.load(config, stage.checkpoint)
     with cluster(config):
         corpus = load_pairs(config, stage, base_model)
         signature = run_signature(config, stage, corpus.describe(), base_fingerprint, dev)

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -132,17 +132,17 @@ class ReinforceTrainer(StageTrainer[ReinforceConfig]):
         return log_probs
 
     def evaluate(self) -> dict[str, float]:
-        """Return the dev set's metrics with the model's own greedy reasoning, on rank 0."""
+        """Return the dev set's metrics on rank 0: with the model's own greedy thoughts, and `_empty` ones without."""
         if self.dev_set is None:
             return {}
         queries = self.dev_set.queries
 
-        def reason() -> list[str | None]:
+        def reason() -> list[str]:
             request = self.pool.reason.remote(queries, 0.0, None)
             return list(await_pool(self.pool, request, self.config, "the reasonings of the dev set"))
 
-        reasoned = self.dev_set._replace(reasonings=run_on_first_rank(reason))
-        return dev_set.evaluate(self.engine, reasoned, self.stage.checkpoint.k, self.stage.chunk_tokens)
+        reasonings: dict[str, Sequence[str]] = {"": run_on_first_rank(reason), "_empty": [""] * len(queries)}
+        return dev_set.evaluate(self.engine, self.dev_set, reasonings, self.stage.checkpoint.k, self.stage.chunk_tokens)
 
     def summary(self, values: Mapping[str, float]) -> str:
         """Return reward, median rank and share of well-formed rollouts."""

@@ -34,6 +34,7 @@ TRIPLET_ROWS = pa.schema(
         ("start", pa.int32()),  # where the completion begins in query_ids
         ("item_ids", pa.list_(pa.int32())),
         ("negative_ids", pa.list_(pa.list_(pa.int32()))),
+        ("thought_ids", pa.list_(pa.int32())),  # the reasoning as an item; null without thought_positives
     ]
 )
 PAIR_ROWS = pa.schema([*KEYS, *RL_PAIRS, *NEGATIVES])
@@ -47,6 +48,7 @@ class RenderOptions(NamedTuple):
     with_reasoning: bool
     cut: bool  # texts beyond the model's limits; otherwise they are refused
     max_negatives: int | None = None
+    thought_positives: bool = False  # the reasoning is rendered as an item
 
 
 def render_triplets(batch: pa.Table, source: str, options: RenderOptions) -> pa.Table:
@@ -94,15 +96,17 @@ def _renderer(model: str) -> Renderer:
 
 def _render_triplet(renderer: Renderer, row: Row, options: RenderOptions) -> Row:
     reasoning = row["reasoning"] if options.with_reasoning else None
+    thought = row.get("reasoning", "").strip() if options.thought_positives else ""  # RL pairs have none
     query_ids = renderer.query_ids(row["query"], reasoning)
     negatives = list(zip(*_negatives(row), strict=True))[: options.max_negatives]
-    content = (row["query"], reasoning or "", str(row["item_id"]), row["title"])
+    content = (row["query"], reasoning or thought, str(row["item_id"]), row["title"])
     return {
         **_keys(row, content, [str(item) for item, _ in negatives], options.seed),
         "query_ids": query_ids,
         "start": len(renderer.query_prompt(row["query"])) if options.with_reasoning else len(query_ids),
         "item_ids": renderer.item_ids(row["title"]),
         "negative_ids": [renderer.item_ids(title) for _, title in negatives],
+        "thought_ids": renderer.item_ids(thought) if thought else None,
     }
 
 
@@ -132,7 +136,8 @@ def _negatives(row: Row) -> tuple[list[Any], list[Any]]:
 
 def row_problem(renderer: Renderer, row: Row, options: RenderOptions) -> str | None:
     """Return what is wrong with a row and what to do about it, or None for a usable row."""
-    texts = ("query", "title") + ("reasoning",) * options.with_reasoning
+    reads_reasoning = options.with_reasoning or (options.thought_positives and "reasoning" in row)
+    texts = ("query", "title") + ("reasoning",) * reads_reasoning
     for name in ("query_id", "item_id", *texts):
         if row[name] is None:
             return f"'{name}' is null: fill it or drop the row"

@@ -93,11 +93,11 @@ class StageTrainer(ABC, Generic[StageConfig]):
         dtype = torch.bfloat16 if self.stage.optim.bf16 else torch.float32
         ReasoningEmbedder.load(self.job.base_model, dtype).write(folder, state)
 
-    def save(self, steps_done: int, epoch: int, dev_metrics: dict[str, float]) -> None:
-        """Write a checkpoint, with the dev set's metrics if there are any."""
+    def save(self, steps_done: int, epochs: int, dev_metrics: dict[str, float]) -> None:
+        """Write a checkpoint in the epoch of that number, with the dev set's metrics if there are any."""
         record = self.training_record() | {
             "steps": steps_done,
-            "epochs": epoch + 1,
+            "epochs": epochs,
             "seconds": self.earlier_seconds + time.monotonic() - self.started,
             "zero_stage": self.engine.zero_optimization_stage(),
         }
@@ -114,6 +114,8 @@ def run_steps(trainer: StageTrainer[Any], board: ActorHandle) -> None:
     rows_file = config.run_dir / "logs" / f"{name}.rows-{rank()}.jsonl"
     rows_log = JsonLines(rows_file, first) if stage.log_rows else None
     trainer.on_start(first)
+    if first == 0 and trainer.dev_set is not None:  # a candidate for export: no run may end worse than it began
+        _checkpoint(trainer, log, steps_done=0, epochs=0)
     for step in range(first, trainer.steps):
         step_rows, done = trainer.shard.rows_of(step), step + 1
         values = trainer.step(step_rows)
@@ -121,13 +123,18 @@ def run_steps(trainer: StageTrainer[Any], board: ActorHandle) -> None:
             rows_log.write(done, {"epoch": step_rows.epoch, "rows": trainer.trained_rows})
         log.step(done, values, trainer.summary(values))
         if done % stage.checkpoint.every == 0 or done == trainer.steps:
-            dev_metrics = trainer.evaluate()
-            if dev_metrics:
-                log.metrics(done, {f"dev_{metric}": value for metric, value in dev_metrics.items()})
-            trainer.save(done, step_rows.epoch, dev_metrics)
+            _checkpoint(trainer, log, done, step_rows.epoch + 1)
     if rows_log:
         rows_log.close()
     log.close()
+
+
+def _checkpoint(trainer: StageTrainer[Any], log: TrainingLog, steps_done: int, epochs: int) -> None:
+    """Measure the model on the dev set, log that, and save it."""
+    dev_metrics = trainer.evaluate()
+    if dev_metrics:
+        log.metrics(steps_done, {f"dev_{metric}": value for metric, value in dev_metrics.items()})
+    trainer.save(steps_done, epochs, dev_metrics)
 
 
 def run_signature(

@@ -15,6 +15,7 @@ from lrem.training.cold_start_step import accumulate_gradients as cold_start
 from lrem.training.gradient_observer import GradNormObserver
 from lrem.training.grpo_step import accumulate_gradients as reinforce
 from lrem.training.rewards import BUILT_IN
+from ray_apps.training.dev_set import METRICS
 from tests.deploy.dashboard import PANELS, ROOT, selectors
 from tests.unit.training.cold_start_batch import make_batch
 from tests.unit.training.grpo_batch import TEMPERATURE, TITLES, make_candidates, make_grpo_batch, make_settings
@@ -32,7 +33,7 @@ def logged() -> set[str]:
     tokenizer = train_tokenizer([f" {title}" for title in TITLES], 300)
     shape = ModelConfig(hidden_size=32, intermediate_size=48, layers=1, heads=2, kv_heads=2)
     model, cpu = ReasoningEmbedder.from_config(shape, tokenizer, seed=0), torch.device("cpu")
-    observer, rows = GradNormObserver(), make_batch(model)
+    observer, rows = GradNormObserver(), make_batch(model, without_thought=True)
     names = {*cold_start(rows, ColdStartConfig(), model, lambda loss, _: loss.backward(), cpu, observer)}
     names |= {*observer.norms(cpu)}
     rl = make_settings("kl", rewards=dict.fromkeys(BUILT_IN, 1.0))
@@ -73,10 +74,8 @@ def added(trainer: str, *names: str) -> set[str]:
 
 
 def dev_values() -> set[str]:
-    """Return the names of the measures on the dev set."""
-    names = [texts([*node.elts]) for node in methods("dev_set", "evaluate") if isinstance(node, ast.Tuple)]
-    assert names
-    return {f"dev_{name}" for group in names for name in group}
+    """Return the names of the measures on the dev set, with the model's own thoughts and with empty ones."""
+    return {f"dev_{name}{suffix}" for name in METRICS.values() for suffix in ("", "_empty")}
 
 
 def test_panels_name_what_the_trainers_log(logged: set[str]) -> None:

@@ -31,6 +31,7 @@ SETTINGS = [
     "cold_start.optim.lr=1e-3",
     "cold_start.checkpoint.every=3",
     "cold_start.log_rows=true",
+    "cold_start.thoughts={teacher: 0.5, own: 0.25, empty: 0.15, corrupted: 0.1, refresh: 4}",
 ]
 # Sums in another order: logits reach 1 / τ = 33, where fp32 has steps of 4e-6, and a loss is a difference of logits.
 ROUNDING = 4e-6

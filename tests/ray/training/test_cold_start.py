@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from lrem.config import load_config
@@ -18,8 +19,10 @@ from lrem.data.known_positives import identity
 from lrem.data.schema import TRIPLETS
 from lrem.errors import DataError, TrainingFailed
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
+from lrem.training.schedule import cosine_with_warmup
 from ray_apps.training import cold_start
 from ray_apps.training.checkpoints import STATE
+from ray_apps.training.dev_set import METRICS
 from tests.ray.training.cold_start_runs import EPOCHS, SETTINGS, STEPS, consumed_rows, corpus_ids, start_run, write_data
 from tests.ray.training.helpers import finish, read_log
 
@@ -47,10 +50,27 @@ def test_logs_of_a_run(reference_run: Path) -> None:
     log = read_log(reference_run, "cold_start")
     steps = [line for line in log if "info_nce" in line]
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
-    required = {"sft", "grad_norm", "grad_norm_sft", "grad_norm_info_nce", "lr", "tokens_per_s", "gradient_s"}
+    required = {
+        "sft",
+        "info_nce_empty",
+        "thoughts_s",
+        "grad_norm",
+        "grad_norm_sft",
+        "grad_norm_info_nce",
+        "lr",
+        "tokens_per_s",
+        "gradient_s",
+    }
     assert all(required <= line.keys() for line in steps)
     assert steps[-1]["info_nce"] < steps[0]["info_nce"]
-    assert [line["step"] for line in log if "dev_hit_rate" in line] == [3, 6, 9, 12, 14]
+    assert [step["lr"] for step in steps] == pytest.approx(
+        [1e-3 * cosine_with_warmup(i, 1, STEPS) for i in range(STEPS)]
+    )
+    assert steps[0]["lr"] == 1e-3  # the first step trains
+    dev = [line for line in log if "dev_hit_rate" in line]
+    assert [line["step"] for line in dev] == [0, 3, 6, 9, 12, 14]
+    measures = {f"dev_{name}{suffix}" for name in METRICS.values() for suffix in ("", "_empty")}
+    assert all(measures <= line.keys() for line in dev)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(reference_run / "logs/cold_start")).Reload()
@@ -68,6 +88,38 @@ def test_the_best_checkpoint_becomes_the_model(reference_run: Path) -> None:
     assert [path.name for path in kept if path.name != "previous"] == [f"step-{record['steps']:08}"]
     assert not (kept[0] / STATE).exists()
     assert fingerprint(kept[0]) == fingerprint(reference_run / "cold_start")
+
+
+def test_the_dev_set_is_measured_with_own_thoughts(reference_run: Path) -> None:
+    """The exported model, with its own greedy thoughts, has the HitRate that its checkpoint recorded."""
+    model = ReasoningEmbedder.load(reference_run / "cold_start")
+    rows = pq.read_table(reference_run / "dev.parquet").to_pylist()
+    items = pq.read_table(reference_run / "world/items.parquet").to_pylist()
+    relevant: dict[str, set[str]] = {}
+    for row in rows:
+        relevant.setdefault(row["query"], set()).add(row["item_id"])
+    queries, vectors = [*relevant], model.encode_items([item["title"] for item in items])
+    hit_rates = []
+    for reasonings in (model.reason(queries), [""] * len(queries)):
+        order = np.argsort(-model.encode_queries(queries, reasonings) @ vectors.T, axis=1)[:, :10]
+        found = [{items[i]["item_id"] for i in row} for row in order]
+        hits = [len(top & wanted) / len(wanted) for top, wanted in zip(found, relevant.values(), strict=True)]
+        hit_rates.append(np.mean(hits))
+    record = json.loads((reference_run / "cold_start" / RECORD).read_text())["dev"]
+    assert [record["hit_rate"], record["hit_rate_empty"]] == pytest.approx(hit_rates)
+
+
+@pytest.mark.slow
+def test_the_start_is_exported_if_nothing_beats_it(reference_run: Path, tmp_path: Path) -> None:
+    """Continue from a trained model with a learning rate that ruins it."""
+    write_data(tmp_path)
+    ruin = [f"model.source={reference_run / 'cold_start'}", "cold_start.optim.lr=1", "cold_start.epochs=1"]
+    config = load_config(None, [*SETTINGS, f"run_dir={tmp_path}", f"paths.dev={tmp_path}/dev.parquet", *ruin])
+    cold_start.run(config, config.cold_start, config.path("cold_start"))
+    record = json.loads((tmp_path / "cold_start" / RECORD).read_text())
+    assert (record["steps"], record["epochs"]) == (0, 0)
+    start, exported = (ReasoningEmbedder.load(run / "cold_start") for run in (reference_run, tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(start.lm.parameters(), exported.lm.parameters(), strict=True))
 
 
 def test_the_model_folder_loads_everywhere(reference_run: Path) -> None:

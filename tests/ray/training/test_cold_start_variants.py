@@ -17,13 +17,15 @@ from ray_apps.training import cold_start
 from tests.ray.rollouts.policies import assert_same_policy
 from tests.ray.training.cold_start_runs import ROUNDING, SETTINGS, assert_same_curve, loss_curve, write_data
 
+TEACHER = ["cold_start.thoughts={teacher: 1, own: 0, corrupted: 0}", "cold_start.empty_weight=0"]  # as in the paper
 CACHED = ["cold_start.chunk_tokens=64", "cold_start.graph_tokens=64"]
 LORA = ["cold_start.lora.rank=4", "cold_start.lora.alpha=8", "cold_start.optim.lr=1e-2"]
 VARIANTS = {
     "lora": LORA,
+    "paper": TEACHER,
     "bf16": ["cold_start.optim.bf16=true", "cold_start.optim.zero_stage=1"],
     "checkpointing": ["cold_start.gradient_checkpointing=true", *CACHED],
-    "matryoshka": ["cold_start.matryoshka=[32, 16]", "cold_start.thought_dropout=0.2"],
+    "matryoshka": ["cold_start.matryoshka=[32, 16]", "cold_start.sft_epochs=1"],
     "zero-3": ["cold_start.optim.zero_stage=3", *CACHED],
     "lora-zero-3": [*LORA, "cold_start.optim.zero_stage=3"],
 }

@@ -68,7 +68,7 @@ def test_logs_of_a_run(finished_run: Path) -> None:
         assert step["reward"] == pytest.approx(parts, abs=1e-5)
     assert max(step["format_rate"] for step in steps) > 0.3
     assert max(step["varied_groups"] for step in steps) > 0
-    assert [line["step"] for line in read_log(finished_run, "reinforce") if "dev_hit_rate" in line] == [2, 4, 5]
+    assert [line["step"] for line in read_log(finished_run, "reinforce") if "dev_hit_rate" in line] == [0, 2, 4, 5]
 
 
 def test_samples_are_logged_for_people_to_read(finished_run: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_best_checkpoint_becomes_the_model(finished_run: Path, cold_start_mo
     assert record["weight_syncs"] == record["steps"] + 1  # the first gives the pool the cold start
     template = ReasoningEmbedder.load(cold_start_model).template
     assert ReasoningEmbedder.load(finished_run / "model").template == template
-    assert fingerprint(finished_run / "model") != fingerprint(cold_start_model)
+    assert record["steps"] == 0 or fingerprint(finished_run / "model") != fingerprint(cold_start_model)
     assert not list((finished_run / "checkpoints/reinforce").glob(f"*/{STATE}"))
     with pytest.raises(DataError, match="checkpoints/reinforce .*--resume"):
         reinforce.run(run_config(finished_run, cold_start_model), resume=True)

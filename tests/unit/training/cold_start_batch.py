@@ -36,23 +36,34 @@ def make_rows(model: ReasoningEmbedder) -> list[dict[str, object]]:
     return rows
 
 
-def make_batch(model: ReasoningEmbedder) -> ColdStartBatch:
+def make_batch(model: ReasoningEmbedder, without_thought: bool = False) -> ColdStartBatch:
     """Return the seven rows as a batch."""
-    return collate(make_rows(model), KNOWN)
+    return collate(make_rows(model), KNOWN, without_thought=without_thought)
 
 
 def plain_gradient(model: ReasoningEmbedder, batch: ColdStartBatch, settings: ColdStartConfig) -> torch.Tensor:
     """Return the gradient by definition: one forward per side, one backward of the joint loss."""
     model.zero_grad()
-    encoded, items = model(pad(batch.queries, batch.scored_spans)), model.embed(pad(batch.items))
-    scored = pad(batch.queries, batch.scored_spans).scored
-    keys, known = torch.tensor(batch.item_keys), torch.from_numpy(batch.known)
-    terms = []
-    for d in (model.dimension, *settings.matryoshka):
-        pair = truncate(encoded.embeddings, d), truncate(items, d)
-        terms.append(info_nce(*pair, torch.arange(len(batch.queries)), keys, known, settings.temperature))
+    sequences = pad(batch.queries, batch.scored_spans)
+    encoded, items = model(sequences), model.embed(pad(batch.items))
+    contrast = plain_info_nce(encoded.embeddings, items, batch, settings)
+    if batch.embedded_without is not None:
+        empty = model.embed(pad([model.renderer.query_ids(query, "") for query in QUERIES]))
+        contrast = contrast + settings.empty_weight * plain_info_nce(empty, items, batch, settings)
     assert encoded.log_probs is not None
-    assert scored is not None
-    loss = settings.info_nce_weight * sum(terms) / len(terms) + settings.sft_weight * sft(encoded.log_probs, scored)
+    assert sequences.scored is not None
+    loss = settings.info_nce_weight * contrast + settings.sft_weight * sft(encoded.log_probs, sequences.scored)
     loss.backward()
     return gradient_of(model)
+
+
+def plain_info_nce(
+    queries: torch.Tensor, items: torch.Tensor, batch: ColdStartBatch, settings: ColdStartConfig
+) -> torch.Tensor:
+    """Return the mean of InfoNCE over the whole embeddings and their shortened forms."""
+    keys, known = torch.tensor(batch.item_keys), torch.from_numpy(batch.known)
+    terms = []
+    for d in (queries.shape[1], *settings.matryoshka):
+        pair = truncate(queries, d), truncate(items, d)
+        terms.append(info_nce(*pair, torch.arange(len(batch.queries)), keys, known, settings.temperature))
+    return torch.stack(terms).mean()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from lrem.config import ColdStartConfig
 from lrem.modeling.model import ReasoningEmbedder
@@ -12,18 +13,19 @@ from lrem.training.batching import chunk_by_length
 from lrem.training.cold_start_step import accumulate_gradients, collate
 from lrem.training.gradcache import first_kept_chunk
 from lrem.training.gradient_observer import GradNormObserver
+from lrem.training.schedule import cosine_with_warmup
 from tests.unit.training.cold_start_batch import KNOWN, make_batch, make_rows, plain_gradient
 from tests.unit.training.gradients import full_gradient, gradient_of, relative_error
 from tests.unit.training.two_ranks import TwoRanks, import_deepspeed
 
 SHARES = [[0, 1, 2, 3], [4, 5, 6]]
-TERMS = {"info_nce": (1.0, 0.0), "sft": (0.0, 1.0), "both": (1.0, 0.3)}
+TERMS = {"info_nce": (1.0, 0.0), "sft": (0.0, 1.0), "both": (1.0, 0.3)}  # InfoNCE with and without thoughts
 CHUNKS: dict[str, tuple[int, int | None]] = {
     "whole": (10**6, None),
     "bucketed": (40, None),
     "cached": (40, 1),
-    "partly-cached": (40, 40),  # alone, one rank would keep more graphs than the other
-    "row-by-row": (1, 1),  # seven forwards on one rank, ten on the other: stand-ins make them equal
+    "partly-cached": (40, 60),  # alone, one rank would keep more graphs than the other
+    "row-by-row": (1, 1),  # eight forwards on one rank, thirteen on the other: stand-ins make them equal
 }
 STEPS = 3
 
@@ -53,17 +55,17 @@ def run_rank(rank: int, zero_stage: int, start: str) -> tuple[dict[str, Any], di
             settings, observer = stage(zero_stage, terms, chunks), GradNormObserver()
             engine = make_engine(ReasoningEmbedder.load(start), settings.optim, 4, STEPS + 1)
             engine.train()
-            values = accumulate_gradients(
-                collate(rows, KNOWN), settings, engine, engine_backward(engine), engine.device, observer
-            )
+            batch = collate(rows, KNOWN, without_thought=True)
+            values = accumulate_gradients(batch, settings, engine, engine_backward(engine), engine.device, observer)
             gradient = full_gradient(engine)
             values |= observer.norms(engine.device)
             results[f"{terms} {chunks}"] = values | {"grad_norm": update(engine)}, gradient
             engine.destroy()
     settings = stage(zero_stage, "both", "cached")
     engine = make_engine(ReasoningEmbedder.load(start), settings.optim, 4, STEPS + 1)
+    batch = collate(rows, KNOWN, without_thought=True)
     for _ in range(STEPS):
-        accumulate_gradients(collate(rows, KNOWN), settings, engine, engine_backward(engine), engine.device)
+        accumulate_gradients(batch, settings, engine, engine_backward(engine), engine.device)
         engine.step()
     state = full_state(engine)
     engine.destroy()
@@ -72,12 +74,10 @@ def run_rank(rank: int, zero_stage: int, start: str) -> tuple[dict[str, Any], di
 
 def trained_alone(folder: Path, settings: ColdStartConfig) -> dict[str, torch.Tensor]:
     """Return the weights after the same updates by torch.optim.AdamW on the whole batch, in this process."""
-    from transformers import get_cosine_schedule_with_warmup
-
     model = ReasoningEmbedder.load(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.optim.lr, weight_decay=settings.optim.weight_decay)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 1, STEPS + 1)
-    batch = make_batch(model)
+    schedule = LambdaLR(optimizer, lambda step: cosine_with_warmup(step, 1, STEPS + 1))
+    batch = make_batch(model, without_thought=True)
     for _ in range(STEPS):
         plain_gradient(model, batch, settings)
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.clip)
@@ -89,17 +89,16 @@ def trained_alone(folder: Path, settings: ColdStartConfig) -> dict[str, torch.Te
 def one_process(model: ReasoningEmbedder, terms: str) -> dict[str, float]:
     """Return the losses and their gradient norms on the whole batch, in one chunk per side."""
     cpu, observer = torch.device("cpu"), GradNormObserver()
-    values = accumulate_gradients(
-        make_batch(model), stage(0, terms, "whole"), model, lambda loss, last: loss.backward(), cpu, observer
-    )
+    batch, settings = make_batch(model, without_thought=True), stage(0, terms, "whole")
+    values = accumulate_gradients(batch, settings, model, lambda loss, last: loss.backward(), cpu, observer)
     return values | observer.norms(cpu)
 
 
 def kept_alone(model: ReasoningEmbedder, tokens: int, graph_tokens: int) -> list[int]:
     """Return how many chunks each rank would forward twice if it decided for itself."""
     rows = make_rows(model)
-    batches = [collate([rows[i] for i in share], KNOWN) for share in SHARES]
-    sides = [[[len(row) for row in side] for side in (batch.queries, batch.items)] for batch in batches]
+    batches = [collate([rows[i] for i in share], KNOWN, without_thought=True) for share in SHARES]
+    sides = [[[len(row) for row in side] for side in (batch.query_side, batch.items)] for batch in batches]
     counts = [max(len(chunk_by_length(rank[side], tokens)) for rank in sides) for side in (0, 1)]
     kept = []
     for rank in sides:
@@ -124,7 +123,7 @@ def test_two_ranks_are_one_process(two_ranks: TwoRanks, tiny_folder: Path, zero_
     for name, (values, gradient) in results.items():
         terms, chunks = name.split()
         model = ReasoningEmbedder.load(tiny_folder)
-        expected = plain_gradient(model, make_batch(model), stage(zero_stage, terms, chunks))
+        expected = plain_gradient(model, make_batch(model, without_thought=True), stage(zero_stage, terms, chunks))
         assert gradient_of(model).shape == gradient.shape
         assert relative_error(gradient, expected) < 1e-5, name
         assert values["grad_norm"] == pytest.approx(expected.norm().item(), rel=1e-4), name

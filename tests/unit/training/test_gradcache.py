@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from lrem.config import ColdStartConfig
-from lrem.data.known_positives import KnownPositives
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import pad
-from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients, collate
+from lrem.training.cold_start_step import ColdStartBatch, accumulate_gradients
 from lrem.training.gradient_observer import GradNormObserver
 from lrem.training.losses import info_nce, sft
-from tests.unit.training.cold_start_batch import QUERIES, REASONINGS, make_batch, make_rows, plain_gradient
+from tests.unit.training.cold_start_batch import make_batch, plain_gradient
 from tests.unit.training.gradients import gradient_of, relative_error
 
 CPU = torch.device("cpu")
@@ -51,20 +50,20 @@ def test_chunked_is_plain(
         chunk_tokens=chunk_tokens,
         graph_tokens=graph_tokens,
     )
-    batch = make_batch(tiny)
+    batch = make_batch(tiny, without_thought=True)
     expected = plain_gradient(tiny, batch, settings)
     gradient, flags, _ = chunked_gradient(tiny, batch, settings)
     assert relative_error(gradient, expected) < 1e-5
     assert expected.norm() > 0.1
     assert flags == [False] * (len(flags) - 1) + [True]  # the boundary, once and at the end
-    rows = len(batch.queries) + len(batch.items)
+    rows = len(batch.query_side) + len(batch.items)
     assert graph_tokens is not None or len(flags) == 1  # kept graphs share one backward
     assert chunk_tokens > 1 or len(flags) == rows
 
 
 def test_matryoshka_is_the_mean_over_dimensions(tiny: ReasoningEmbedder) -> None:
     settings = ColdStartConfig(matryoshka=[32, 8], chunk_tokens=40, graph_tokens=1, temperature=0.05)
-    batch = make_batch(tiny)
+    batch = make_batch(tiny, without_thought=True)
     expected = plain_gradient(tiny, batch, settings)
     assert relative_error(chunked_gradient(tiny, batch, settings)[0], expected) < 1e-5
 
@@ -118,17 +117,3 @@ def state_norm(model: ReasoningEmbedder, batch: ColdStartBatch, settings: ColdSt
     plain_gradient(model, batch, settings)
     handle.remove()
     return float(np.sqrt(sum(squares)))
-
-
-def test_thought_dropout_embeds_without_reasoning_and_without_sft(tiny: ReasoningEmbedder) -> None:
-    rows = make_rows(tiny)
-    known = KnownPositives(np.arange(7), np.arange(7))
-    batch = collate(rows, known, thought_dropout=0.5, random=np.random.default_rng(1))
-    assert batch.scored_spans is not None
-    dropped = [start == end for start, end in batch.scored_spans]
-    assert 0 < sum(dropped) < 7
-    for i, is_dropped in enumerate(dropped):
-        reasoning = "" if is_dropped else REASONINGS[i]
-        assert batch.queries[i] == tiny.renderer.query_ids(QUERIES[i], reasoning)
-    again = collate(rows, known, thought_dropout=0.5, random=np.random.default_rng(1))
-    assert again.queries == batch.queries
