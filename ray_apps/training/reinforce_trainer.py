@@ -39,6 +39,7 @@ class ReinforceTrainer(StageTrainer[ReinforceConfig]):
         self.reference: ReasoningEmbedder | None = None
         if self.stage.kl_weight:
             reference = ReasoningEmbedder.load(job.base_model).eval().requires_grad_(False)
+            reference.autocast = self.engine.module.autocast  # or the KL would measure the rounding
             self.reference = reference.to(self.engine.device)
 
     def on_start(self, steps_done: int) -> None:
