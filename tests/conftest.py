@@ -20,6 +20,7 @@ from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
 from ray_apps.cli.main import main
 from tests.ray_cluster import RayHead, ray_head
+from tests.tiny_llama import save_tiny_llama
 
 TITLES = [
     f"{colour} {material} {kind}"
@@ -53,6 +54,33 @@ def tiny_folder(tiny: ReasoningEmbedder, tmp_path_factory: pytest.TempPathFactor
     """The folder of the tiny model."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pretrained tiny Llama that knows nothing of us."""
+    return save_tiny_llama(tmp_path_factory.mktemp("source") / "llama", [f" {title}, winter" for title in TITLES])
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(llama_source: Path) -> ReasoningEmbedder:
+    """The tiny Llama with our tokens and the compact template."""
+    return ReasoningEmbedder.load(llama_source, limits=ModelConfig(source=str(llama_source), template="compact"))
+
+
+@pytest.fixture(scope="session", params=["tiny", "tiny_llama"])
+def embedder(request: pytest.FixtureRequest) -> ReasoningEmbedder:
+    """A fresh tiny Qwen2, and a pretrained tiny Llama."""
+    model: ReasoningEmbedder = request.getfixturevalue(request.param)
+    return model
+
+
+@pytest.fixture(scope="session")
+def embedder_folder(embedder: ReasoningEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of either model."""
+    folder = tmp_path_factory.mktemp("model") / "either"
+    embedder.save(folder)
     return folder
 
 

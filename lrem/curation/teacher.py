@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from lrem.config.model import pretrained_source
 from lrem.curation import contrast
 from lrem.curation.answer_parsing import parse_keywords
 from lrem.curation.answer_store import AnswerStore
@@ -179,7 +180,8 @@ def token_counter(source: str | None) -> Callable[[str], int]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        name, arguments = pretrained_source(source)
+        tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
     except (OSError, ValueError) as error:
         raise DataError(
             f"model.source: the tokenizer of {source} cannot be loaded ({error}): name a model or a folder"

@@ -7,6 +7,7 @@ The embedding is the last layer's state at `<emb>`, L2-normalised, with the same
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AddedToken,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -28,9 +28,10 @@ from lrem.config import ModelConfig
 from lrem.data.files import atomic_folder
 from lrem.errors import DataError
 from lrem.modeling import sentence_transformers
+from lrem.modeling.control_tokens import add_control_tokens
 from lrem.modeling.encoding import EncoderOutput, StateObserver, encode
 from lrem.modeling.sequences import Sequences, pad
-from lrem.modeling.template import CHAT, CLOSE, COMPACT, EMB, FILE, THINK, Renderer, Template
+from lrem.modeling.template import COMPACT, FILE, Renderer, Template, pretrained_template
 from lrem.modeling.thinking import generate_reasonings, needs_thinking
 
 RECORD = "lrem_training.json"
@@ -44,6 +45,7 @@ class ReasoningEmbedder(nn.Module):
         super().__init__()
         self.lm, self.tokenizer, self.template = lm, tokenizer, template
         self.renderer = Renderer(template, tokenizer)
+        self.autocast = False  # whether to compute in bfloat16, whatever the type of the weights
 
     @classmethod
     def from_config(cls, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> "ReasoningEmbedder":
@@ -59,21 +61,22 @@ class ReasoningEmbedder(nn.Module):
     ) -> "ReasoningEmbedder":
         """Load a folder that `save` wrote, or any Hugging Face causal LM by name or folder.
 
-        A model without `<think>`, `</think>` or `<emb>` gets them, their embeddings set to the mean of the others.
+        A model without `<think>`, `</think>` or `<emb>` gets them, see `add_control_tokens`.
 
         Args:
-            limits: its token limits override the template's.
+            limits: its template and token limits override those stored with the model.
 
         Raises:
             OSError: no such folder, and no such model on the hub.
         """
         tokenizer = AutoTokenizer.from_pretrained(source)
         lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-        folder = Path(source)
-        if (folder / FILE).exists():
-            return cls(lm, tokenizer, override_limits(Template.load(folder), limits))
-        _add_control_tokens(lm, tokenizer)
-        return cls(lm, tokenizer, override_limits(CHAT, limits))
+        add_control_tokens(lm, tokenizer)
+        form, file = limits.template if limits else None, Path(source) / FILE
+        template = Template.load(file.parent) if file.exists() else pretrained_template(form, tokenizer)
+        if form:
+            template = _with_form(template, pretrained_template(form, tokenizer))
+        return cls(lm, tokenizer, override_limits(template, limits))
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None, record: dict[str, Any] | None = None) -> str:
         """Write a plain Hugging Face folder atomically and return its fingerprint. Arguments as for `write`."""
@@ -128,7 +131,8 @@ class ReasoningEmbedder(nn.Module):
         self, batch: Sequences, temperature: float = 1.0, observe: StateObserver | None = None
     ) -> EncoderOutput:
         """Run one pass over `batch`, see `encode`."""
-        return encode(self.lm, batch, temperature, observe)
+        with torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext():
+            return encode(self.lm, batch, temperature, observe)
 
     def reason(self, queries: Sequence[str], think_below: float | None = None, batch_size: int = 32) -> list[str]:
         """Generate the greedy reasoning of each query; "" for queries that need none.
@@ -223,22 +227,10 @@ def override_limits(template: Template, config: ModelConfig | None) -> Template:
     return replace(template, **{name: value for name, value in limits.items() if value is not None})
 
 
-def _add_control_tokens(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    known = tokenizer.get_vocab()
-    missing = [token for token in (THINK, CLOSE, EMB) if token not in known]
-    # add_special_tokens would demote the special tokens that the model already has
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in missing], special_tokens=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    mean = lm.get_input_embeddings().weight.detach().mean(0)
-    if len(tokenizer) > lm.get_input_embeddings().weight.shape[0]:
-        lm.resize_token_embeddings(len(tokenizer))
-    ids = tokenizer.convert_tokens_to_ids(missing)
-    with torch.no_grad():
-        lm.get_input_embeddings().weight[ids] = mean
-        if not lm.config.tie_word_embeddings:
-            head = lm.get_output_embeddings().weight
-            head[ids] = head.mean(0)
+def _with_form(template: Template, form: Template) -> Template:
+    """Return `template` with the texts of `form`."""
+    names = ("query_prefix", "query_suffix", "item_prefix", "item_suffix")
+    return replace(template, **{name: getattr(form, name) for name in names})
 
 
 def fingerprint(folder: Path) -> str:

@@ -10,7 +10,7 @@ cannot disagree. Source: paper, "Sequence format".
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +57,9 @@ class Template:
 
 # Markers instead of prose: a small model trained from scratch learns each role from one token.
 COMPACT = Template(QUERY, "", ITEM, "")
+# A pretrained model knows these words. Text after them costs SmolLM2-135M about 0.6 nats a token less than after a
+# new token, which frozen lower layers would never learn to read.
+COMPACT_WORDS = Template("Query:", "", "Item:", "")
 # ChatML, as in the training of Qwen2.5-Instruct; the instruction is our wording of the paper's description.
 CHAT = Template(
     query_prefix="<|im_start|>system\nYou understand the shopping queries of an online shop.<|im_end|>\n"
@@ -66,6 +69,19 @@ CHAT = Template(
     item_prefix="<|im_start|>system\nYou understand the products of an online shop.<|im_end|>\n<|im_start|>user\nItem:",
     item_suffix="<|im_end|>\n<|im_start|>assistant\n",
 )
+
+
+def pretrained_template(name: str | None, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """Return the template `name` (None: chat) for a pretrained model; it begins with BOS if the model's texts do.
+
+    Without its BOS a model such as Gemma understands nothing: its loss doubles.
+    """
+    template = CHAT if name in (None, "chat") else COMPACT_WORDS
+    if name == "compact" and {QUERY, ITEM} <= tokenizer.get_vocab().keys():  # a model of ours that began with COMPACT
+        template = COMPACT
+    first = tokenizer.encode("")[:1]
+    bos = tokenizer.bos_token if first and first[0] == tokenizer.bos_token_id else ""
+    return replace(template, query_prefix=bos + template.query_prefix, item_prefix=bos + template.item_prefix)
 
 
 class ParsedCompletion(NamedTuple):

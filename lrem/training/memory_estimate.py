@@ -49,19 +49,23 @@ class DecoderShape(NamedTuple):
         return self.backbone + self.embedding * (1 if self.tied else 2)
 
 
-def step_flops(shape: DecoderShape, tokens: int, squared_lengths: int, scored: int) -> float:
+def step_flops(shape: DecoderShape, tokens: int, squared_lengths: int, scored: int, frozen: int = 0) -> float:
     """Return the floating-point operations of forward and backward for MFU: no recomputation, no padding.
 
     Args:
         tokens: real tokens of all sequences. squared_lengths: Σ length², for causal attention.
         scored: positions that the language-model head runs on.
+        frozen: the lowest layers, which have no backward; with them the head has none for its weights.
 
-    >>> step_flops(DecoderShape(0, 0, 1000, 10, True), tokens=2, squared_lengths=0, scored=1)
+    >>> step_flops(DecoderShape(4, 0, 1000, 10, True), tokens=2, squared_lengths=0, scored=1)
     12060.0
+    >>> step_flops(DecoderShape(4, 0, 1000, 10, True), tokens=2, squared_lengths=0, scored=1, frozen=2)
+    8040.0
     """
     attention = 2 * shape.layers * shape.attention * squared_lengths  # QKᵀ and AV, 2 flops each, half masked
-    forward = 2.0 * shape.backbone * tokens + attention + 2 * shape.embedding * scored
-    return 3 * forward
+    layers = 2.0 * shape.backbone * tokens + attention
+    trained = 1 - frozen / shape.layers
+    return layers * (1 + 2 * trained) + 2 * shape.embedding * scored * (2 if frozen else 3)
 
 
 def mfu(flops: float, seconds: float, peak_tflops: float) -> float:

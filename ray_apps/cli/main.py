@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from lrem.errors import LremError
 from ray_apps.cli import index, service, stages
+from ray_apps.cli.backbone import backbone
 from ray_apps.cli.plan import plan
 from ray_apps.cli.status import status
 
@@ -28,6 +29,7 @@ app.command()(stages.world)
 app.command("import")(stages.import_sources)
 app.command()(stages.bootstrap)
 app.command()(stages.curate)
+app.command()(backbone)
 app.command()(stages.cold_start)
 app.command()(stages.mine_negatives)
 app.command()(stages.reinforce)

@@ -56,9 +56,12 @@ import torch
 from ray.actor import ActorHandle
 
 from lrem.config import ColdStartConfig, Config
+from lrem.config.model import is_gguf
 from lrem.data.files import atomic_folder
 from lrem.data.schema import TRIPLETS, open_table, read_items, read_table
 from lrem.errors import DataError, TrainingFailed
+from lrem.modeling.freezing import check_freezable
+from lrem.modeling.gguf import convert_gguf
 from lrem.modeling.lora import add_lora, split_state
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.tokenizer import train_tokenizer
@@ -129,10 +132,14 @@ def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
 
     Raises:
         DataError: model.source cannot be loaded, or a Matryoshka dimension is not below the model's.
+        ConfigError: the model has too few layers for `freeze_layers`.
     """
-    if config.model.source:
+    source = config.model.source
+    if source:
+        if is_gguf(source):
+            source = str(convert_gguf(Path(source), config.run_dir / "backbone"))
         try:
-            model = ReasoningEmbedder.load(config.model.source, limits=config.model)
+            model = ReasoningEmbedder.load(source, limits=config.model)
         except OSError as error:
             raise DataError(f"model.source={config.model.source} cannot be loaded: {error}") from error
     else:
@@ -142,6 +149,7 @@ def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
         # every text begins with a space, as the renderer writes it
         tokenizer = train_tokenizer((f" {text}" for text in texts), config.model.vocab_size)
         model = ReasoningEmbedder.from_config(config.model, tokenizer, config.seed)
+    check_freezable(model.lm.config, stage.freeze_layers)
     return model.with_matryoshka(stage.matryoshka)
 
 
@@ -207,7 +215,7 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
         work = sum_over_ranks(torch.tensor(batch.work, dtype=torch.float64, device=self.engine.device)).tolist()
         speed = {"tokens_per_s": work[0] / seconds}
         if self.peak_tflops:
-            flops = step_flops(self.shape, *(int(part) for part in work))
+            flops = step_flops(self.shape, *(int(part) for part in work), frozen=self.stage.freeze_layers)
             speed["mfu"] = mfu(flops, seconds, self.peak_tflops * world_size())
         return speed
 

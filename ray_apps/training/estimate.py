@@ -7,9 +7,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from lrem.config import ColdStartConfig, Config, ModelConfig
+from lrem.config.model import pretrained_source
 from lrem.data.known_positives import query_identity
 from lrem.data.schema import QUERIES, RL_PAIRS, TRIPLETS, open_table, read_batches
 from lrem.errors import DataError
+from lrem.modeling.freezing import freeze
 from lrem.modeling.lora import adapt
 from lrem.modeling.model import override_limits, small_qwen2_config
 from lrem.modeling.template import COMPACT
@@ -28,9 +30,11 @@ def estimate_training(config: Config, stage: ColdStartConfig) -> str:
         lm = AutoModelForCausalLM.from_config(sizes)
         shape = DecoderShape.of(lm)
         trained = adapt(lm, stage.lora, [0, 1, 2]) if stage.lora.rank else lm  # any three tokens
+        if stage.freeze_layers:
+            freeze(lm, stage.freeze_layers, [0, 1, 2])
         trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     components = estimate_memory(
-        shape,
+        shape._replace(layers=shape.layers - stage.freeze_layers),  # frozen ones keep no activations
         sizes,
         _largest_load(config, stage),
         trainable,
@@ -51,7 +55,8 @@ def _model_config(model: ModelConfig) -> PretrainedConfig:
     if not model.source:
         return small_qwen2_config(model)
     try:
-        return AutoConfig.from_pretrained(model.source)
+        name, arguments = pretrained_source(model.source)
+        return AutoConfig.from_pretrained(name, **arguments)
     except OSError as error:
         raise DataError(f"model.source={model.source} cannot be loaded: {error}") from error
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import ray.data
 import torch
 from ray.actor import ActorHandle
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
@@ -19,6 +19,7 @@ from ray_apps.cluster.gpus import plan_gpus
 from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import progress
 from ray_apps.cluster.resources import bundle
+from ray_apps.training.cpu_threads import worker_threads
 from ray_apps.training.job import TrainingJob
 from ray_apps.training.row_shards import RowSharding
 
@@ -26,6 +27,7 @@ Job = TypeVar("Job", bound=TrainingJob[Any])
 SCHEDULING_ATTEMPT_S = 60.0  # after which Ray Train counts a search for free resources as failed
 MIN_FREE_BYTES = 2**20  # a disk with less is full
 BOARD_TIMEOUT_S = 30
+WORKER_ENV = {"OMP_WAIT_POLICY": "passive"}  # threads that spin between two operations take the other workers' cores
 
 
 def fit(loop: Callable[[Job, ActorHandle], None], job: Job, dataset: ray.data.Dataset, engines: int = 0) -> None:
@@ -86,7 +88,12 @@ def _make_trainer(
         _reporting_failures(loop),
         train_loop_config={"job": job, "board": board},
         scaling_config=scaling,
-        run_config=RunConfig(name=job.name, storage_path=str(config.run_dir / "ray_train"), failure_config=failures),
+        run_config=RunConfig(
+            name=job.name,
+            storage_path=str(config.run_dir / "ray_train"),
+            failure_config=failures,
+            worker_runtime_env={"env_vars": WORKER_ENV},
+        ),
         datasets={"train": dataset},
         dataset_config=RowSharding(job.rows.per_query),
     )
@@ -110,6 +117,7 @@ def _reporting_failures(loop: Callable[[Job, ActorHandle], None]) -> Callable[[d
 
         if ray.get(board.failure.remote(), timeout=BOARD_TIMEOUT_S):
             return
+        torch.set_num_threads(job.stage.threads or worker_threads(get_context().get_local_world_size()))
         try:
             loop(job, board)
         except (RolloutError, RewardError, DamagedCheckpoint) as error:

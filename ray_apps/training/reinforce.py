@@ -33,11 +33,13 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from transformers import AutoConfig
 
 from lrem.config import Config
 from lrem.data.files import atomic_folder
 from lrem.data.schema import RL_PAIRS, open_table
 from lrem.errors import DataError, RewardError
+from lrem.modeling.freezing import check_freezable
 from lrem.modeling.model import fingerprint
 from lrem.training.rewards import load_reward
 from ray_apps.cluster.session import cluster
@@ -65,6 +67,7 @@ def run(config: Config, resume: bool = False) -> dict[str, Any]:
     _check_settings(config)
     # fail fast on a missing model or missing data, before anything is started
     base_fingerprint = fingerprint(base_model)
+    check_freezable(AutoConfig.from_pretrained(base_model), stage.freeze_layers)
     open_table(config.uri("rl_pairs"), RL_PAIRS)
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / NAME, stage.checkpoint.keep)
     checkpoints.check_resume(resume)

@@ -11,6 +11,7 @@ from ray import ObjectRef
 from lrem.config import ReinforceConfig
 from lrem.data.known_positives import identity
 from lrem.errors import RolloutError
+from lrem.modeling.autocast import full_precision
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import Sequences
 from lrem.training.distributed import rank, run_on_first_rank, sum_over_ranks
@@ -38,6 +39,7 @@ class ReinforceTrainer(StageTrainer[ReinforceConfig]):
         self.reference: ReasoningEmbedder | None = None
         if self.stage.kl_weight:
             reference = ReasoningEmbedder.load(job.base_model).eval().requires_grad_(False)
+            reference.autocast = self.engine.module.autocast  # or the KL would measure the rounding
             self.reference = reference.to(self.engine.device)
 
     def on_start(self, steps_done: int) -> None:
@@ -124,9 +126,10 @@ class ReinforceTrainer(StageTrainer[ReinforceConfig]):
 
     @torch.no_grad()
     def score(self, sequences: Sequences) -> torch.Tensor:
-        """Return log-probabilities at the temperature of the rollouts; every rank must call."""
+        """Return log-probabilities at the temperature of the rollouts, without autocast; every rank must call."""
         self.engine.eval()
-        log_probs = self.engine(sequences.to(self.engine.device), self.config.rollout.temperature).log_probs
+        with full_precision(self.engine.module):  # the probe of a sync compares weights, not ways to round
+            log_probs = self.engine(sequences.to(self.engine.device), self.config.rollout.temperature).log_probs
         self.engine.train()
         assert log_probs is not None  # the probe's sequences are scored
         return log_probs

@@ -12,8 +12,10 @@ from ray.actor import ActorHandle
 
 from lrem.config import Config, TrainConfig
 from lrem.data.known_positives import KnownPositives, identity
+from lrem.modeling.autocast import MIN_SPEEDUP, measure_speedup
+from lrem.modeling.freezing import freeze_lower_layers
 from lrem.modeling.model import ReasoningEmbedder
-from lrem.training.distributed import rank, world_size
+from lrem.training.distributed import rank, run_on_first_rank, world_size
 from ray_apps.training.checkpoints import Checkpoints
 from ray_apps.training.deepspeed_engine import make_engine
 from ray_apps.training.dev_set import DevSet
@@ -32,6 +34,7 @@ FREE_TO_CHANGE = {
     "chunk_tokens",
     "graph_tokens",
     "samples",
+    "threads",
 }
 
 
@@ -56,8 +59,15 @@ class StageTrainer(ABC, Generic[StageConfig]):
         model = ReasoningEmbedder.load(job.base_model)
         torch.manual_seed(self.config.seed)  # new adapters are the same on all ranks
         self.prepare_model(model)
+        if self.stage.freeze_layers:
+            freeze_lower_layers(model, self.stage.freeze_layers)
         if self.stage.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+            model.lm.disable_input_require_grads()  # transformers asks for them, and frozen layers would get a backward
+        self.autocast_speedup = None
+        if self.stage.autocast == "auto":
+            self.autocast_speedup = run_on_first_rank(lambda: measure_speedup(model))
+        model.autocast = self.stage.autocast == "always" or (self.autocast_speedup or 0.0) >= MIN_SPEEDUP
         self.engine = make_engine(model, self.stage.optim, self.stage.batch_size, self.steps)
         self.engine.train()
         torch.manual_seed(self.config.seed * world_size() + rank())  # dropout differs between ranks
@@ -100,6 +110,7 @@ class StageTrainer(ABC, Generic[StageConfig]):
             "epochs": epochs,
             "seconds": self.earlier_seconds + time.monotonic() - self.started,
             "zero_stage": self.engine.zero_optimization_stage(),
+            "autocast": self.engine.module.autocast,
         }
         if dev_metrics:
             record["dev"] = dev_metrics
@@ -113,6 +124,8 @@ def run_steps(trainer: StageTrainer[Any], board: ActorHandle) -> None:
     log = TrainingLog(config, name, board, trainer.steps, first, stage.trackers)
     rows_file = config.run_dir / "logs" / f"{name}.rows-{rank()}.jsonl"
     rows_log = JsonLines(rows_file, first) if stage.log_rows else None
+    if trainer.autocast_speedup is not None:
+        log.metrics(first, {"autocast_speedup": trainer.autocast_speedup})
     trainer.on_start(first)
     if first == 0 and trainer.dev_set is not None:  # a candidate for export: no run may end worse than it began
         _checkpoint(trainer, log, steps_done=0, epochs=0)

@@ -43,7 +43,7 @@ ROOMS = {
     "ray_apps.pipeline": ("config data", "cluster indexing curation training evaluation local_stages"),
     "ray_apps.demo": ("config data modeling evaluation", "cluster serving pipeline"),
     "ray_apps.cli": (
-        "errors config modeling evaluation capacity",
+        "errors config data modeling evaluation capacity",
         "cluster indexing curation training serving pipeline demo",
     ),
 }

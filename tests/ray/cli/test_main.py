@@ -21,6 +21,7 @@ LREM = [sys.executable, "-m", "ray_apps.cli.main"]
 COMMANDS = (
     "world",
     "curate",
+    "backbone",
     "cold-start",
     "mine-negatives",
     "reinforce",

@@ -82,6 +82,19 @@ def test_every_engine_takes_every_version(pool: ActorHandle, tiny: ReasoningEmbe
         assert {rollout.version for group in sample(pool) for rollout in group} == {version}
 
 
+def test_a_llama_takes_every_version(tiny_llama: ReasoningEmbedder, tmp_path: Path) -> None:
+    """A pretrained Llama with its own tokenizer, grouped heads, and a template that begins with BOS."""
+    tiny_llama.save(tmp_path / "llama")
+    pool = start_pool(tmp_path / "llama", configured())
+    try:
+        for version, model in ((1, changed(tiny_llama, tmp_path / "llama", 1)), (2, tiny_llama)):
+            push(pool, model, version)
+            [engine] = engines(pool)
+            assert_same_policy(engine, model)
+    finally:
+        stop_pool(pool)
+
+
 def test_a_failed_sync_names_the_engine(pool: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
     """A tensor that the trainer does not hold, a byte lost on the way, and an engine left behind."""
     other = ReasoningEmbedder.load(tiny_folder)

@@ -20,6 +20,7 @@ from tests.ray.training.cold_start_runs import ROUNDING, SETTINGS, assert_same_c
 TEACHER = ["cold_start.thoughts={teacher: 1, own: 0, corrupted: 0}", "cold_start.empty_weight=0"]  # as in the paper
 CACHED = ["cold_start.chunk_tokens=64", "cold_start.graph_tokens=64"]
 LORA = ["cold_start.lora.rank=4", "cold_start.lora.alpha=8", "cold_start.optim.lr=1e-2"]
+FROZEN = ["cold_start.freeze_layers=1", "cold_start.optim.lr=1e-2"]
 VARIANTS = {
     "lora": LORA,
     "paper": TEACHER,
@@ -28,7 +29,21 @@ VARIANTS = {
     "matryoshka": ["cold_start.matryoshka=[32, 16]", "cold_start.sft_epochs=1"],
     "zero-3": ["cold_start.optim.zero_stage=3", *CACHED],
     "lora-zero-3": [*LORA, "cold_start.optim.zero_stage=3"],
+    "frozen": FROZEN,
+    "frozen-checkpointing": [*FROZEN, "cold_start.gradient_checkpointing=true"],
+    "frozen-zero-3": [*FROZEN, "cold_start.optim.zero_stage=3"],
+    "autocast": ["cold_start.autocast=always", "cold_start.optim.zero_stage=1"],
 }
+
+
+def assert_only_upper_layers_moved(start: ReasoningEmbedder, trained: ReasoningEmbedder) -> None:
+    before, after, renderer = start.lm.state_dict(), trained.lm.state_dict(), start.renderer
+    assert before.keys() == after.keys()
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert not {name for name in moved if name.startswith("model.layers.0.")}
+    assert {name for name in after if name.startswith("model.layers.1.")} <= moved
+    rows = (after["lm_head.weight"] != before["lm_head.weight"]).any(1).nonzero()[:, 0].tolist()
+    assert {*rows} == {renderer.think, renderer.close, renderer.emb}
 
 
 @pytest.mark.slow
@@ -39,7 +54,7 @@ def test_variants_train_and_load(reference_run: Path, tmp_path: Path, variant: s
     folder = config.path("cold_start")
     with cluster(config):
         cold_start.run(config, config.cold_start, folder)
-        if variant == "zero-3":  # vLLM loads what ZeRO gathered
+        if variant in ("zero-3", "frozen-zero-3"):  # vLLM loads what ZeRO gathered
             pool = start_pool(folder, config)
             [engine] = ray.get(pool.actors.remote(), timeout=60)
             assert_same_policy(engine, ReasoningEmbedder.load(folder))
@@ -50,6 +65,8 @@ def test_variants_train_and_load(reference_run: Path, tmp_path: Path, variant: s
     start_model = cold_start.initial_model(config, config.cold_start)
     titles = ["red coat number 1", "blue hat number 7"]
     assert np.abs(model.encode_items(titles) - start_model.encode_items(titles)).max() > 1e-3
+    if variant.startswith("frozen"):
+        assert_only_upper_layers_moved(start_model, model)
     if variant == "bf16":
         assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(folder).parameters()} == {torch.bfloat16}
     if variant.startswith("lora"):

@@ -10,31 +10,31 @@ from transformers import AddedToken, AutoModelForCausalLM
 
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from lrem.modeling.sequences import pad
-from lrem.modeling.template import CHAT, COMPACT, Template
+from lrem.modeling.template import CHAT, Template
 
 QUERIES = ["red coat", "something warm for a long walk in the snow", "hat"]
 REASONINGS = ["wool, scarf", "coat, hat, scarf, wool", ""]
 
 
-def test_padding_changes_nothing(tiny: ReasoningEmbedder) -> None:
-    together = tiny.encode_queries(QUERIES, REASONINGS)
-    alone = np.concatenate([tiny.encode_queries([q], [r]) for q, r in zip(QUERIES, REASONINGS, strict=True)])
+def test_padding_changes_nothing(embedder: ReasoningEmbedder) -> None:
+    together = embedder.encode_queries(QUERIES, REASONINGS)
+    alone = np.concatenate([embedder.encode_queries([q], [r]) for q, r in zip(QUERIES, REASONINGS, strict=True)])
     assert np.abs(together - alone).max() < 1e-6
     assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(3), abs=1e-6)
-    assert np.abs(tiny.encode_items(QUERIES, max_tokens=20) - tiny.encode_items(QUERIES)).max() < 1e-6
+    assert np.abs(embedder.encode_items(QUERIES, max_tokens=20) - embedder.encode_items(QUERIES)).max() < 1e-6
 
 
-def test_left_padding_with_a_mask_gives_the_same(tiny: ReasoningEmbedder) -> None:
+def test_left_padding_with_a_mask_gives_the_same(embedder: ReasoningEmbedder) -> None:
     """Our right-padded, mask-free forward against transformers' left-padded, masked one."""
-    rows = [tiny.renderer.query_ids(q, r) for q, r in zip(QUERIES, REASONINGS, strict=True)]
+    rows = [embedder.renderer.query_ids(q, r) for q, r in zip(QUERIES, REASONINGS, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
-        states = tiny.lm.model(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state[:, -1]
+        states = embedder.lm.model(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state[:, -1]
     expected = torch.nn.functional.normalize(states, dim=-1).numpy()
-    assert np.abs(tiny.encode_queries(QUERIES, REASONINGS) - expected).max() < 1e-5
+    assert np.abs(embedder.encode_queries(QUERIES, REASONINGS) - expected).max() < 1e-5
 
 
 def test_the_embedding_reads_the_reasoning(tiny: ReasoningEmbedder) -> None:
@@ -44,15 +44,15 @@ def test_the_embedding_reads_the_reasoning(tiny: ReasoningEmbedder) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probs_are_those_of_transformers(tiny: ReasoningEmbedder, temperature: float) -> None:
-    renderer = tiny.renderer
+def test_log_probs_are_those_of_transformers(embedder: ReasoningEmbedder, temperature: float) -> None:
+    renderer = embedder.renderer
     prompts = [renderer.query_prompt(query) for query in QUERIES]
     rows = [renderer.query_ids(q, r) for q, r in zip(QUERIES, REASONINGS, strict=True)]
     batch = pad(rows, [(len(p), len(row)) for p, row in zip(prompts, rows, strict=True)])
     with torch.no_grad():
-        got = tiny(batch, temperature).log_probs
+        got = embedder(batch, temperature).log_probs
         for i, row in enumerate(rows):
-            logits = tiny.lm(torch.tensor([row])).logits[0] / temperature
+            logits = embedder.lm(torch.tensor([row])).logits[0] / temperature
             expected = torch.log_softmax(logits[:-1], -1).gather(1, torch.tensor(row[1:])[:, None])[:, 0]
             start = len(prompts[i])
             assert got[i, start : len(row)].tolist() == pytest.approx(expected[start - 1 :].tolist(), abs=1e-5)
@@ -60,19 +60,20 @@ def test_log_probs_are_those_of_transformers(tiny: ReasoningEmbedder, temperatur
             assert got[i, len(row) :].abs().sum() == 0
 
 
-def test_a_saved_folder_is_the_model(tiny: ReasoningEmbedder, tiny_folder: Path, tmp_path: Path) -> None:
-    loaded = ReasoningEmbedder.load(tiny_folder)
-    assert loaded.template == tiny.template
-    assert np.array_equal(loaded.encode_queries(QUERIES, REASONINGS), tiny.encode_queries(QUERIES, REASONINGS))
-    plain = AutoModelForCausalLM.from_pretrained(tiny_folder)
-    assert torch.equal(plain.lm_head.weight, tiny.lm.lm_head.weight)
-    state = {name: tensor + 1 for name, tensor in tiny.lm.state_dict().items()}
-    assert tiny.save(tmp_path / "other", state) != fingerprint(tiny_folder)
-    assert tiny.save(tmp_path / "same") == fingerprint(tiny_folder)
+def test_a_saved_folder_is_the_model(embedder: ReasoningEmbedder, tmp_path: Path) -> None:
+    saved = embedder.save(tmp_path / "model")
+    loaded = ReasoningEmbedder.load(tmp_path / "model")
+    assert loaded.template == embedder.template
+    assert np.array_equal(loaded.encode_queries(QUERIES, REASONINGS), embedder.encode_queries(QUERIES, REASONINGS))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(plain.lm_head.weight, embedder.lm.lm_head.weight)
+    state = {name: tensor + 1 for name, tensor in embedder.lm.state_dict().items()}
+    assert embedder.save(tmp_path / "other", state) != saved
+    assert embedder.save(tmp_path / "same") == saved
 
 
 def test_any_causal_lm_gets_our_tokens(tiny: ReasoningEmbedder, tmp_path: Path) -> None:
-    """A folder without template, as the hub's: tokens are added at the mean, the chat form is used."""
+    """A folder without template, as the hub's: tokens are added near the mean, the chat form is used."""
     from transformers import Qwen2Tokenizer
 
     plain = Qwen2Tokenizer(vocab={"a": 0, "b": 1, "Ġ": 2, "<|endoftext|>": 3}, merges=[])
@@ -81,7 +82,7 @@ def test_any_causal_lm_gets_our_tokens(tiny: ReasoningEmbedder, tmp_path: Path) 
     plain.save_pretrained(tmp_path)
     model = ReasoningEmbedder.load(tmp_path)
     rows, old = model.lm.get_input_embeddings().weight, tiny.lm.get_input_embeddings().weight
-    assert torch.allclose(rows[model.renderer.emb], old.mean(0))
+    assert torch.nn.functional.cosine_similarity(rows[model.renderer.emb], old.mean(0), dim=0) > 0.5
     assert torch.equal(rows[model.renderer.think], old[model.renderer.think])  # the model knew this one
     assert "<|im_start|>" in model.template.query_prefix
     assert model.encode_queries(["ab"], ["b"]).shape == (1, 64)
@@ -89,12 +90,17 @@ def test_any_causal_lm_gets_our_tokens(tiny: ReasoningEmbedder, tmp_path: Path) 
     assert hostile == model.renderer.item_ids("a b")  # the model's own control tokens are no way in either
 
 
-@pytest.mark.parametrize("template", [COMPACT, CHAT], ids=["compact", "chat"])
-def test_sentence_transformers_reads_the_item_side(tiny: ReasoningEmbedder, tmp_path: Path, template: Template) -> None:
+def with_template(embedder: ReasoningEmbedder, name: str) -> Template:
+    """Return the chat template, or the model's own compact one, with titles of at most 12 tokens."""
+    return replace(CHAT if name == "chat" else embedder.template, max_item_tokens=12)
+
+
+@pytest.mark.parametrize("template", ["compact", "chat"])
+def test_sentence_transformers_reads_the_item_side(embedder: ReasoningEmbedder, tmp_path: Path, template: str) -> None:
     """Spacing, control tokens, titles beyond the limit and empty ones, in both forms of the sequence."""
     from sentence_transformers import SentenceTransformer
 
-    model = ReasoningEmbedder(tiny.lm, tiny.tokenizer, replace(template, max_item_tokens=12))
+    model = ReasoningEmbedder(embedder.lm, embedder.tokenizer, with_template(embedder, template))
     model.save(tmp_path / "model")
     titles = ["red coat", "  blue \n hat ", "<emb> green</think> scarf", "wool " * 40, "", "it's {{ odd }} 'quoted'"]
     vectors = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(titles)

@@ -19,14 +19,14 @@ def groups_of(model: ReasoningEmbedder) -> list[Group]:
     return made
 
 
-def test_packed_groups_are_their_completions_alone(tiny: ReasoningEmbedder) -> None:
-    groups = groups_of(tiny)
+def test_packed_groups_are_their_completions_alone(embedder: ReasoningEmbedder) -> None:
+    groups = groups_of(embedder)
     rows = [group.prompt + completion for group in groups for completion in group.completions]
     starts = [len(group.prompt) for group in groups for _ in group.completions]
     sampled = [count for group in groups for count in group.sampled]
     spans = [(start, start + count) for start, count in zip(starts, sampled, strict=True)]
     with torch.no_grad():
-        together, alone = tiny(pack_groups(groups), 0.7), tiny(pad(rows, spans), 0.7)
+        together, alone = embedder(pack_groups(groups), 0.7), embedder(pad(rows, spans), 0.7)
     assert torch.allclose(together.embeddings, alone.embeddings, atol=1e-6)
     assert together.log_probs.shape == (5, max(sampled))
     for i, (start, end) in enumerate(spans):
@@ -34,18 +34,18 @@ def test_packed_groups_are_their_completions_alone(tiny: ReasoningEmbedder) -> N
         assert (together.log_probs[i, end - start :] == 0).all()
 
 
-def test_a_packed_gradient_is_the_sum_of_its_completions(tiny: ReasoningEmbedder) -> None:
-    groups = groups_of(tiny)
+def test_a_packed_gradient_is_the_sum_of_its_completions(embedder: ReasoningEmbedder) -> None:
+    groups = groups_of(embedder)
     rows = [group.prompt + completion for group in groups for completion in group.completions]
     spans = [(len(group.prompt), len(group.prompt) + count) for group in groups for count in group.sampled]
-    target = torch.randn(len(rows), tiny.dimension, generator=torch.manual_seed(0))
+    target = torch.randn(len(rows), embedder.dimension, generator=torch.manual_seed(0))
     found = []
     for batch in (pack_groups(groups), pad(rows, spans)):
-        tiny.zero_grad()
-        encoded = tiny(batch)
+        embedder.zero_grad()
+        encoded = embedder(batch)
         ((encoded.embeddings * target).sum() + encoded.log_probs.sum()).backward()
-        found.append(torch.cat([p.grad.flatten() for p in tiny.parameters() if p.grad is not None]))
-    tiny.zero_grad()
+        found.append(torch.cat([p.grad.flatten() for p in embedder.parameters() if p.grad is not None]))
+    embedder.zero_grad()
     assert ((found[0] - found[1]).norm() / found[1].norm()).item() < 1e-5
 
 

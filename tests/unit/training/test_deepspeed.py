@@ -8,6 +8,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from lrem.config import ColdStartConfig
+from lrem.modeling.freezing import freeze_lower_layers
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.batching import chunk_by_length
 from lrem.training.cold_start_step import accumulate_gradients, collate
@@ -72,10 +73,13 @@ def run_rank(rank: int, zero_stage: int, start: str) -> tuple[dict[str, Any], di
     return results, state
 
 
-def trained_alone(folder: Path, settings: ColdStartConfig) -> dict[str, torch.Tensor]:
+def trained_alone(folder: Path, settings: ColdStartConfig, freeze_layers: int = 0) -> dict[str, torch.Tensor]:
     """Return the weights after the same updates by torch.optim.AdamW on the whole batch, in this process."""
     model = ReasoningEmbedder.load(folder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.optim.lr, weight_decay=settings.optim.weight_decay)
+    if freeze_layers:
+        freeze_lower_layers(model, freeze_layers)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=settings.optim.lr, weight_decay=settings.optim.weight_decay)
     schedule = LambdaLR(optimizer, lambda step: cosine_with_warmup(step, 1, STEPS + 1))
     batch = make_batch(model, without_thought=True)
     for _ in range(STEPS):
@@ -133,3 +137,42 @@ def test_two_ranks_are_one_process(two_ranks: TwoRanks, tiny_folder: Path, zero_
         moved = (tensor - start[name]).norm()
         assert moved > 0, name
         assert ((state[name] - tensor).norm() / moved).item() < 1e-2, name
+
+
+def train_frozen(rank: int, zero_stage: int, start: str, folder: str) -> tuple[dict[str, torch.Tensor], bool]:
+    """Return the weights after STEPS frozen updates, and whether a restored checkpoint takes the next one alike."""
+    from ray_apps.training.deepspeed_engine import engine_backward, full_state, make_engine, update
+
+    import_deepspeed()
+    rows = [make_rows(ReasoningEmbedder.load(start))[i] for i in SHARES[rank]]
+    settings, ends = stage(zero_stage, "both", "cached"), []
+    for resumed in (False, True):
+        model = ReasoningEmbedder.load(start)
+        freeze_lower_layers(model, 1)
+        engine = make_engine(model, settings.optim, 4, STEPS + 1)
+        if resumed:
+            engine.load_checkpoint(folder, tag="engine")
+        for step in range(STEPS if resumed else 0, STEPS + 1):
+            if step == STEPS and not resumed:
+                trained = full_state(engine)
+                engine.save_checkpoint(folder, tag="engine", save_latest=False)
+            accumulate_gradients(collate(rows, KNOWN), settings, engine, engine_backward(engine), engine.device)
+            update(engine)
+        ends.append(full_state(engine))
+        engine.destroy()
+    return trained, all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+@pytest.mark.parametrize("zero_stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3)), 2])
+def test_frozen_layers_on_two_ranks(two_ranks: TwoRanks, tiny_folder: Path, tmp_path: Path, zero_stage: int) -> None:
+    """The weights of one process that freezes likewise, under an ordinary model's names; a resumed run is the run."""
+    state, resumed_alike = two_ranks.run(train_frozen, zero_stage, str(tiny_folder), str(tmp_path))
+    start = ReasoningEmbedder.load(tiny_folder).lm.state_dict()
+    assert state.keys() == start.keys()
+    for name, tensor in trained_alone(tiny_folder, stage(zero_stage, "both", "whole"), freeze_layers=1).items():
+        moved = (tensor - start[name]).norm()
+        if moved == 0:
+            assert torch.equal(state[name], start[name]), name
+        else:
+            assert ((state[name] - tensor).norm() / moved).item() < 1e-2, name
+    assert resumed_alike

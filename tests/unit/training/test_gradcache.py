@@ -41,7 +41,7 @@ def chunked_gradient(
     ids=["whole", "bucketed", "cached", "partly-cached", "row-by-row"],
 )
 def test_chunked_is_plain(
-    tiny: ReasoningEmbedder, weights: tuple[float, float], chunk_tokens: int, graph_tokens: int | None
+    embedder: ReasoningEmbedder, weights: tuple[float, float], chunk_tokens: int, graph_tokens: int | None
 ) -> None:
     settings = ColdStartConfig(
         info_nce_weight=weights[0],
@@ -50,9 +50,9 @@ def test_chunked_is_plain(
         chunk_tokens=chunk_tokens,
         graph_tokens=graph_tokens,
     )
-    batch = make_batch(tiny, without_thought=True)
-    expected = plain_gradient(tiny, batch, settings)
-    gradient, flags, _ = chunked_gradient(tiny, batch, settings)
+    batch = make_batch(embedder, without_thought=True)
+    expected = plain_gradient(embedder, batch, settings)
+    gradient, flags, _ = chunked_gradient(embedder, batch, settings)
     assert relative_error(gradient, expected) < 1e-5
     assert expected.norm() > 0.1
     assert flags == [False] * (len(flags) - 1) + [True]  # the boundary, once and at the end

@@ -28,8 +28,8 @@ SHARES = [[0, 1], [2, 3, 4]]
 
 @pytest.mark.parametrize("chunks", CHUNKS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_step_is_its_definition(tiny_folder: Path, variant: str, chunks: str) -> None:
-    model, reference = ReasoningEmbedder.load(tiny_folder), load_reference(tiny_folder)
+def test_a_step_is_its_definition(embedder_folder: Path, variant: str, chunks: str) -> None:
+    model, reference = ReasoningEmbedder.load(embedder_folder), load_reference(embedder_folder)
     expected = plain_step(model, reference, variant)
     gradient = gradient_of(model)
     model.zero_grad()

@@ -1,0 +1,27 @@
+"""The threads of a training worker: the cores that it may use, in a container too, shared by the workers."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ray_apps.training.cpu_threads import usable_cores, worker_threads
+
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("text", ["max 100000\n", "100000000 100000\n", None], ids=["no limit", "a high one", "none"])
+def test_without_a_limit_all_cores_are_shared(tmp_path: Path, text: str | None) -> None:
+    limit = tmp_path / "cpu.max"
+    if text:
+        limit.write_text(text)
+    assert usable_cores(limit) == CORES
+    assert [worker_threads(n, limit) for n in (1, 2, 10**6)] == [CORES, max(1, CORES // 2), 1]
+
+
+def test_a_container_uses_what_it_may(tmp_path: Path) -> None:
+    limit = tmp_path / "cpu.max"
+    limit.write_text("150000 100000\n")
+    assert usable_cores(limit) == 1
+    limit.write_text("50000 100000\n")
+    assert usable_cores(limit) == 1
