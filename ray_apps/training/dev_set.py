@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lrem.config import CheckpointConfig, Config
-from lrem.data.schema import TRIPLETS, read_items, read_table
+from lrem.data.schema import RELEVANT, TRIPLETS, read_items, read_table
 from lrem.errors import DataError
 from lrem.evaluation.metrics import DEPTH, per_query, summarise
 from lrem.training.distributed import gather_objects, gather_rows, rank, world_size
@@ -34,18 +34,21 @@ class DevSet(NamedTuple):
 def load(config: Config, checkpoint: CheckpointConfig) -> DevSet | None:
     """Read paths.dev and sample the catalogue; return None if there is no dev set.
 
+    Relevant to a query are its rows' items and all `relevant_ids`.
+
     Raises:
         DataError: the file cannot be used, or none of a query's items is in the catalogue.
     """
     path = config.path("dev")
     if not path.exists() and path == config.default_path("dev"):
         return None
-    rows = read_table(path, TRIPLETS).to_pylist()
+    rows = read_table(path, TRIPLETS, optional=RELEVANT).to_pylist()
     items = read_items(config.path("items"))
     title = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     relevant: dict[str, set[str]] = {}
     for row in rows:
-        relevant.setdefault(row["query"], set()).update({row["item_id"]} & title.keys())
+        judged = {row["item_id"], *(row.get("relevant_ids") or [])}
+        relevant.setdefault(row["query"], set()).update(judged & title.keys())
     without_positive = [query for query, item_ids in relevant.items() if not item_ids]
     if without_positive:
         raise DataError(
