@@ -215,7 +215,8 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
         work = sum_over_ranks(torch.tensor(batch.work, dtype=torch.float64, device=self.engine.device)).tolist()
         speed = {"tokens_per_s": work[0] / seconds}
         if self.peak_tflops:
-            flops = step_flops(self.shape, *(int(part) for part in work), frozen=self.stage.freeze_layers)
+            tokens, squared_lengths, scored = (int(part) for part in work)
+            flops = step_flops(self.shape, tokens, squared_lengths, scored, self.stage.freeze_layers)
             speed["mfu"] = mfu(flops, seconds, self.peak_tflops * world_size())
         return speed
 

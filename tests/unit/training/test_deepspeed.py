@@ -140,7 +140,11 @@ def test_two_ranks_are_one_process(two_ranks: TwoRanks, tiny_folder: Path, zero_
 
 
 def train_frozen(rank: int, zero_stage: int, start: str, folder: str) -> tuple[dict[str, torch.Tensor], bool]:
+<<<<<<< HEAD
     """Return the weights after STEPS frozen updates, and whether a restored checkpoint takes the next one alike."""
+=======
+    """Return the weights after STEPS frozen updates, and whether a run restored from there takes the same next one."""
+>>>>>>> i18-a
     from ray_apps.training.deepspeed_engine import engine_backward, full_state, make_engine, update
 
     import_deepspeed()
