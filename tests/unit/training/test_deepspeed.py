@@ -140,11 +140,7 @@ def test_two_ranks_are_one_process(two_ranks: TwoRanks, tiny_folder: Path, zero_
 
 
 def train_frozen(rank: int, zero_stage: int, start: str, folder: str) -> tuple[dict[str, torch.Tensor], bool]:
-<<<<<<< HEAD
-    """Return the weights after STEPS frozen updates, and whether a restored checkpoint takes the next one alike."""
-=======
     """Return the weights after STEPS frozen updates, and whether a run restored from there takes the same next one."""
->>>>>>> i18-a
     from ray_apps.training.deepspeed_engine import engine_backward, full_state, make_engine, update
 
     import_deepspeed()
@@ -160,7 +156,8 @@ def train_frozen(rank: int, zero_stage: int, start: str, folder: str) -> tuple[d
             if step == STEPS and not resumed:
                 trained = full_state(engine)
                 engine.save_checkpoint(folder, tag="engine", save_latest=False)
-            accumulate_gradients(collate(rows, KNOWN), settings, engine, engine_backward(engine), engine.device)
+            batch = collate(rows, KNOWN, without_thought=True)
+            accumulate_gradients(batch, settings, engine, engine_backward(engine), engine.device)
             update(engine)
         ends.append(full_state(engine))
         engine.destroy()
