@@ -38,14 +38,17 @@ def check_freezable(config: PretrainedConfig, layers: int) -> None:
         )
 
 
-def freeze_lower_layers(model: ReasoningEmbedder, layers: int) -> None:
+def freeze_lower_layers(model: ReasoningEmbedder, layers: int, train_rows: bool = True) -> None:
     """Freeze the lowest `layers` layers and the embeddings, in place; `<think>`, `</think>` and `<emb>` stay trained.
+
+    Args:
+        train_rows: False if no loss reads the head: then the rows of the three are frozen too.
 
     Raises:
         ConfigError: see `check_freezable`.
     """
     renderer = model.renderer
-    freeze(model.lm, layers, [renderer.think, renderer.close, renderer.emb])
+    freeze(model.lm, layers, [renderer.think, renderer.close, renderer.emb] if train_rows else [])
 
 
 def freeze(lm: PreTrainedModel, layers: int, tokens: Sequence[int]) -> None:
@@ -57,9 +60,11 @@ def freeze(lm: PreTrainedModel, layers: int, tokens: Sequence[int]) -> None:
     check_freezable(lm.config, layers)
     embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()
     tied = head.weight is embedding.weight
-    rows = nn.Parameter(head.weight.detach()[list(tokens)].clone())
     for module in (embedding, head, *lm.base_model.layers[:layers]):
         module.requires_grad_(False)
+    if not tokens:
+        return
+    rows = nn.Parameter(head.weight.detach()[list(tokens)].clone())
     for module in (head, embedding) if tied else (head,):  # ZeRO-3 gathers a parameter for the modules that hold it
         module.register_parameter(ROWS, rows)
         module.register_buffer(IDS, torch.tensor(tokens, device=head.weight.device), persistent=False)

@@ -170,6 +170,11 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
         cuda = self.engine.device.type == "cuda"
         self.peak_tflops = self.stage.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if cuda else None)
 
+    @property
+    def reads_head(self) -> bool:
+        """Return True unless the direct baseline is trained, which has no SFT."""
+        return self.stage.objective == "joint"
+
     def prepare_model(self, model: ReasoningEmbedder) -> None:
         """Add low-rank adapters if configured; the speed is computed for the model without them."""
         self.shape = DecoderShape.of(model.lm)

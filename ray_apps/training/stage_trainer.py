@@ -60,7 +60,7 @@ class StageTrainer(ABC, Generic[StageConfig]):
         torch.manual_seed(self.config.seed)  # new adapters are the same on all ranks
         self.prepare_model(model)
         if self.stage.freeze_layers:
-            freeze_lower_layers(model, self.stage.freeze_layers)
+            freeze_lower_layers(model, self.stage.freeze_layers, self.reads_head)
         if self.stage.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
             model.lm.disable_input_require_grads()  # transformers asks for them, and frozen layers would get a backward
@@ -73,6 +73,11 @@ class StageTrainer(ABC, Generic[StageConfig]):
         torch.manual_seed(self.config.seed * world_size() + rank())  # dropout differs between ranks
         self.trained_rows: list[int] = []  # ids of the rows of the last step
         self.earlier_seconds, self.started = self.checkpoints.trained_seconds(), time.monotonic()
+
+    @property
+    def reads_head(self) -> bool:
+        """Return True if a loss reads the language-model head."""
+        return True
 
     def prepare_model(self, model: ReasoningEmbedder) -> None:
         """Change the model before the engine wraps it."""

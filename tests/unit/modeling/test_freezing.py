@@ -43,6 +43,19 @@ def train(model: ReasoningEmbedder, steps: int = 2, sft_weight: float = 1.0) -> 
         optimizer.zero_grad()
 
 
+def test_without_a_loss_at_the_head_the_rows_are_frozen(embedder_folder: Path) -> None:
+    """As for the direct baseline: no trained parameter is left without a gradient."""
+    model = ReasoningEmbedder.load(embedder_folder)
+    freeze_lower_layers(model, LAYERS, train_rows=False)
+    before = model.lm.state_dict()["model.embed_tokens.weight"].clone()
+    batch = make_batch(model)._replace(scored_spans=None)
+    accumulate_gradients(batch, ColdStartConfig(), model, lambda loss, last: loss.backward(), CPU)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in model.named_parameters() if p.grad is not None}
+    assert not any("embed_tokens" in name or "lm_head" in name for name in trained)
+    assert torch.equal(model.lm.state_dict()["model.embed_tokens.weight"], before)
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_a_step_moves_what_is_trained_and_nothing_else(embedder_folder: Path, tied: bool) -> None:
     model, rows = load(embedder_folder, tied)
