@@ -119,7 +119,7 @@ def test_partly_cached_is_a_test(tiny: ReasoningEmbedder) -> None:
     assert one != other
 
 
-@pytest.mark.parametrize("zero_stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 2)), 3])
+@pytest.mark.parametrize("zero_stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3)), 2])
 def test_two_ranks_are_one_process(two_ranks: TwoRanks, tiny_folder: Path, zero_stage: int) -> None:
     """Gradients of each loss and of both, with every way of chunking, to 1e-5; then weights after three updates."""
     results, state = two_ranks.run(run_rank, zero_stage, str(tiny_folder))
