@@ -3,7 +3,7 @@ BIN := .venv/bin
 TWO_AT_ONCE := -n 2 --dist loadfile  # not for tests that start Ray: each cluster takes both cores
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow bench-cold-start bench-rl chaos-rl chaos bench-search bench-serve chaos-serve bench-capacity bench-curate esci reproduce dashboard docs check format clean
+.PHONY: help setup demo test test-unit test-slow bench-cold-start bench-rl chaos-rl chaos bench-search bench-serve chaos-serve bench-capacity bench-curate esci reproduce real dashboard docs check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -58,6 +58,9 @@ esci: setup ## train on a catalogue alone, test on real queries; DATA=FOLDER of 
 
 reproduce: setup ## the paper's comparison on three generated shops, with intervals; writes docs/results.md
 	$(BIN)/python benchmarks/reproduce.py
+
+real: setup ## a pretrained backbone on a real shop, with and without thinking; DATA=FOLDER of both data sets; hours, resumable
+	$(BIN)/python benchmarks/real.py --data $(DATA)
 
 dashboard: setup ## write deploy/grafana/lrem.json from panels.yaml and the list of metrics
 	$(BIN)/python deploy/grafana/make.py

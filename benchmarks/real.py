@@ -1,0 +1,149 @@
+"""Thinking on a real shop: a pretrained backbone, real queries, a strong teacher's reasonings, and what they gain.
+
+    python benchmarks/real.py --data FOLDER
+
+FOLDER holds home_depot/ and esci/, each with items.parquet, queries.parquet, qrels.parquet and gold.parquet;
+home_depot/ also has teacher.parquet. Training sees the train split of home_depot alone. Systems are scored on a split
+of home_depot and, zero-shot, on esci. The catalogues to score on are cut to the judged items and 10,000 others.
+
+Every stage is kept under --folder and not repeated: the backbone, the curated data, each training (an interrupted one
+resumes), each system's rankings. Tune with --split dev; report --split test once.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from real_data import SHOPS, load_test, write_training_data
+from real_systems import ShopSystems
+
+from lrem.config import Config, load_config
+from lrem.data.files import write_json
+from ray_apps.cli.backbone import BackboneName, backbone
+from ray_apps.cluster.session import cluster
+from ray_apps.cluster.versions import commit
+from ray_apps.pipeline import run_stage
+from ray_apps.training.checkpoints import Checkpoints
+
+CONFIG = Path(__file__).parent.parent / "configs" / "real.yaml"
+TEACHERS = {"cold_start": "file", "cold_start_catalogue": "catalogue"}  # system → its teacher
+PAIRS = [
+    ("cold_start", "direct"),
+    ("cold_start_always", "cold_start_never"),
+    ("cold_start", "cold_start_catalogue"),
+    ("cold_start", "stems"),
+    ("cold_start", "minilm"),
+    ("oracle", "cold_start_always"),
+    ("cold_start_always", "override_query"),
+    ("cold_start_always", "override_random"),
+    ("rrf_cold_start", "rrf_direct"),
+    ("rrf_cold_start", "stems"),
+    ("stems_with_thoughts", "stems"),
+]
+
+
+def main() -> None:
+    """Train what is missing, score all systems, and write the report."""
+    args = _parse_arguments()
+    started = time.monotonic()
+    source = args.folder / "backbone"
+    if not source.exists():
+        backbone(BackboneName.SMOLLM2, source)
+    data = args.folder / "data"
+    if not (data / "dev.parquet").exists():
+        write_training_data(args.data / "home_depot", data)
+    config = _config(args, "cold_start")
+    with cluster(config):
+        for system in TEACHERS:
+            _curate(_config(args, system))
+        models = {system: _train(_config(args, system), "cold_start") for system in args.systems if system in TEACHERS}
+        if "direct" in args.systems:
+            models["direct"] = _train(_config(args, "direct"), "direct")
+    shops = [_score(args, config, models, shop) for shop in SHOPS]
+    systems = {name: {shop.test.name: shop.report()[name] for shop in shops} for name in shops[0].scores}
+    report = {
+        "split": args.split,
+        "systems": systems,
+        "comparisons": [row for shop in shops for row in shop.comparisons([p for p in PAIRS if {*p} <= {*systems}])],
+        "thinks": {shop.test.name: shop.thinks for shop in shops},
+        "queries": {shop.test.name: {name: len(ids) for name, ids in shop.test.slices.items()} for shop in shops},
+        "catalogue": {shop.test.name: len(shop.test.item_ids) for shop in shops},
+        "seconds": round(time.monotonic() - started, 1),
+        "settings": config.model_dump(mode="json", include={"seed", "model", "curate", "cold_start", "direct"}),
+        "commit": commit(),
+    }
+    write_json(report, args.out)
+    for name, by_shop in systems.items():
+        cells = [
+            f"{shop} {part} {by_shop[shop][part]['nDCG@10']:.3f} / {by_shop[shop][part]['R@100']:.3f}"
+            for shop in by_shop
+            for part in ("all", "hard", "easy")
+            if part in by_shop[shop]
+        ]
+        print(f"{name:24} {'  '.join(cells)}")
+    print(f"nDCG@10 / Recall@100 on the {args.split} split; {args.out}")
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder with home_depot/ and esci/")
+    parser.add_argument("--folder", type=Path, default=Path("runs/real"), help="where the work is kept")
+    parser.add_argument("--split", choices=("dev", "test"), default="test", help="queries of home_depot to score on")
+    parser.add_argument("--minilm", type=Path, help="a folder with all-MiniLM-L6-v2 to compare with")
+    parser.add_argument("--systems", nargs="+", default=[*TEACHERS, "direct"], choices=[*TEACHERS, "direct"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real.json"))
+    parser.add_argument("overrides", nargs="*", help="settings to change")
+    args = parser.parse_args()
+    if missing := [name for name in SHOPS if not (args.data / name / "items.parquet").exists()]:
+        sys.exit(f"skipped: {args.data} has no {missing[0]}/items.parquet; pass the folder of both data sets as --data")
+    return args
+
+
+def _config(args: argparse.Namespace, system: str) -> Config:
+    """Return a system's configuration; the direct baseline is trained on the pairs of the teacher's cold start."""
+    data, run = args.folder / "data", args.folder / system
+    names = ("items", "queries", "qrels", "teacher", "dev")
+    paths = [f"paths.{name}={data / name}.parquet" for name in names]
+    if system == "direct":
+        paths += [
+            f"paths.{name}={args.folder / 'cold_start/curated' / name}.parquet" for name in ("triplets", "rl_pairs")
+        ]
+    teacher = [f"curate.teacher={TEACHERS.get(system, 'file')}"]
+    settings = [f"run_dir={run}", f"model.source={args.folder / 'backbone'}", *paths, *teacher]
+    return load_config(CONFIG, [*settings, *args.overrides])
+
+
+def _curate(config: Config) -> None:
+    if not config.path("triplets").exists():
+        run_stage("curate", config)
+
+
+def _train(config: Config, name: str) -> Path:
+    """Train a model unless it exists; an interrupted training is resumed."""
+    folder = config.path(name)
+    if not folder.exists():
+        unfinished = Checkpoints(config.run_dir / "checkpoints" / name, keep=1).newest() is not None
+        run_stage(name.replace("_", "-"), config, resume=unfinished)
+    return folder
+
+
+def _score(args: argparse.Namespace, config: Config, models: dict[str, Path], shop: str) -> ShopSystems:
+    """Run all systems on one shop."""
+    test = load_test(args.data / shop, args.split)
+    systems = ShopSystems(test, args.folder / "scores" / f"{shop}-{args.split}", config.seed, config.serve.think_below)
+    systems.add_lexical()
+    if args.minilm:
+        systems.add_sentence_transformer("minilm", args.minilm)
+    if "direct" in models:
+        systems.add_direct("direct", models["direct"])
+        systems.add_fusion("rrf_direct", "stems", "direct")
+    for name in TEACHERS:
+        if name in models:
+            systems.add_thinking(name, models[name], probes=name == "cold_start")
+            systems.add_fusion(f"rrf_{name}", "stems", name)
+    return systems
+
+
+if __name__ == "__main__":
+    main()
