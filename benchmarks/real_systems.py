@@ -59,8 +59,9 @@ class ShopSystems:
         self._add(name, lambda: self._search(folder, [[None]] * len(self.texts)), folder)
 
     def add_thinking(self, name: str, folder: Path, probes: bool) -> None:
-        """Run a model that reasons: never, auto (under its plain name), always, and with the oracle's thoughts
-        (its own where the oracle wrote none).
+        """Run a model that reasons: never, auto (under its plain name), always, and with the oracle's thoughts.
+
+        Where the oracle wrote none, its own takes the place.
 
         Args:
             probes: also the mean of several thoughts, the overrides, and its words behind the query for BM25.
