@@ -32,6 +32,7 @@ def test_every_row_is_consumed_once_per_epoch(reference_run: Path) -> None:
         assert consumed_rows(reference_run, epoch) == corpus_ids(reference_run)
 
 
+@pytest.mark.slow
 def test_every_query_is_trained_on_once_per_epoch(tmp_path: Path) -> None:
     """66 queries, of which 35 have two rows: an epoch takes one row of each, the second epoch the other one."""
     write_data(tmp_path)
