@@ -13,18 +13,17 @@ from lrem.curation.rules import expand_query
 from lrem.data.files import write_json
 from lrem.data.vectors import group_means
 from lrem.evaluation.fusion import rrf
-from lrem.evaluation.metrics import Run, per_query
+from lrem.evaluation.metrics import DEPTH, Run, per_query
 from lrem.evaluation.overrides import override, vocabulary
+from lrem.evaluation.run_scorer import MIN_QUERIES
 from lrem.evaluation.significance import compare
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from lrem.modeling.thinking import generate_reasonings, needs_thinking
 from lrem.retrieval.bm25 import Bm25
 
-DEPTH = 100
 SAMPLES = 4  # thoughts whose embeddings `mean` averages
 BATCH = 32
 MEASURES = ("nDCG@10", "R@100", "hit_rate", "AP")
-MIN_QUERIES = 5  # a smaller slice is not compared
 
 
 class ShopSystems:

@@ -29,9 +29,11 @@ def measure_speedup(model: ReasoningEmbedder) -> float:
         return 1.0
     vocabulary = model.lm.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
-    batch, seconds, before = Sequences(ids, torch.full((ROWS,), LENGTH)), {True: 0.0, False: 0.0}, model.autocast
-    for model.autocast in seconds:
-        seconds[model.autocast] = min(_forward_seconds(model, batch) for _ in range(REPEATS))
+    batch, before = Sequences(ids, torch.full((ROWS,), LENGTH)), model.autocast
+    seconds: dict[bool, float] = {}
+    for autocast in (True, False):
+        model.autocast = autocast
+        seconds[autocast] = min(_forward_seconds(model, batch) for _ in range(REPEATS))
     model.autocast = before
     return seconds[False] / seconds[True]
 

@@ -57,8 +57,8 @@ class Template:
 
 # Markers instead of prose: a small model trained from scratch learns each role from one token.
 COMPACT = Template(QUERY, "", ITEM, "")
-# A pretrained model knows these words. Text after them costs SmolLM2-135M about 0.6 nats a token less than after a
-# new token, which frozen lower layers would never learn to read.
+# A pretrained model knows these words; a new token would mean nothing to it, and frozen lower layers would never learn
+# to read it.
 COMPACT_WORDS = Template("Query:", "", "Item:", "")
 # ChatML, as in the training of Qwen2.5-Instruct; the instruction is our wording of the paper's description.
 CHAT = Template(

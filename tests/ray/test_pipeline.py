@@ -37,8 +37,8 @@ def lrem(*words: str, timeout: int = 500) -> subprocess.CompletedProcess[str]:
 
 
 def settings(run: Path, port: int) -> list[str]:
-    slow_machine = "ray.start_timeout_s=600"
-    return ["--config", "configs/tiny.yaml", f"run_dir={run}", f"serve.port={port}", "seed=3", slow_machine]
+    limit = "ray.start_timeout_s=600"  # a busy machine needed more than the default to start vLLM
+    return ["--config", "configs/tiny.yaml", f"run_dir={run}", f"serve.port={port}", "seed=3", limit]
 
 
 @pytest.fixture(scope="module")
