@@ -55,7 +55,8 @@ def test_dry_run_prints_the_resolved_tree(lrem: Lrem, tmp_path: Path) -> None:
 def test_dry_run_prints_rows_steps_and_memory(lrem: Lrem, tmp_path: Path) -> None:
     """256 rows on two workers with 32 rows each: four steps per epoch."""
     write_triplets(tmp_path)
-    done = lrem("cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", "--dry-run")
+    epochs = "cold_start.epochs=18"
+    done = lrem("cold-start", "--config", "configs/tiny.yaml", f"run_dir={tmp_path}", epochs, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "# rows 256, epochs 18, steps 72 (2 workers x 32 rows)" in done.stdout
     assert "# parameters 0.1 M" in done.stdout
