@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+FORWARD_COST = 1000  # tokens that take as long as what every forward and its backward cost besides their tokens
+
 
 class EpochRows(NamedTuple):
     """How many rows of the whole corpus an epoch visits, and at most how many of each query; None: all."""
@@ -107,22 +109,37 @@ def step_rows(order: np.ndarray, steps: int, step: int) -> np.ndarray:
 def chunk_by_length(lengths: Sequence[int], tokens: int, at_least: int = 1) -> list[list[int]]:
     """Group rows of similar length, with at most `tokens` padded tokens (rows × longest) per group.
 
-    A longer row is alone in its group. If there are fewer than `at_least` groups, the largest are halved until there
-    are enough, or until every row is alone.
+    The groups have the least padding, where a group more counts as FORWARD_COST tokens of it. A row that is too long is
+    alone in its group. If there are fewer than `at_least` groups, the largest are halved until there are enough, or
+    until every row is alone.
 
-    >>> chunk_by_length([5, 2, 2, 9], tokens=15)
+    >>> chunk_by_length([500, 20, 20, 900], tokens=1500)
     [[1, 2, 0], [3]]
-    >>> chunk_by_length([5, 2, 2, 9], tokens=15, at_least=3)
+    >>> chunk_by_length([500, 20, 20, 900], tokens=1500, at_least=3)
     [[1], [2, 0], [3]]
+    >>> [len(group) for group in chunk_by_length([20] * 100 + [200] * 10, tokens=10**6)]
+    [100, 10]
     """
-    groups: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if groups and (len(groups[-1]) + 1) * lengths[row] <= tokens:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    groups = [order[start:end] for start, end in _least_padding([lengths[row] for row in order], tokens)]
     while len(groups) < at_least and any(len(group) > 1 for group in groups):
         i = max(range(len(groups)), key=lambda i: len(groups[i]))
         half = len(groups[i]) // 2
         groups[i : i + 1] = [groups[i][:half], groups[i][half:]]
     return groups
+
+
+def _least_padding(ascending: Sequence[int], tokens: int) -> list[tuple[int, int]]:
+    """Return the (start, end) of groups of consecutive lengths, see `chunk_by_length`, by dynamic programming."""
+    costs = np.zeros(len(ascending) + 1)  # of the best groups of the first rows
+    starts = [0] * (len(ascending) + 1)  # of the last of these groups
+    for end, longest in enumerate(ascending, start=1):
+        first = max(0, end - max(1, tokens // longest))
+        totals = costs[first:end] + longest * np.arange(end - first, 0, -1)
+        starts[end] = first + int(totals.argmin())
+        costs[end] = totals.min() + FORWARD_COST
+    groups, end = [], len(ascending)
+    while end:
+        groups.append((starts[end], end))
+        end = starts[end]
+    return groups[::-1]

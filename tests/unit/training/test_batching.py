@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrem.training.batching import (
+    FORWARD_COST,
     EpochRows,
     chunk_by_length,
     epoch_order,
@@ -28,6 +29,23 @@ def test_chunks_hold_every_row_once(lengths: list[int], tokens: int, at_least: i
     assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
     assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= tokens for group in groups)
     assert len(groups) >= min(at_least, len(lengths))
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=9), st.integers(900, 4000))
+def test_chunks_have_the_least_padding(lengths: list[int], tokens: int) -> None:
+    """Compared with every way to divide the rows, sorted by length, at some of the places between them."""
+    ascending = sorted(lengths)
+
+    def cost(groups: list[list[int]]) -> float:
+        return sum(len(group) * max(group) + FORWARD_COST for group in groups)
+
+    possible = []
+    for bits in range(2 ** (len(ascending) - 1)):
+        cuts = [0, *(i for i in range(1, len(ascending)) if bits >> (i - 1) & 1), len(ascending)]
+        groups = [ascending[start:end] for start, end in pairwise(cuts)]
+        if all(len(group) * max(group) <= tokens for group in groups):
+            possible.append(cost(groups))
+    assert cost([[lengths[i] for i in group] for group in chunk_by_length(lengths, tokens)]) == min(possible)
 
 
 @given(st.integers(2, 60), st.integers(1, 5), st.integers(2, 9), st.integers(0, 3))
