@@ -77,6 +77,9 @@ class CurateConfig(Section):
     """Lowest relevance that a judge accepts, 0 to 1; grades 0 to 3 count as thirds."""
     judged_per_query: int = Field(20, ge=1)
     """Maximum items of the difference set that a judge's model sees; own_share times as many of the query's own."""
+    positives: Literal["retrieved", "judged"] = "retrieved"
+    """Where a triplet's item comes from. retrieved: what the retriever finds, with the reasoning or without it; other
+    queries are dropped (paper). judged: every item known to be relevant, so that no judged query is lost."""
     items_per_query: int = Field(4, ge=1)
     """Maximum triplets per query: many queries teach more than many items."""
     own_share: float = Field(0.5, ge=0, lt=1)

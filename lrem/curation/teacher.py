@@ -154,14 +154,18 @@ class Teacher(Finder):
             return _Decision(TEACHER_FAILED)
         own = row["first"] if self.settings.own_share else []
         nothing_usable = row["hard"] and self.settings.teacher != "file" and not row["reasoning"]
+        judged = sorted(relevant) if self.settings.positives == "judged" else []
         if not row["taught"] or nothing_usable:
-            not_retrieved = sorted(relevant.difference(row["first"])) if self.settings.keep_untaught else []
-            if not_retrieved:
-                return _Decision(KEPT_WITHOUT_TEACHER, not_retrieved, [item for item in own if item in relevant])
+            further = judged or sorted(relevant.difference(row["first"]))
+            if further and self.settings.keep_untaught:
+                own = [] if judged else [item for item in own if item in relevant]
+                return _Decision(KEPT_WITHOUT_TEACHER, further, own)
             return _Decision(NO_KEYWORDS_LEFT if row["unfiltered"] else NO_TEACHER)
         if not row["reasoning"]:
-            easy = _Decision(KEPT_WITHOUT_REASONING, row["first"])
+            easy = _Decision(KEPT_WITHOUT_REASONING, judged or row["first"])
             return easy if self.settings.keep_easy else _Decision(NO_REASONING)
+        if judged:
+            return _Decision(KEPT, judged)
         difference = difference_set(row["first"], second)
         return _Decision(KEPT, difference, own) if difference else _Decision(EMPTY_DIFFERENCE)
 

@@ -101,6 +101,20 @@ def test_reasonings_that_do_not_help_are_emptied(run: CurationRun) -> None:
     assert (dropped["q2"]["outcome"], dropped["q2"]["items"]) == ("no reasoning", [])
 
 
+def test_every_judged_item_can_be_a_positive(run: CurationRun) -> None:
+    """q2's words find nothing relevant, and q3's only item is what the query itself finds: both are kept."""
+    rows = judged_rows(with_settings(run, positives="judged"))
+    assert {query_id: (row["outcome"], row["reasoning"], sorted(row["items"])) for query_id, row in rows.items()} == {
+        "q1": ("kept", "helmet, gloves", ["i1", "i4"]),
+        "q2": ("kept", "helmet", ["i5"]),
+        "q3": ("kept without reasoning", "", ["i5"]),
+        "q4": ("kept without a teacher", "", ["i2"]),
+    }
+    fewer = judged_rows(with_settings(run, positives="judged", keep_easy=False, keep_untaught=False, items_per_query=1))
+    assert [fewer[query_id]["outcome"] for query_id in ("q3", "q4")] == ["no reasoning", "no teacher"]
+    assert len(fewer["q1"]["items"]) == 1
+
+
 def test_a_model_judges_the_querys_own_items_too(run: CurationRun) -> None:
     """Of q1: i1 and i2 are new, i4 and i3 its own. The judge accepts i2 and i4; i1 is relevant by its known grade."""
     run = with_settings(run, judge="llm", judged_per_query=2)
