@@ -144,6 +144,8 @@ class ColdStartConfig(TrainConfig):
     `objective: direct` has none."""
     thought_positives: bool = False
     """`objective: direct` only: the teacher's reasoning, embedded as an item, is a further positive of its query."""
+    rl_pairs: bool = False
+    """Train InfoNCE on the RL pairs too, without a thought. `objective: direct` always does."""
     matryoshka: list[int] = Field(default_factory=list)
     """Shorter embeddings to train as well, such as [64, 32]."""
     too_long: Literal["error", "cut"] = "error"

@@ -18,7 +18,7 @@ from lrem.training.distributed import max_over_ranks
 
 KINDS = ("teacher", "own", "empty", "corrupted")
 PROMPTS = 64  # generated together
-Row = Mapping[str, Any]  # with `query_ids`, `start` and `query_key`, see cold_start_step.collate
+Row = Mapping[str, Any]  # with `query_ids`, `start`, `query_key`, perhaps `scored`, see cold_start_step.collate
 
 
 def teacher_thought(row: Row) -> list[int]:
@@ -33,15 +33,18 @@ def teacher_thought(row: Row) -> list[int]:
 def draw_kinds(rows: Sequence[Row], mix: ThoughtsConfig, random: np.random.Generator) -> list[str]:
     """Draw one of KINDS for each row; where the teacher wrote nothing, the thought stays the teacher's empty one.
 
-    From such rows the model learns when not to think.
+    From such rows the model learns when not to think. A pair that no teacher saw (`scored` is False) teaches nothing of
+    it: its thought is empty too, without SFT.
 
     >>> row = {"query_ids": [5, 0, 7, 1, 2], "start": 1}
+    >>> easy = row | {"query_ids": [5, 0, 1, 2]}
     >>> mix = ThoughtsConfig(teacher=0, own=1, empty=0, corrupted=0)
-    >>> draw_kinds([row, row | {"query_ids": [5, 0, 1, 2]}], mix, np.random.default_rng(0))
-    ['own', 'teacher']
+    >>> draw_kinds([row, easy, easy | {"scored": False}], mix, np.random.default_rng(0))
+    ['own', 'teacher', 'empty']
     """
     drawn = random.choice(KINDS, size=len(rows), p=[getattr(mix, kind) for kind in KINDS])
-    return [str(kind) if teacher_thought(row) else "teacher" for row, kind in zip(rows, drawn, strict=True)]
+    fixed = ["teacher" if row.get("scored", True) else "empty" for row in rows]
+    return [str(kind) if teacher_thought(row) else rest for row, kind, rest in zip(rows, drawn, fixed, strict=True)]
 
 
 def corrupt(thought: str, other: str | None, random: np.random.Generator) -> str:

@@ -51,7 +51,7 @@ def load_triplets(config: Config, stage: ColdStartConfig, model: Path) -> Corpus
         str(model), config.seed, with_reasoning, stage.too_long == "cut", stage.max_negatives, stage.thought_positives
     )
     sources = {config.uri("triplets"): TRIPLETS}
-    if not with_reasoning:  # the direct baseline sees the pairs of both stages, so that neither side has more data
+    if not with_reasoning or stage.rl_pairs:  # the baseline sees those of both stages: neither side has more data
         sources[config.uri("rl_pairs")] = RL_PAIRS
     rendered = []
     for uri, schema in sources.items():

@@ -32,6 +32,7 @@ TRIPLET_ROWS = pa.schema(
         *KEYS,
         ("query_ids", pa.list_(pa.int32())),
         ("start", pa.int32()),  # where the completion begins in query_ids
+        ("scored", pa.bool_()),  # whether SFT trains on the completion; false for a pair without a reasoning
         ("item_ids", pa.list_(pa.int32())),
         ("negative_ids", pa.list_(pa.list_(pa.int32()))),
         ("thought_ids", pa.list_(pa.int32())),  # the reasoning as an item; null without thought_positives
@@ -95,8 +96,9 @@ def _renderer(model: str) -> Renderer:
 
 
 def _render_triplet(renderer: Renderer, row: Row, options: RenderOptions) -> Row:
-    reasoning = row["reasoning"] if options.with_reasoning else None
-    thought = row.get("reasoning", "").strip() if options.thought_positives else ""  # RL pairs have none
+    taught = "reasoning" in row  # RL pairs have none
+    reasoning = row.get("reasoning", "") if options.with_reasoning else None
+    thought = row.get("reasoning", "").strip() if options.thought_positives else ""
     query_ids = renderer.query_ids(row["query"], reasoning)
     negatives = list(zip(*_negatives(row), strict=True))[: options.max_negatives]
     content = (row["query"], reasoning or thought, str(row["item_id"]), row["title"])
@@ -104,6 +106,7 @@ def _render_triplet(renderer: Renderer, row: Row, options: RenderOptions) -> Row
         **_keys(row, content, [str(item) for item, _ in negatives], options.seed),
         "query_ids": query_ids,
         "start": len(renderer.query_prompt(row["query"])) if options.with_reasoning else len(query_ids),
+        "scored": options.with_reasoning and taught,
         "item_ids": renderer.item_ids(row["title"]),
         "negative_ids": [renderer.item_ids(title) for _, title in negatives],
         "thought_ids": renderer.item_ids(thought) if thought else None,
@@ -136,7 +139,7 @@ def _negatives(row: Row) -> tuple[list[Any], list[Any]]:
 
 def row_problem(renderer: Renderer, row: Row, options: RenderOptions) -> str | None:
     """Return what is wrong with a row and what to do about it, or None for a usable row."""
-    reads_reasoning = options.with_reasoning or (options.thought_positives and "reasoning" in row)
+    reads_reasoning = (options.with_reasoning or options.thought_positives) and "reasoning" in row
     texts = ("query", "title") + ("reasoning",) * reads_reasoning
     for name in ("query_id", "item_id", *texts):
         if row[name] is None:
@@ -161,6 +164,6 @@ def _length_problem(renderer: Renderer, row: Row, with_reasoning: bool) -> str |
     if (size := len(renderer.text_ids(row["query"]))) > template.max_query_tokens:
         limit = f"max_query_tokens={template.max_query_tokens}"
         return f"the query has {size} tokens, the model's limit is {limit}: shorten it, or set too_long=cut"
-    if with_reasoning and (size := len(renderer.text_ids(row["reasoning"]))) > template.budget:
+    if with_reasoning and (size := len(renderer.text_ids(row.get("reasoning", "")))) > template.budget:
         return f"the reasoning has {size} tokens, the budget is {template.budget}: shorten it, or set too_long=cut"
     return None

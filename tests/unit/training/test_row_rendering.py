@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
+from lrem.config import ThoughtsConfig
 from lrem.data.known_positives import KnownPositives, identity, query_identity
-from lrem.data.schema import RELEVANT, TRIPLETS
+from lrem.data.schema import RELEVANT, RL_PAIRS, TRIPLETS
 from lrem.modeling.model import ReasoningEmbedder
+from lrem.training.thoughts import draw_kinds
 from ray_apps.training.row_rendering import TRIPLET_ROWS, RenderOptions, render_triplets
 
 ROW = {"query_id": "q1", "query": "red coat", "reasoning": "wool", "item_id": "p1", "title": "red wool coat"}
@@ -30,6 +33,15 @@ def test_without_the_column_the_pairs_are_known(tiny: ReasoningEmbedder, tiny_fo
     with_column = render(tiny_folder, [ROW | {"relevant_ids": ["p9"]}], pa.schema([*TRIPLETS, *RELEVANT]))
     assert KnownPositives.of_rows(rendered).of(query_identity("red coat")).tolist() == [identity("p1")]
     assert rendered["row"] == with_column["row"]  # the id of a row does not depend on what else was judged
+
+
+def test_a_pair_without_a_reasoning_has_an_empty_thought_that_is_not_scored(tiny_folder: Path) -> None:
+    pair = {name: value for name, value in ROW.items() if name != "reasoning"}
+    [unscored] = render(tiny_folder, [pair], RL_PAIRS).to_pylist()
+    [scored] = render(tiny_folder, [ROW | {"reasoning": ""}], TRIPLETS).to_pylist()
+    assert (unscored["scored"], scored["scored"]) == (False, True)
+    assert unscored["query_ids"] == scored["query_ids"]  # <think></think><emb>
+    assert draw_kinds([unscored, scored], ThoughtsConfig(), np.random.default_rng(0)) == ["empty", "teacher"]
 
 
 def test_relevant_ids_must_be_lists_without_nulls(tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
