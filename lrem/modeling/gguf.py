@@ -20,7 +20,7 @@ MAX_LOSS = 4.5
 def convert_gguf(file: Path, folder: Path, max_loss: float = MAX_LOSS) -> Path:
     """Write the model of a GGUF file into `folder`, unless the folder already holds it; return the folder.
 
-    Weights are written in float32: what the file holds, not what was quantised.
+    Weights are written in float32, as the file's dequantised values.
 
     Args:
         max_loss: the mean loss of SENTENCE, in nats a token, above which the conversion counts as failed.

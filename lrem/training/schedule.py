@@ -6,7 +6,7 @@ import math
 def cosine_with_warmup(step: int, warmup: int, steps: int) -> float:
     """Return the share of the peak learning rate that a step, counted from 0, trains with.
 
-    The first step has 1 / warmup, not 0 as in transformers, and the last is above 0 too: no step is for nothing.
+    The first step has 1 / warmup, not 0 as in transformers, and the last is above 0 too: every step trains.
 
     Args:
         warmup: steps until the peak, at least 1. steps: of the whole run.

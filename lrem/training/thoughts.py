@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lrem.config import ThoughtsConfig
+from lrem.data.keywords import join_phrases, split_phrases
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.template import Renderer
 from lrem.modeling.thinking import generate_reasonings
@@ -33,8 +34,8 @@ def teacher_thought(row: Row) -> list[int]:
 def draw_kinds(rows: Sequence[Row], mix: ThoughtsConfig, random: np.random.Generator) -> list[str]:
     """Draw one of KINDS for each row; where the teacher wrote nothing, the thought stays the teacher's empty one.
 
-    From such rows the model learns when not to think. A pair that no teacher saw (`scored` is False) teaches nothing of
-    it: its thought is empty too, without SFT.
+    From such rows the model learns when not to think. An RL pair (`scored` is False) had no teacher: it is embedded
+    with an empty thought and has no SFT.
 
     >>> row = {"query_ids": [5, 0, 7, 1, 2], "start": 1}
     >>> easy = row | {"query_ids": [5, 0, 1, 2]}
@@ -42,7 +43,8 @@ def draw_kinds(rows: Sequence[Row], mix: ThoughtsConfig, random: np.random.Gener
     >>> draw_kinds([row, easy, easy | {"scored": False}], mix, np.random.default_rng(0))
     ['own', 'teacher', 'empty']
     """
-    drawn = random.choice(KINDS, size=len(rows), p=[getattr(mix, kind) for kind in KINDS])
+    shares = np.array([getattr(mix, kind) for kind in KINDS])
+    drawn = random.choice(KINDS, size=len(rows), p=shares / shares.sum())
     fixed = ["teacher" if row.get("scored", True) else "empty" for row in rows]
     return [str(kind) if teacher_thought(row) else rest for row, kind, rest in zip(rows, drawn, fixed, strict=True)]
 
@@ -53,13 +55,13 @@ def corrupt(thought: str, other: str | None, random: np.random.Generator) -> str
     >>> [corrupt("wool, coat", "sandals", np.random.default_rng(seed)) for seed in (11, 1, 2)]
     ['coat', 'wool, coat, coat', 'sandals']
     """
-    phrases = [phrase.strip() for phrase in thought.split(",")]
+    phrases = split_phrases(thought)
     way = random.integers(2 if other is None else 3)
     if other is not None and way == 2:
         return other
     chosen = random.integers(len(phrases))
     copies = [phrases[chosen]] * (2 * way)  # none, or two
-    return ", ".join([*phrases[:chosen], *copies, *phrases[chosen + 1 :]])
+    return join_phrases([*phrases[:chosen], *copies, *phrases[chosen + 1 :]])
 
 
 def replace_thoughts(
@@ -86,7 +88,7 @@ def replace_thoughts(
         else:
             others = [other for other in rows if other["query_key"] != row["query_key"] and teacher_thought(other)]
             other = renderer.reasoning_text(teacher_thought(others[random.integers(len(others))])) if others else None
-            ids = renderer.text_ids(corrupt(renderer.reasoning_text(teacher_thought(row)), other, random))
+            ids = renderer.reasoning_ids(corrupt(renderer.reasoning_text(teacher_thought(row)), other, random))
         query_ids = [*row["query_ids"][: row["start"]], *renderer.completion(ids)]
         replaced.append({**row, "query_ids": query_ids, "scored": False})
     return replaced

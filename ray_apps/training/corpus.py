@@ -16,10 +16,11 @@ import ray.data
 
 from lrem.config import ColdStartConfig, Config, ReinforceConfig
 from lrem.data.known_positives import KnownPositives, identity, relevant_pairs
-from lrem.data.schema import NEGATIVES, RELEVANT, RL_PAIRS, TRIPLETS, open_table, read_items
+from lrem.data.schema import NEGATIVES, RELEVANT, RL_PAIRS, open_table, read_items
 from lrem.errors import DataError
 from lrem.training.batching import EpochRows
 from ray_apps.training.row_rendering import KEYS, RenderOptions, render_pairs, render_triplets
+from ray_apps.training.training_tables import training_tables
 
 ROWS_PER_BLOCK = 20_000  # about a second of rendering
 ROWS_PER_CALL = 4096
@@ -50,11 +51,8 @@ def load_triplets(config: Config, stage: ColdStartConfig, model: Path) -> Corpus
     options = RenderOptions(
         str(model), config.seed, with_reasoning, stage.too_long == "cut", stage.max_negatives, stage.thought_positives
     )
-    sources = {config.uri("triplets"): TRIPLETS}
-    if not with_reasoning or stage.rl_pairs:  # the baseline sees those of both stages: neither side has more data
-        sources[config.uri("rl_pairs")] = RL_PAIRS
     rendered = []
-    for uri, schema in sources.items():
+    for uri, schema in training_tables(config, stage).items():
         columns = [name for name in schema.names if name != "reasoning" or with_reasoning or stage.thought_positives]
         arguments = {"source": uri, "options": options}
         rendered.append(
@@ -124,8 +122,10 @@ def _build_corpus(parts: Sequence[ray.data.Dataset], rows_per_query: int | None)
     queries, rows = keys["query_key"].to_numpy(), keys["row"].to_numpy()
     judged = np.bitwise_xor(*relevant_pairs(keys))  # what the rows' hashes do not cover
     fingerprint = int(np.concatenate([rows, judged]).view(np.uint64).sum(dtype=np.uint64))  # wraps around, in any order
+    trained = rendered.drop_columns(["problem", "relevant_keys"])
+    trained.context.execution_options.preserve_order = True  # ranks take slices of the sorted rows
     return Corpus(
-        rendered.drop_columns(["problem", "relevant_keys"]),
+        trained.materialize(),
         len(rows),
         EpochRows.of(queries, rows_per_query),
         KnownPositives.of_rows(keys),

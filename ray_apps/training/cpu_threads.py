@@ -1,4 +1,4 @@
-"""How many CPU threads a training worker uses.
+"""How a training worker uses a CPU: its threads and its memory allocator.
 
 Ray sets OMP_NUM_THREADS to the CPUs that an actor asks for. These are only a count, and ours ask for one.
 """
@@ -6,7 +6,11 @@ Ray sets OMP_NUM_THREADS to the CPUs that an actor asks for. These are only a co
 import os
 from pathlib import Path
 
+import ray
+
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": two cores; "max 100000": no limit
+
+MALLOC_CONF = "oversize_threshold:0,dirty_decay_ms:3000,muzzy_decay_ms:0,thp:always,metadata_thp:auto"
 
 
 def worker_threads(workers: int, limit: Path = CGROUP_LIMIT) -> int:
@@ -19,3 +23,18 @@ def usable_cores(limit: Path = CGROUP_LIMIT) -> int:
     cores = len(os.sched_getaffinity(0))
     quota, _, period = limit.read_text().partition(" ") if limit.exists() else ("max", "", "")
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def training_env() -> dict[str, str]:
+    """Return the environment variables of a training worker.
+
+    Threads that spin between two operations take the other workers' cores. And every step allocates and frees the same
+    large blocks, each time of a slightly different size: glibc's allocator searches longer and longer for them, so the
+    jemalloc that Ray brings along takes its place. It keeps free blocks for three seconds; much longer, and they fill
+    the memory.
+    """
+    jemalloc = Path(ray.__file__).parent / "core" / "libjemalloc.so"
+    variables = {"OMP_WAIT_POLICY": "passive"}
+    if jemalloc.exists():
+        variables |= {"LD_PRELOAD": str(jemalloc), "MALLOC_CONF": MALLOC_CONF}
+    return variables

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from lrem.config import ColdStartConfig, Config, ModelConfig
 from lrem.config.model import pretrained_source
 from lrem.data.known_positives import query_identity
-from lrem.data.schema import QUERIES, RL_PAIRS, TRIPLETS, open_table, read_batches
+from lrem.data.schema import QUERIES, open_table, read_batches
 from lrem.errors import DataError
 from lrem.modeling.freezing import freeze
 from lrem.modeling.lora import adapt
@@ -17,6 +17,7 @@ from lrem.modeling.model import override_limits, small_qwen2_config
 from lrem.modeling.template import COMPACT
 from lrem.training.batching import EpochRows, steps_per_epoch
 from lrem.training.memory_estimate import DecoderShape, StepSize, estimate_memory
+from ray_apps.training.training_tables import training_tables
 
 
 def estimate_training(config: Config, stage: ColdStartConfig) -> str:
@@ -62,16 +63,14 @@ def _model_config(model: ModelConfig) -> PretrainedConfig:
 
 
 def _steps(config: Config, stage: ColdStartConfig) -> str:
-    sources = [(config.uri("triplets"), TRIPLETS)]
-    if stage.objective == "direct":
-        sources.append((config.uri("rl_pairs"), RL_PAIRS))
-    missing = [uri for uri, _ in sources if "://" not in uri and not Path(uri).exists()]
+    sources = training_tables(config, stage)
+    missing = [uri for uri in sources if "://" not in uri and not Path(uri).exists()]
     if missing:
         return f"steps unknown: {missing[0]} does not exist yet"
-    rows = sum(open_table(uri, schema).count_rows() for uri, schema in sources)
+    rows = sum(open_table(uri, schema).count_rows() for uri, schema in sources.items())
     epoch = EpochRows(rows)
     if stage.rows_per_query is not None:
-        texts = (batch["query"].to_pylist() for uri, _ in sources for batch in read_batches(uri, QUERIES))
+        texts = (batch["query"].to_pylist() for uri in sources for batch in read_batches(uri, QUERIES))
         keys = np.fromiter((query_identity(text) for part in texts for text in part), np.int64, rows)
         epoch = EpochRows.of(keys, stage.rows_per_query)
     steps = steps_per_epoch(epoch, stage.workers, stage.batch_size) * stage.total_epochs

@@ -19,7 +19,7 @@ from ray_apps.cluster.gpus import plan_gpus
 from ray_apps.cluster.placement import wait_for_resources
 from ray_apps.cluster.progress import progress
 from ray_apps.cluster.resources import bundle
-from ray_apps.training.cpu_threads import worker_threads
+from ray_apps.training.cpu_threads import training_env, worker_threads
 from ray_apps.training.job import TrainingJob
 from ray_apps.training.row_shards import RowSharding
 
@@ -27,7 +27,6 @@ Job = TypeVar("Job", bound=TrainingJob[Any])
 SCHEDULING_ATTEMPT_S = 60.0  # after which Ray Train counts a search for free resources as failed
 MIN_FREE_BYTES = 2**20  # a disk with less is full
 BOARD_TIMEOUT_S = 30
-WORKER_ENV = {"OMP_WAIT_POLICY": "passive"}  # threads that spin between two operations take the other workers' cores
 
 
 def fit(loop: Callable[[Job, ActorHandle], None], job: Job, dataset: ray.data.Dataset, engines: int = 0) -> None:
@@ -92,7 +91,7 @@ def _make_trainer(
             name=job.name,
             storage_path=str(config.run_dir / "ray_train"),
             failure_config=failures,
-            worker_runtime_env={"env_vars": WORKER_ENV},
+            worker_runtime_env={"env_vars": training_env()},
         ),
         datasets={"train": dataset},
         dataset_config=RowSharding(job.rows.per_query),

@@ -42,7 +42,7 @@ class StageTrainer(ABC, Generic[StageConfig]):
     """One rank's state: its rows, its DeepSpeed engine, the checkpoints.
 
     Args:
-        steps: steps of the whole run; None: as many as `epochs` visits of every row take.
+        steps: steps of the whole run; None: as many as `epochs` epochs of `job.rows` take.
     """
 
     def __init__(self, job: TrainingJob[StageConfig], steps: int | None, epochs: int) -> None:
@@ -61,18 +61,28 @@ class StageTrainer(ABC, Generic[StageConfig]):
         self.prepare_model(model)
         if self.stage.freeze_layers:
             freeze_lower_layers(model, self.stage.freeze_layers, self.reads_head)
+        if not torch.cuda.is_available():  # for short texts, fused attention is the slower one in a CPU's backward
+            model.lm.set_attn_implementation("eager")
         if self.stage.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
             model.lm.disable_input_require_grads()  # transformers asks for them, and frozen layers would get a backward
-        self.autocast_speedup = None
+        self.autocast_speedup: float | None = None
+        model.autocast = self.stage.autocast == "always"
         if self.stage.autocast == "auto":
-            self.autocast_speedup = run_on_first_rank(lambda: measure_speedup(model))
-        model.autocast = self.stage.autocast == "always" or (self.autocast_speedup or 0.0) >= MIN_SPEEDUP
+            model.autocast = self._choose_autocast(model)
         self.engine = make_engine(model, self.stage.optim, self.stage.batch_size, self.steps)
         self.engine.train()
         torch.manual_seed(self.config.seed * world_size() + rank())  # dropout differs between ranks
         self.trained_rows: list[int] = []  # ids of the rows of the last step
         self.earlier_seconds, self.started = self.checkpoints.trained_seconds(), time.monotonic()
+
+    def _choose_autocast(self, model: ReasoningEmbedder) -> bool:
+        """Return whether bfloat16 is faster here; a continued run keeps the choice of its beginning."""
+        chosen = self.checkpoints.autocast()
+        if chosen is None:
+            self.autocast_speedup = run_on_first_rank(lambda: measure_speedup(model))
+            chosen = self.autocast_speedup >= MIN_SPEEDUP
+        return chosen
 
     @property
     def reads_head(self) -> bool:
@@ -109,7 +119,7 @@ class StageTrainer(ABC, Generic[StageConfig]):
         ReasoningEmbedder.load(self.job.base_model, dtype).write(folder, state)
 
     def save(self, steps_done: int, epochs: int, dev_metrics: dict[str, float]) -> None:
-        """Write a checkpoint in the epoch of that number, with the dev set's metrics if there are any."""
+        """Write a checkpoint, with the dev set's metrics if there are any. epochs: number of epochs begun."""
         record = self.training_record() | {
             "steps": steps_done,
             "epochs": epochs,
@@ -163,7 +173,10 @@ def run_signature(
     Args:
         corpus: describes the rows and their content. model_fingerprint: that of the base model.
     """
-    dev_identity = [] if dev_set is None else [identity(*dev_set.queries, *dev_set.titles)]
+    dev_identity = []
+    if dev_set is not None:
+        judged = [item_id for item_ids in dev_set.relevant for item_id in sorted(item_ids)]
+        dev_identity = [identity(*dev_set.queries, *dev_set.titles, *judged)]
     # a list, not a tuple: the signature is compared with one that was read from JSON
     dev = [stage.checkpoint.k, stage.checkpoint.candidates, *dev_identity]
     settings = stage.model_dump(mode="json", exclude=FREE_TO_CHANGE)

@@ -94,6 +94,19 @@ def test_a_triplet_is_rendered_completely(tmp_path: Path, tiny: ReasoningEmbedde
         assert result["negative_ids"] == []
 
 
+def test_rl_pairs_are_rows_without_sft(tmp_path: Path, tiny_folder: Path) -> None:
+    rows = make_rows()
+    config = pairs_config(tmp_path, make_rows(34)[30:])
+    stage = STAGE.model_copy(update={"rl_pairs": True})
+    write_rows(tmp_path / "triplets", rows, TRIPLETS, 1)
+    config = load_config(
+        None, [f"run_dir={tmp_path}", f"paths.triplets={tmp_path}/triplets", f"paths.rl_pairs={config.paths.rl_pairs}"]
+    )
+    corpus = load_triplets(config, stage, tiny_folder)
+    assert [sum(row["scored"] is scored for row in table(corpus.dataset)) for scored in (True, False)] == [30, 4]
+    assert load_triplets(config, STAGE, tiny_folder).rows == 30
+
+
 def test_the_order_depends_on_content_alone(tmp_path: Path, tiny_folder: Path) -> None:
     """One file or four, in any order, through a path or a URI: the same rows in the same order and shards.
 

@@ -1,10 +1,12 @@
 """Checkpoint folders without a run: a finished run is moved aside, damage is named."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lrem.errors import DamagedCheckpoint
+from lrem.modeling.model import RECORD
 from ray_apps.training.checkpoints import CURSOR, STATE, Checkpoints
 
 
@@ -24,3 +26,13 @@ def test_a_checkpoint_with_unreadable_records_is_damaged(tmp_path: Path) -> None
     for read in (lambda: checkpoints.prepare({}), checkpoints.trained_seconds):
         with pytest.raises(DamagedCheckpoint, match=f"{tmp_path}/step-00000007/state"):
             read()
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_continued_run_computes_as_it_began(tmp_path: Path, autocast: bool) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert checkpoints.autocast() is None
+    (tmp_path / "step-00000007" / STATE).mkdir(parents=True)
+    (tmp_path / "step-00000007" / STATE / CURSOR).write_text("{}")
+    (tmp_path / "step-00000007" / RECORD).write_text(json.dumps({"autocast": autocast}))
+    assert checkpoints.autocast() is autocast

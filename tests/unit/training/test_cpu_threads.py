@@ -1,11 +1,13 @@
-"""The threads of a training worker: the cores that it may use, in a container too, shared by the workers."""
+"""How a training worker uses a CPU: the cores that it may use, in a container too, shared; and its allocator."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ray_apps.training.cpu_threads import usable_cores, worker_threads
+from ray_apps.training.cpu_threads import training_env, usable_cores, worker_threads
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -25,3 +27,12 @@ def test_a_container_uses_what_it_may(tmp_path: Path) -> None:
     assert usable_cores(limit) == 1
     limit.write_text("50000 100000\n")
     assert usable_cores(limit) == 1
+
+
+def test_a_worker_allocates_with_jemalloc() -> None:
+    """A wrong name only makes the loader warn, and a wrong option only jemalloc."""
+    code = "print('libjemalloc' in open('/proc/self/maps').read())"
+    worker = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | training_env(), capture_output=True, text=True, timeout=60
+    )
+    assert (worker.stdout, worker.stderr) == ("True\n", "")

@@ -54,6 +54,17 @@ def test_each_kind_of_thought(tiny: ReasoningEmbedder) -> None:
     assert [row["item_ids"] for row in replaced] == [row["item_ids"] for row in rows]
 
 
+def test_shares_of_thirds_can_be_drawn(tiny: ReasoningEmbedder) -> None:
+    mix = ThoughtsConfig(teacher=0.3333333, own=0.3333333, empty=0, corrupted=0.3333333)
+    kinds = draw_kinds(make_rows(tiny) * 20, mix, np.random.default_rng(0))
+    assert {*kinds} == {"teacher", "own", "corrupted"}
+
+
+def test_a_number_with_a_comma_is_one_phrase() -> None:
+    corrupted = {corrupt("12,000 btu", None, np.random.default_rng(seed)) for seed in range(20)}
+    assert corrupted == {"", "12,000 btu, 12,000 btu"}
+
+
 def test_corrupted_thoughts() -> None:
     random = np.random.default_rng(0)
     seen = Counter(corrupt("wool, red coat", "sandals", random) for _ in range(600))
