@@ -19,6 +19,7 @@ from lrem.evaluation.fusion import rrf
 from lrem.evaluation.metrics import DEPTH, Run, summarise
 from lrem.evaluation.overrides import override, vocabulary
 from lrem.evaluation.run_scorer import RunScorer
+from lrem.modeling.autocast import MIN_SPEEDUP, measure_speedup
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from lrem.modeling.thinking import needs_thinking
 from lrem.retrieval.bm25 import Bm25
@@ -141,7 +142,7 @@ class ShopSystems:
 
     def _search(self, folder: Path, thoughts: Sequence[Sequence[str | None]]) -> list[list[tuple[str, float]]]:
         """Search with the mean embedding over each query's thoughts."""
-        model = ReasoningEmbedder.load(folder).eval()
+        model = _load(folder)
         texts = [text for text, several in zip(self.texts, thoughts, strict=True) for _ in several]
         queries = model.encode_queries(texts, [thought for several in thoughts for thought in several])
         means = group_means(queries, [len(several) for several in thoughts])
@@ -158,7 +159,7 @@ class ShopSystems:
         """Return a model's greedy thought on every query, SAMPLES sampled ones, and the probability of none."""
         file = self.folder / f"thoughts-{_digest([fingerprint(folder), self.texts, self.seed, SAMPLES])}.json"
         if not file.exists():
-            model = ReasoningEmbedder.load(folder).eval()
+            model = _load(folder)
             prompts = [model.renderer.thinking_prompt(text) for text in self.texts for _ in range(SAMPLES)]
             sampled = write_thoughts(model, prompts, self.seed)
             thoughts = {
@@ -168,6 +169,13 @@ class ShopSystems:
             }
             write_json(thoughts, file)
         return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _load(folder: Path) -> ReasoningEmbedder:
+    """Load a model; it computes in bfloat16 where that is faster, as its training did."""
+    model = ReasoningEmbedder.load(folder).eval()
+    model.autocast = measure_speedup(model) >= MIN_SPEEDUP
+    return model
 
 
 def _digest(inputs: Any) -> str:
