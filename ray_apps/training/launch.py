@@ -82,6 +82,7 @@ def _make_trainer(
         placement_strategy=config.placement.workers,
     )
     attempts = math.ceil(config.ray.start_timeout_s / SCHEDULING_ATTEMPT_S)  # Ray Train's default has no limit
+    one_machine = sum(node["Alive"] for node in ray.nodes()) == 1
     failures = FailureConfig(max_failures=job.stage.restarts, controller_failure_limit=attempts)
     return _Trainer(
         _reporting_failures(loop),
@@ -91,7 +92,7 @@ def _make_trainer(
             name=job.name,
             storage_path=str(config.run_dir / "ray_train"),
             failure_config=failures,
-            worker_runtime_env={"env_vars": training_env()},
+            worker_runtime_env={"env_vars": training_env(jemalloc=gpus == 0 and one_machine)},
         ),
         datasets={"train": dataset},
         dataset_config=RowSharding(job.rows.per_query),

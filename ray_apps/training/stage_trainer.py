@@ -24,6 +24,7 @@ from ray_apps.training.row_shards import RowShard, StepRows
 from ray_apps.training.tracking import JsonLines, TrainingLog
 
 OBJECTS_TIMEOUT_S = 300
+SHORT = 256  # tokens: so far a CPU's backward is faster with eager attention than with fused attention
 # settings that may differ between a run and its continuation
 FREE_TO_CHANGE = {
     "checkpoint",
@@ -61,7 +62,7 @@ class StageTrainer(ABC, Generic[StageConfig]):
         self.prepare_model(model)
         if self.stage.freeze_layers:
             freeze_lower_layers(model, self.stage.freeze_layers, self.reads_head)
-        if not torch.cuda.is_available():  # for short texts, fused attention is the slower one in a CPU's backward
+        if not torch.cuda.is_available() and _longest(model) <= SHORT:
             model.lm.set_attn_implementation("eager")
         if self.stage.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -132,6 +133,13 @@ class StageTrainer(ABC, Generic[StageConfig]):
         self.checkpoints.save(self.engine, steps_done, self.job.signature, record, self.export)
 
 
+def _longest(model: ReasoningEmbedder) -> int:
+    """Return about the tokens of the model's longest sequence."""
+    template = model.template
+    words = len(model.renderer.query_prompt(""))
+    return words + max(template.max_query_tokens + template.budget, template.max_item_tokens)
+
+
 def run_steps(trainer: StageTrainer[Any], board: ActorHandle) -> None:
     """Train from the newest checkpoint, or from the beginning, to the last step; every rank must call."""
     first = trainer.checkpoints.restore(trainer.engine)
@@ -175,7 +183,7 @@ def run_signature(
     """
     dev_identity = []
     if dev_set is not None:
-        judged = [item_id for item_ids in dev_set.relevant for item_id in sorted(item_ids)]
+        judged = [str(identity(*sorted(item_ids))) for item_ids in dev_set.relevant]
         dev_identity = [identity(*dev_set.queries, *dev_set.titles, *judged)]
     # a list, not a tuple: the signature is compared with one that was read from JSON
     dev = [stage.checkpoint.k, stage.checkpoint.candidates, *dev_identity]

@@ -16,6 +16,7 @@ from lrem.data.schema import ITEMS, NEGATIVES, RELEVANT, RL_PAIRS, TRIPLETS
 from lrem.errors import DataError
 from lrem.modeling.model import ReasoningEmbedder
 from ray_apps.cluster.session import cluster
+from ray_apps.training import corpus as corpus_module
 from ray_apps.training.corpus import Corpus, load_pairs, load_triplets
 from ray_apps.training.row_shards import RowSharding
 
@@ -95,29 +96,30 @@ def test_a_triplet_is_rendered_completely(tmp_path: Path, tiny: ReasoningEmbedde
 
 
 def test_rl_pairs_are_rows_without_sft(tmp_path: Path, tiny_folder: Path) -> None:
-    rows = make_rows()
-    config = pairs_config(tmp_path, make_rows(34)[30:])
-    stage = STAGE.model_copy(update={"rl_pairs": True})
-    write_rows(tmp_path / "triplets", rows, TRIPLETS, 1)
-    config = load_config(
-        None, [f"run_dir={tmp_path}", f"paths.triplets={tmp_path}/triplets", f"paths.rl_pairs={config.paths.rl_pairs}"]
-    )
-    corpus = load_triplets(config, stage, tiny_folder)
+    write_rows(tmp_path / "triplets", make_rows(), TRIPLETS, 1)
+    write_rows(tmp_path / "pairs", make_rows(34)[30:], RL_PAIRS, 1)
+    paths = [
+        f"paths.{table}={tmp_path}/{folder}" for table, folder in (("triplets", "triplets"), ("rl_pairs", "pairs"))
+    ]
+    config = load_config(None, [f"run_dir={tmp_path}", *paths])
+    corpus = load_triplets(config, STAGE.model_copy(update={"rl_pairs": True}), tiny_folder)
     assert [sum(row["scored"] is scored for row in table(corpus.dataset)) for scored in (True, False)] == [30, 4]
     assert load_triplets(config, STAGE, tiny_folder).rows == 30
 
 
-def test_the_order_depends_on_content_alone(tmp_path: Path, tiny_folder: Path) -> None:
-    """One file or four, in any order, through a path or a URI: the same rows in the same order and shards.
+def test_the_order_depends_on_content_alone(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file or four, in any order and in many blocks, by path or URI: the same rows in the same order and shards.
 
     A shard holds all rows of its queries, of which there are 15; an epoch visits one row of each.
     """
     rows = make_rows()
     first = load(tmp_path / "one", tiny_folder, rows)
+    monkeypatch.setattr(corpus_module, "ROWS_PER_BLOCK", 4)
     second = load(tmp_path / "four", tiny_folder, rows[::-1], files=4, as_uri=True)
     assert table(first.dataset) == table(second.dataset)
     assert first.fingerprint == second.fingerprint
-    assert [row["row"] for row in table(first.dataset)] != sorted(range(30))
+    keys = [(row["query_key"], row["row"]) for row in table(first.dataset)]
+    assert keys == sorted(keys)
     for corpus in (first, second):
         shards = shards_of(corpus, 4)
         queries = [{row["query_key"] for row in shard} for shard in shards]

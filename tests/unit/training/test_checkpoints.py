@@ -29,7 +29,7 @@ def test_a_checkpoint_with_unreadable_records_is_damaged(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("autocast", [True, False])
-def test_a_continued_run_computes_as_it_began(tmp_path: Path, autocast: bool) -> None:
+def test_a_checkpoint_tells_whether_it_was_trained_in_bfloat16(tmp_path: Path, autocast: bool) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     assert checkpoints.autocast() is None
     (tmp_path / "step-00000007" / STATE).mkdir(parents=True)

@@ -33,6 +33,11 @@ def test_a_worker_allocates_with_jemalloc() -> None:
     """A wrong name only makes the loader warn, and a wrong option only jemalloc."""
     code = "print('libjemalloc' in open('/proc/self/maps').read())"
     worker = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | training_env(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        env=os.environ | training_env(jemalloc=True),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (worker.stdout, worker.stderr) == ("True\n", "")
+    assert training_env(jemalloc=False) == {"OMP_WAIT_POLICY": "passive"}

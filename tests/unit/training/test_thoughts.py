@@ -63,6 +63,7 @@ def test_shares_of_thirds_can_be_drawn(tiny: ReasoningEmbedder) -> None:
 def test_a_number_with_a_comma_is_one_phrase() -> None:
     corrupted = {corrupt("12,000 btu", None, np.random.default_rng(seed)) for seed in range(20)}
     assert corrupted == {"", "12,000 btu, 12,000 btu"}
+    assert corrupt(",", None, np.random.default_rng(0)) in ("", ",, ,")  # a comma alone, from a user's file
 
 
 def test_corrupted_thoughts() -> None:
