@@ -59,6 +59,7 @@ def outputs(run: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (run / "curated").glob("*.parquet")}
 
 
+@pytest.mark.slow
 def test_queued_curation_adds_machines_and_idleness_removes_them(head: RayHead, tmp_path: Path) -> None:
     write_world(tmp_path)
     assert machines(head) == {}

@@ -145,6 +145,7 @@ def test_reasoning_is_closed_at_the_budget(pool: ActorHandle, tiny: ReasoningEmb
     assert texts == expected
 
 
+@pytest.mark.slow
 def test_a_killed_engine_is_replaced(pool: ActorHandle, tiny: ReasoningEmbedder, tiny_folder: Path) -> None:
     """Killed while it samples: every query is answered once by the current policy, which the new engine loads."""
     moved = changed(tiny, tiny_folder, 5)
