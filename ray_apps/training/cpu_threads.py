@@ -32,9 +32,9 @@ def training_env(jemalloc: bool) -> dict[str, str]:
     Threads that spin between two operations take the other workers' cores.
 
     Args:
-        jemalloc: allocate with the jemalloc that Ray brings along. On a CPU every step allocates and frees the same
-            large blocks, each time of a slightly different size, and glibc's allocator searches longer and longer for
-            them. The library's path is this machine's, so only where all workers are on it.
+        jemalloc: allocate with the jemalloc that Ray brings along: on a CPU every step allocates and frees the same
+            large blocks, each time of a slightly different size. The library is named by its path on this machine, so
+            only where all workers are on it.
     """
     library = Path(ray.__file__).parent / "core" / "libjemalloc.so"
     variables = {"OMP_WAIT_POLICY": "passive"}

@@ -96,9 +96,9 @@ def _renderer(model: str) -> Renderer:
 
 
 def _render_triplet(renderer: Renderer, row: Row, options: RenderOptions) -> Row:
-    taught = "reasoning" in row  # RL pairs have none
-    reasoning = row.get("reasoning", "") if options.with_reasoning else None
-    thought = row.get("reasoning", "").strip() if options.thought_positives else ""
+    written = row.get("reasoning", "")  # RL pairs have none
+    reasoning = written if options.with_reasoning else None
+    thought = written.strip() if options.thought_positives else ""
     query_ids = renderer.query_ids(row["query"], reasoning)
     negatives = list(zip(*_negatives(row), strict=True))[: options.max_negatives]
     content = (row["query"], reasoning or thought, str(row["item_id"]), row["title"])
@@ -106,7 +106,7 @@ def _render_triplet(renderer: Renderer, row: Row, options: RenderOptions) -> Row
         **_keys(row, content, [str(item) for item, _ in negatives], options.seed),
         "query_ids": query_ids,
         "start": len(renderer.query_prompt(row["query"])) if options.with_reasoning else len(query_ids),
-        "scored": options.with_reasoning and taught,
+        "scored": options.with_reasoning and "reasoning" in row,
         "item_ids": renderer.item_ids(row["title"]),
         "negative_ids": [renderer.item_ids(title) for _, title in negatives],
         "thought_ids": renderer.item_ids(thought) if thought else None,

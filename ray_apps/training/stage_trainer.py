@@ -24,7 +24,7 @@ from ray_apps.training.row_shards import RowShard, StepRows
 from ray_apps.training.tracking import JsonLines, TrainingLog
 
 OBJECTS_TIMEOUT_S = 300
-SHORT = 256  # tokens: so far a CPU's backward is faster with eager attention than with fused attention
+SHORT = 256  # tokens; for short sequences the backward of fused attention is slow on a CPU
 # settings that may differ between a run and its continuation
 FREE_TO_CHANGE = {
     "checkpoint",
@@ -134,7 +134,7 @@ class StageTrainer(ABC, Generic[StageConfig]):
 
 
 def _longest(model: ReasoningEmbedder) -> int:
-    """Return about the tokens of the model's longest sequence."""
+    """Return the tokens of the longest sequence within the template's limits."""
     template = model.template
     words = len(model.renderer.query_prompt(""))
     return words + max(template.max_query_tokens + template.budget, template.max_item_tokens)
