@@ -69,6 +69,9 @@ class TrainConfig(Section):
     autocast: Literal["never", "auto", "always"] = "never"
     """Compute in bfloat16 on weights in float32. auto: on a CPU with AVX512-BF16 or AMX, if a measurement at the start
     finds it at least 1.2 times as fast. On a GPU use optim.bf16."""
+    compile: bool = False
+    """Compile the model's layers with torch.compile: the first steps take a minute longer, all others less time. On a
+    CPU this needs a C++ compiler."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a training worker. None: the cores of its machine divided by the training workers there."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -79,6 +82,12 @@ class TrainConfig(Section):
     log_rows: bool = False
     """Each rank also logs the row ids of every step, so that consumed rows can be counted."""
     optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _check_compile(self) -> "TrainConfig":
+        if self.compile and self.optim.zero_stage == 3:
+            raise ValueError("compile and optim.zero_stage=3 exclude each other: ZeRO-3 gathers weights layer by layer")
+        return self
 
     @model_validator(mode="after")
     def _check_autocast(self) -> "TrainConfig":

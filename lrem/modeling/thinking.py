@@ -114,12 +114,13 @@ def generate_reasonings(
         if seed is not None:
             torch.manual_seed(seed)
         # no inference mode around it: weights that ZeRO-3 gathers there could not be trained afterwards
-        out = lm.generate(
-            ids.to(lm.device),
-            attention_mask=mask.long().to(lm.device),
-            pad_token_id=pad_id,
-            synced_gpus=in_step,
-            **decoding,
-            **DecodingPolicy.reasoning(renderer).transformers_arguments(),
-        )
+        with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled again for the cache
+            out = lm.generate(
+                ids.to(lm.device),
+                attention_mask=mask.long().to(lm.device),
+                pad_token_id=pad_id,
+                synced_gpus=in_step,
+                **decoding,
+                **DecodingPolicy.reasoning(renderer).transformers_arguments(),
+            )
     return [renderer.thought_text(row) for row in out[:, longest:].tolist()]

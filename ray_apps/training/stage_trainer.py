@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from lrem.config import Config, TrainConfig
 from lrem.data.known_positives import KnownPositives, identity
 from lrem.modeling.autocast import MIN_SPEEDUP, measure_speedup
+from lrem.modeling.compiling import compile_layers
 from lrem.modeling.freezing import freeze_lower_layers
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.distributed import rank, run_on_first_rank, world_size
@@ -36,6 +37,7 @@ FREE_TO_CHANGE = {
     "graph_tokens",
     "samples",
     "threads",
+    "compile",
 }
 
 
@@ -62,8 +64,7 @@ class StageTrainer(ABC, Generic[StageConfig]):
         self.prepare_model(model)
         if self.stage.freeze_layers:
             freeze_lower_layers(model, self.stage.freeze_layers, self.reads_head)
-        if not torch.cuda.is_available() and _longest(model) <= SHORT:
-            model.lm.set_attn_implementation("eager")
+        use_fast_attention(model)
         if self.stage.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
             model.lm.disable_input_require_grads()  # transformers asks for them, and frozen layers would get a backward
@@ -71,6 +72,8 @@ class StageTrainer(ABC, Generic[StageConfig]):
         model.autocast = self.stage.autocast == "always"
         if self.stage.autocast == "auto":
             model.autocast = self._choose_autocast(model)
+        if self.stage.compile:
+            compile_layers(model.lm)
         self.engine = make_engine(model, self.stage.optim, self.stage.batch_size, self.steps)
         self.engine.train()
         torch.manual_seed(self.config.seed * world_size() + rank())  # dropout differs between ranks
@@ -133,11 +136,12 @@ class StageTrainer(ABC, Generic[StageConfig]):
         self.checkpoints.save(self.engine, steps_done, self.job.signature, record, self.export)
 
 
-def _longest(model: ReasoningEmbedder) -> int:
-    """Return the tokens of the longest sequence within the template's limits."""
-    template = model.template
-    words = len(model.renderer.query_prompt(""))
-    return words + max(template.max_query_tokens + template.budget, template.max_item_tokens)
+def use_fast_attention(model: ReasoningEmbedder) -> None:
+    """Use eager attention on a CPU if no sequence within the template's limits exceeds SHORT tokens."""
+    template, words = model.template, len(model.renderer.query_prompt(""))
+    longest = words + max(template.max_query_tokens + template.budget, template.max_item_tokens)
+    if not torch.cuda.is_available() and longest <= SHORT:
+        model.lm.set_attn_implementation("eager")
 
 
 def run_steps(trainer: StageTrainer[Any], board: ActorHandle) -> None:
