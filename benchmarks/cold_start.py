@@ -8,6 +8,12 @@ packed by tokens, and up to 256 rows without cache; its SFT trainer with several
 fastest of each counts. The peer's seconds are the sum of its two steps; its memory is the larger of its two processes.
 
     python benchmarks/cold_start.py --out benchmarks/results/cold_start.json
+
+With `--source` the model is a pretrained one, trained as `make real` trains it: all sides freeze the lower layers and
+the embeddings, and compute in bfloat16 under autocast. `--compile` compiles our layers, and those of the peer.
+
+    lrem backbone smollm2 --out runs/backbone
+    python benchmarks/cold_start.py --source runs/backbone --batches 64 --out benchmarks/results/cold_start_135m.json
 """
 
 import argparse
@@ -21,10 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paired_runner import answer, ask, in_turn, start, wait_for_step
+from cold_start_peers import CHUNK_TOKENS, FROZEN, TAU, peer_contrast, peer_sft
+from paired_runner import answer, ask, start, wait_for_step
 
-THREADS, TAU, WARM_UP = 2, 0.03, 1
-CHUNK_TOKENS, GRAPH_TOKENS = 2048, 8192
+THREADS, WARM_UP, GRAPH_TOKENS = 2, 1, 8192
 MODEL = {"hidden_size": 128, "intermediate_size": 512, "layers": 8, "heads": 4, "kv_heads": 4}
 VOCABULARY = 6144  # embedding parameters are 0.38 of the layers', as in Qwen2.5-0.5B
 
@@ -43,15 +49,17 @@ def main() -> None:
     arguments.add_argument(
         "--graph-tokens", type=int, default=GRAPH_TOKENS, help="of ours; see cold_start.graph_tokens"
     )
+    arguments.add_argument("--source", type=Path, help="folder of a pretrained model")
+    arguments.add_argument("--compile", action="store_true", help="compile the layers with torch.compile")
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--side", help=argparse.SUPPRESS)
     arguments.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.side:
-        run_side(given.side, given.folder, given.batches[0], given.graph_tokens)
+        run_side(given)
         return
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), max(given.batches))
+        prepare(Path(folder), max(given.batches), given.source)
         results = [compare(Path(folder), size, given) for size in given.batches]
     report = {"setting": setting(given), "results": results}
     given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +77,10 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": THREADS,
-        "model": f"Qwen2, fp32, {MODEL}, vocabulary {VOCABULARY}",
+        "model": f"{given.source.name}, bf16 autocast, {FROZEN} layers frozen"
+        if given.source
+        else f"Qwen2, fp32, {MODEL}, vocabulary {VOCABULARY}",
+        "compile": given.compile,
         "pairs": given.pairs,
         "chunk_tokens": CHUNK_TOKENS,
         "graph_tokens": given.graph_tokens,
@@ -77,8 +88,8 @@ def setting(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def prepare(folder: Path, rows: int) -> None:
-    """Write a model, and the token ids of `rows` triplets of the generated shop."""
+def prepare(folder: Path, rows: int, source: Path | None) -> None:
+    """Write a small model or that of `source`, and the token ids of `rows` triplets of the generated shop."""
     from lrem.config import ModelConfig
     from lrem.modeling.model import ReasoningEmbedder
     from lrem.modeling.tokenizer import train_tokenizer
@@ -92,10 +103,13 @@ def prepare(folder: Path, rows: int) -> None:
     for row in world.qrels.to_pylist():
         if row["grade"] > 0 and row["query_id"] in reasoning:
             first.setdefault(row["query_id"], row["item_id"])
-    texts = [f" {text}" for text in [*title.values(), *query.values(), *reasoning.values()]]
-    tokenizer = train_tokenizer(texts, 2048)
-    model = ReasoningEmbedder.from_config(ModelConfig.model_validate(MODEL), tokenizer, 0)
-    model.lm.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    if source:
+        model = ReasoningEmbedder.load(source, limits=ModelConfig(template="compact"))
+    else:
+        texts = [f" {text}" for text in [*title.values(), *query.values(), *reasoning.values()]]
+        tokenizer = train_tokenizer(texts, 2048)
+        model = ReasoningEmbedder.from_config(ModelConfig.model_validate(MODEL), tokenizer, 0)
+        model.lm.resize_token_embeddings(VOCABULARY, mean_resizing=False)
     model.save(folder / "model")
     renderer, triplets = model.renderer, []
     for number, (query_id, item_id) in enumerate(list(first.items())[:rows]):
@@ -118,7 +132,8 @@ def prepare(folder: Path, rows: int) -> None:
 def compare(folder: Path, size: int, given: argparse.Namespace) -> dict[str, Any]:
     """Let every side make one step in turn, `pairs` times, at one batch size."""
     command = [sys.executable, __file__, "--out", "-", "--folder", str(folder), "--batches", str(size)]
-    command += ["--graph-tokens", str(given.graph_tokens)]
+    command += ["--graph-tokens", str(given.graph_tokens), *["--compile"] * given.compile]
+    command += ["--source", str(given.source)] if given.source else []
     environment = os.environ | {
         "OMP_NUM_THREADS": str(THREADS),
         "DS_ACCELERATOR": "cpu",
@@ -161,23 +176,41 @@ def summary(size: int, seconds: dict[str, list[float]], memory: dict[str, float]
     }
 
 
-def run_side(side: str, folder: Path, size: int, graph_tokens: int) -> None:
+def run_side(given: argparse.Namespace) -> None:
     """Run one side until the parent closes its stdin."""
     import torch
 
     torch.set_num_threads(THREADS)
-    rows = json.loads((folder / "rows.json").read_text())[:size]
-    if side in ("ours", "bare"):
-        step = our_step(folder, rows, graph_tokens) if side == "ours" else bare_step(folder, rows)
+    rows = json.loads((given.folder / "rows.json").read_text())[: given.batches[0]]
+    kind, _, how = given.side.partition(":")
+    if kind == "contrast":
+        peer_contrast(given, rows, how)
+    elif kind == "sft":
+        peer_sft(given, rows, int(how))
+    else:
+        step = our_step(given, rows) if kind == "ours" else bare_step(given, rows)
         while True:
             wait_for_step()
             started = time.perf_counter()
             step()
             answer(time.perf_counter() - started)
-    elif side.startswith("contrast"):
-        peer_contrast(folder, rows, side.partition(":")[2])
-    else:
-        peer_sft(folder, rows, int(side.partition(":")[2]))
+
+
+def our_model(given: argparse.Namespace) -> Any:
+    """Return the model as our trainer prepares it."""
+    from lrem.modeling.compiling import compile_layers
+    from lrem.modeling.freezing import freeze_lower_layers
+    from lrem.modeling.model import ReasoningEmbedder
+    from ray_apps.training.stage_trainer import use_fast_attention
+
+    model = ReasoningEmbedder.load(given.folder / "model")
+    if given.source:
+        freeze_lower_layers(model, FROZEN)
+        model.autocast = True
+    use_fast_attention(model)
+    if given.compile:
+        compile_layers(model.lm)
+    return model
 
 
 def settings(graph_tokens: int | None) -> Any:
@@ -190,41 +223,39 @@ def settings(graph_tokens: int | None) -> Any:
     return ColdStartConfig.model_validate(given | {"optim": optim})
 
 
-def our_step(folder: Path, rows: list[dict[str, Any]], graph_tokens: int) -> Callable[[], None]:
+def our_step(given: argparse.Namespace, rows: list[dict[str, Any]]) -> Callable[[], None]:
     """Return our trainer's step: collate, gradients in chunks, DeepSpeed's update."""
     import numpy as np
     import torch.distributed as dist
 
     from lrem.data.known_positives import KnownPositives
-    from lrem.modeling.model import ReasoningEmbedder
     from lrem.training.cold_start_step import accumulate_gradients, collate
     from lrem.training.gradient_observer import GradNormObserver
     from ray_apps.training.deepspeed_engine import engine_backward, make_engine, update
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
-    given = settings(graph_tokens)
-    engine = make_engine(ReasoningEmbedder.load(folder / "model"), given.optim, len(rows), 1000)
+    stage = settings(given.graph_tokens)
+    engine = make_engine(our_model(given), stage.optim, len(rows), 1000)
     engine.train()
     known = KnownPositives(np.arange(len(rows)), np.arange(len(rows)))
 
     def step() -> None:
         batch, observer = collate(rows, known), GradNormObserver()
-        accumulate_gradients(batch, given, engine, engine_backward(engine), engine.device, observer)
+        accumulate_gradients(batch, stage, engine, engine_backward(engine), engine.device, observer)
         observer.norms(engine.device)
         update(engine)
 
     return step
 
 
-def bare_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], None]:
+def bare_step(given: argparse.Namespace, rows: list[dict[str, Any]]) -> Callable[[], None]:
     """Return a step of one forward and one backward pass per chunk and nothing else: the lower bound of any trainer."""
     import torch
 
-    from lrem.modeling.model import ReasoningEmbedder
     from lrem.training.gradcache import make_chunks
 
-    model = ReasoningEmbedder.load(folder / "model").train()
+    model = our_model(given).train()
     scored = [(row["start"], len(row["query_ids"])) for row in rows]
 
     def step() -> None:
@@ -238,104 +269,6 @@ def bare_step(folder: Path, rows: list[dict[str, Any]]) -> Callable[[], None]:
             (loss if encoded.log_probs is None else loss + encoded.log_probs.sum()).backward()
 
     return step
-
-
-def arguments_of(kind: Any, size: int, **more: Any) -> Any:
-    """Return arguments for either of the peer's trainers: one batch per epoch, without saving or logging."""
-    return kind(
-        output_dir=tempfile.mkdtemp(),
-        num_train_epochs=1000,
-        learning_rate=1e-4,
-        lr_scheduler_type="cosine",
-        warmup_steps=1,
-        max_grad_norm=1.0,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        remove_unused_columns=False,
-        **more,
-    )
-
-
-def peer_contrast(folder: Path, rows: list[dict[str, Any]], how: str) -> None:
-    """Run the contrastive trainer: `how` is uncached, packed, or the rows of a mini-batch."""
-    import torch
-    from datasets import Dataset
-    from sentence_transformers import (
-        SentenceTransformer,
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
-    from sentence_transformers.sentence_transformer.losses import (
-        CachedMultipleNegativesRankingLoss,
-        MultipleNegativesRankingLoss,
-    )
-
-    model = SentenceTransformer(str(folder / "model"), device="cpu")
-    if how == "uncached":
-        loss = MultipleNegativesRankingLoss(model, scale=1 / TAU)
-    elif how == "packed":
-        loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TAU, mini_batch_num_tokens=CHUNK_TOKENS)
-    else:
-        loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TAU, mini_batch_size=int(how))
-
-    def collator(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        features = {}
-        for column, name in (("query_ids", "anchor"), ("item_ids", "positive")):
-            ids, mask = padded([row[column] for row in batch])
-            features |= {f"{name}_input_ids": ids, f"{name}_attention_mask": mask}
-        return features
-
-    collator.valid_label_columns = []  # type: ignore[attr-defined]
-    data = Dataset.from_list([{name: row[name] for name in ("query_ids", "item_ids")} for row in rows])
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=arguments_of(SentenceTransformerTrainingArguments, len(rows), per_device_train_batch_size=len(rows)),
-        train_dataset=data,
-        loss=loss,
-        data_collator=collator,
-        callbacks=[in_turn()],
-    )
-    trainer.train()
-
-
-def peer_sft(folder: Path, rows: list[dict[str, Any]], mini: int) -> None:
-    """Run the SFT trainer with mini-batches of `mini` rows."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-
-    def collator(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        ids, mask = padded([row["query_ids"] for row in batch])
-        labels = ids.clone()
-        for i, row in enumerate(batch):
-            labels[i, : row["start"]] = -100
-            labels[i, len(row["query_ids"]) :] = -100
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-    more = {"per_device_train_batch_size": mini, "gradient_accumulation_steps": len(rows) // mini}
-    more |= {"train_sampling_strategy": "group_by_length"}
-    trainer = Trainer(
-        model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
-        args=arguments_of(TrainingArguments, len(rows), **more),
-        train_dataset=Dataset.from_list(
-            [{"query_ids": row["query_ids"], "start": row["start"], "length": len(row["query_ids"])} for row in rows]
-        ),
-        data_collator=collator,
-        callbacks=[in_turn()],
-    )
-    trainer.train()
-
-
-def padded(rows: list[list[int]]) -> tuple[Any, Any]:
-    """Return right-padded ids and attention mask, [B, L] each."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
 
 
 if __name__ == "__main__":
