@@ -65,7 +65,7 @@ real: setup ## a pretrained backbone on a real shop, with and without thinking; 
 dashboard: setup ## write deploy/grafana/lrem.json from panels.yaml and the list of metrics
 	$(BIN)/python deploy/grafana/make.py
 
-docs: setup ## build the book as HTML in site/, with a new page of settings
+docs: setup ## build the documentation site in site/, with a new page of settings
 	$(BIN)/python scripts/configuration.py
 	$(BIN)/mkdocs build --strict
 

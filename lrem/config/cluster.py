@@ -16,7 +16,8 @@ class RayConfig(Section):
     address: str | None = None
     """None: RAY_ADDRESS if set (as in a job), otherwise a local Ray for this command."""
     num_cpus: int = Field(8, ge=4)
-    """Logical CPUs of a local Ray. This is only a count: with too few, actors wait forever."""
+    """Logical CPUs of a local Ray. This is only a count: with too few, a stage is refused, or ends after
+    `start_timeout_s`."""
     object_store_mb: int = Field(512, ge=100)
     """Object store of a local Ray in MB."""
     gpus: int | None = Field(None, ge=0)

@@ -13,7 +13,7 @@ class OptimConfig(Section):
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate."""
     warmup: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps (paper)."""
+    """Share of the steps spent warming up (paper)."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     clip: float = 1.0
@@ -65,13 +65,14 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     freeze_layers: int = Field(0, ge=0)
-    """Lower layers that are not trained, and with them the embeddings, but for the rows of the control tokens."""
+    """Number of lowest layers to freeze. The token embeddings are frozen too, except those of `<think>`, `</think>` and
+    `<emb>`."""
     autocast: Literal["never", "auto", "always"] = "never"
     """Compute in bfloat16 on weights in float32. auto: on a CPU with AVX512-BF16 or AMX, if a measurement at the start
     finds it at least 1.2 times as fast. On a GPU use optim.bf16."""
     compile: bool = False
-    """Compile the model's layers with torch.compile: the first steps take a minute longer, all others less time. On a
-    CPU this needs a C++ compiler."""
+    """Compile the model's layers with torch.compile: the first steps are slower, all others faster. On a CPU this needs
+    a C++ compiler."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a training worker. None: the cores of its machine divided by the training workers there."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -109,11 +110,11 @@ class ThoughtsConfig(Section):
     own: float = Field(0.25, ge=0, le=1)
     """Sampled from the model itself at temperature 1; the teacher's in the first `refresh` steps of the run."""
     empty: float = Field(0.0, ge=0, le=1)
-    """The empty one. With `empty_weight` every row is embedded with that too, whatever its thought."""
+    """No reasoning. With `empty_weight` every row is also embedded without reasoning, whatever its thought."""
     corrupted: float = Field(0.1, ge=0, le=1)
     """The teacher's with a phrase dropped or repeated, or that of another query."""
     refresh: int = Field(25, ge=1)
-    """Steps for which own thoughts are sampled in advance, with the weights of the first of them."""
+    """Own thoughts are sampled for this many steps at once, with the weights of the first of these steps."""
 
     @model_validator(mode="after")
     def _check_sum(self) -> "ThoughtsConfig":
@@ -142,15 +143,15 @@ class ColdStartConfig(TrainConfig):
     sft_weight: float = 1.0
     """Weight of the SFT loss, a mean over tokens. The paper's 0.1 weighs a sum over a sequence of about ten tokens."""
     sft_mean: Literal["token", "sequence"] = "token"
-    """token: all tokens weigh the same. sequence: all sequences weigh the same (paper)."""
+    """token: the mean over tokens. sequence: the sum over each sequence, and the mean over sequences (paper)."""
     info_nce_weight: float = 1.0
     """Weight of the InfoNCE loss."""
     max_negatives: int = Field(7, ge=0)
     """Maximum hard negatives per triplet."""
     thoughts: ThoughtsConfig = ThoughtsConfig()
     empty_weight: float = Field(0.5, ge=0)
-    """Weight, within the InfoNCE loss, of a second one over the same queries without their thoughts. 0: none (paper).
-    `objective: direct` has none."""
+    """Weight of a second InfoNCE term, in which the same queries are embedded without reasoning. 0: none (paper).
+    `objective: direct` does not use it."""
     thought_positives: bool = False
     """`objective: direct` only: the teacher's reasoning, embedded as an item, is a further positive of its query."""
     rl_pairs: bool = False
@@ -267,7 +268,8 @@ class ReinforceConfig(TrainConfig):
     extra_candidates: int = Field(1024, ge=0)
     """Random items per step that take part in the ranking: the rank within a small batch is too coarse."""
     hard_candidates: int = Field(0, ge=0)
-    """Nearest catalogue items of each query that take part in the ranking. The catalogue must be embedded for this."""
+    """Per query and worker: the nearest items of the worker's part of the catalogue take part in the ranking. For this
+    the catalogue is embedded."""
     refresh: int = Field(50, ge=1)
     """Steps between two embeddings of the catalogue, for hard_candidates."""
     advantage: Literal["std", "mean", "leave_one_out"] = "std"
@@ -277,7 +279,8 @@ class ReinforceConfig(TrainConfig):
     ratio: Literal["token", "sequence"] = "token"
     """The importance ratio. token: one long sample cannot dominate a step. Paper: sequence."""
     aggregate: Literal["token", "sequence", "constant"] = "token"
-    """What weighs the same in the loss: see token_weights in lrem/training/policy_loss.py."""
+    """token: every token weighs the same. sequence: every sequence does. constant: a token weighs 1 / (sequences ×
+    maximum length), as in Dr. GRPO."""
     clip_low: float = Field(0.2, ge=0)
     """Lower clip of the ratio: 1 - clip_low."""
     clip_high: float = Field(0.2, ge=0)

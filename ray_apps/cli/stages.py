@@ -39,7 +39,7 @@ def curate(
         bool, typer.Option("--dry-run", help="Print the configuration, the remaining work and its cost, and stop.")
     ] = False,
 ) -> None:
-    """Make the training set (query-CoT-item triplets and RL pairs) from queries, a teacher and a judge."""
+    """Make the training set (query–reasoning–item triplets and RL pairs) from queries, a teacher and a judge."""
     settings = load_config(config, overrides or [])
     if dry_run:
         from ray_apps.curation.estimate import estimate_curation

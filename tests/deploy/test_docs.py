@@ -1,4 +1,4 @@
-"""The book builds without a warning and loads nothing from other hosts; its commands, settings and files exist."""
+"""The documentation builds without a warning and loads nothing from other hosts; what its pages name exists."""
 
 import doctest
 import importlib.util
@@ -14,7 +14,7 @@ import ray
 import typer
 import yaml
 
-from lrem.config import Config, known_keys
+from lrem.config import Config, known_keys, load_config
 from ray_apps.cli.main import app
 from ray_apps.cluster.metrics import METRICS
 from scripts import configuration
@@ -59,8 +59,8 @@ class Loaded(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built book."""
-    folder = tmp_path_factory.mktemp("book") / "site"
+    """The built site."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -177,6 +177,13 @@ def test_settings_exist(page: Path) -> None:
         if name.partition(".")[0] in SECTIONS and not re.search(r"\.(csv|html|jsonl?|md|parquet|py|ya?ml)$", name)
     }
     assert {name for name in unknown(named) if not is_in_ray(name)} == set()
+
+
+@every_page
+def test_configuration_files_can_be_loaded(page: Path) -> None:
+    """Files of the repository behind `--config`; Ray Serve's own format is another one."""
+    for file in {name for code in code_of(page) for name in re.findall(r"(?:--config|-c) (configs/\S+)", code)}:
+        load_config(ROOT / file, [])
 
 
 def unknown(names: set[str]) -> set[str]:
