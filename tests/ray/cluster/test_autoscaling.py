@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "serving": {"resources": {"CPU": 2, "lrem_serving": 2}, "max_workers": 3},
 }
 UP_S, DOWN_S = 180.0, 120.0
+pytestmark = pytest.mark.timeout(1500)  # with the fixtures, a cluster and a training; every wait has its own limit
 
 
 @pytest.fixture(scope="module")
