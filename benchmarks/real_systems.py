@@ -20,7 +20,7 @@ from lrem.evaluation.metrics import DEPTH, Run, summarise
 from lrem.evaluation.overrides import override, vocabulary
 from lrem.evaluation.run_scorer import RunScorer
 from lrem.modeling.model import RECORD, ReasoningEmbedder, fingerprint
-from lrem.modeling.thinking import needs_thinking
+from lrem.modeling.thinking import best_think_below, needs_thinking
 from lrem.retrieval.bm25 import Bm25
 from lrem.training.thoughts import write_thoughts
 
@@ -32,8 +32,8 @@ Search = Callable[[], list[list[tuple[str, float]]]]
 class ShopSystems:
     """All systems on one shop's queries. A ranking is kept in `folder` under a hash of all that it depends on."""
 
-    def __init__(self, test: ShopTest, folder: Path, seed: int, think_below: float) -> None:
-        self.test, self.folder, self.seed, self.think_below = test, folder, seed, think_below
+    def __init__(self, test: ShopTest, folder: Path, seed: int) -> None:
+        self.test, self.folder, self.seed = test, folder, seed
         self.texts = list(test.queries.values())
         self.runs: dict[str, Run] = {}
         self.scorer = self._scorer(MEASURES[0])
@@ -60,25 +60,36 @@ class ShopSystems:
         """Run a model that was trained without reasoning."""
         self._add_model(name, folder, [[None]] * len(self.texts))
 
-    def add_thinking(self, name: str, folder: Path, probes: bool) -> None:
+    def tune_routing(self, name: str, folder: Path) -> float:
+        """Return the `think_below` with the best nDCG@10 + recall of a model that reasons, on these queries."""
+        thoughts = self._thoughts(folder)
+        never, always = f"{name}_never", f"{name}_always"
+        self._add_model(never, folder, [[""]] * len(self.texts))
+        self._add_model(always, folder, [[text] for text in thoughts["always"]])
+        scores = self.scorer.scores
+        gains = [sum(scores[always][q][m] - scores[never][q][m] for m in MEASURES[:2]) for q in self.test.queries]
+        return best_think_below(thoughts["empty_probabilities"], gains)
+
+    def add_thinking(self, name: str, folder: Path, think_below: float, probes: bool) -> None:
         """Run a model that reasons: auto (under its plain name), never, always, mean, and oracle.
 
         mean: the mean embedding over the empty, the greedy and SAMPLES sampled thoughts. oracle: a strong teacher's
         thoughts; where it wrote none, the model's own.
 
         Args:
+            think_below: auto reasons only if an empty thought is less probable than this.
             probes: also the overrides, and its words behind the query for BM25.
         """
         thoughts = self._thoughts(folder)
         always = thoughts["always"]
-        thinks = [needs_thinking(p, self.think_below) for p in thoughts["empty_probabilities"]]
+        thinks = [needs_thinking(p, think_below) for p in thoughts["empty_probabilities"]]
         auto = [text if think else "" for text, think in zip(always, thinks, strict=True)]
         oracle = [self.test.oracle.get(q, own) for q, own in zip(self.test.queries, always, strict=True)]
         variants: dict[str, list[list[str | None]]] = {
             name: [[text] for text in auto],
             f"{name}_never": [[""]] * len(always),
             f"{name}_always": [[text] for text in always],
-            f"{name}_mean": [["", text, *more] for text, more in zip(always, thoughts["samples"], strict=True)],
+            f"{name}_mean": [["", text, *more] for text, more in zip(always, self._samples(folder), strict=True)],
             "oracle" if probes else f"{name}_oracle": [[text] for text in oracle],
         }
         self.thinks[name] = float(np.mean(thinks))
@@ -130,10 +141,8 @@ class ShopSystems:
 
     def _add(self, name: str, search: Search, inputs: Any) -> None:
         """Run a system, unless there is a ranking of the same catalogue from the same inputs."""
-        file = self.folder / f"{name}-{_digest([self.test.item_ids, inputs])}.json"
-        if not file.exists():
-            write_json(dict(zip(self.test.queries, search(), strict=True)), file)
-        self._score(name, json.loads(file.read_text(encoding="utf-8")))
+        file = f"{name}-{_digest([self.test.item_ids, inputs])}.json"
+        self._score(name, self._kept(file, lambda: dict(zip(self.test.queries, search(), strict=True))))
 
     def _score(self, name: str, run: Run) -> None:
         self.runs[name] = run
@@ -155,19 +164,32 @@ class ShopSystems:
         return np.asarray(np.load(file))
 
     def _thoughts(self, folder: Path) -> Mapping[str, Any]:
-        """Return a model's greedy thought on every query, SAMPLES sampled ones, and the probability of none."""
-        file = self.folder / f"thoughts-{_digest([fingerprint(folder), self.texts, self.seed, SAMPLES])}.json"
-        if not file.exists():
+        """Return a model's greedy thought on every query (`always`), and the probability of none."""
+
+        def write() -> dict[str, Any]:
+            model = _load(folder)
+            probabilities = model.empty_reasoning_probabilities(self.texts)
+            return {"always": model.reason(self.texts), "empty_probabilities": probabilities}
+
+        return dict(self._kept(f"thoughts-{_digest([fingerprint(folder), self.texts])}.json", write))
+
+    def _samples(self, folder: Path) -> list[list[str]]:
+        """Return SAMPLES sampled thoughts on every query."""
+
+        def write() -> list[list[str]]:
             model = _load(folder)
             prompts = [model.renderer.thinking_prompt(text) for text in self.texts for _ in range(SAMPLES)]
             sampled = write_thoughts(model, prompts, self.seed)
-            thoughts = {
-                "always": model.reason(self.texts),
-                "samples": [sampled[i : i + SAMPLES] for i in range(0, len(sampled), SAMPLES)],
-                "empty_probabilities": model.empty_reasoning_probabilities(self.texts),
-            }
-            write_json(thoughts, file)
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+            return [sampled[i : i + SAMPLES] for i in range(0, len(sampled), SAMPLES)]
+
+        return list(self._kept(f"samples-{_digest([fingerprint(folder), self.texts, self.seed, SAMPLES])}.json", write))
+
+    def _kept(self, name: str, write: Callable[[], Any]) -> Any:
+        """Return a JSON value from `folder`, where it is written first if it is not there."""
+        file = self.folder / name
+        if not file.exists():
+            write_json(write(), file)
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _load(folder: Path) -> ReasoningEmbedder:

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lrem.modeling.model import ReasoningEmbedder
-from lrem.modeling.thinking import DecodingPolicy
+from lrem.modeling.thinking import DecodingPolicy, best_think_below, needs_thinking
 
 QUERIES = ["red coat", "something warm for a long walk in the snow", "hat"]
 
@@ -31,6 +33,15 @@ def test_only_queries_below_the_threshold_are_reasoned_over(tiny: ReasoningEmbed
     routed = tiny.reason(QUERIES, think_below=(low + middle) / 2)
     probabilities = tiny.empty_reasoning_probabilities(QUERIES)
     assert routed == [text if p == low else "" for text, p in zip(always, probabilities, strict=True)]
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.4, 0.7, 0.9]), st.integers(-3, 3)), max_size=8))
+def test_no_other_threshold_gains_more(queries: list[tuple[float, int]]) -> None:
+    def gain(think_below: float) -> int:
+        return sum(gain for probability, gain in queries if needs_thinking(probability, think_below))
+
+    chosen = best_think_below([probability for probability, _ in queries], [gain for _, gain in queries])
+    assert gain(chosen) == max(map(gain, (0.0, 0.05, 0.2, 0.5, 0.8, 1.0)))
 
 
 def test_decoding_policies(tiny: ReasoningEmbedder) -> None:
