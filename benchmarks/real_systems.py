@@ -61,13 +61,12 @@ class ShopSystems:
         self._add_model(name, folder, [[None]] * len(self.texts))
 
     def tune_routing(self, name: str, folder: Path) -> float:
-        """Return the `think_below` with the best nDCG@10 + recall of a model that reasons, on these queries."""
+        """Return the `think_below` with the best nDCG@10 of a model that reasons, on these queries."""
         thoughts = self._thoughts(folder)
         never, always = f"{name}_never", f"{name}_always"
         self._add_model(never, folder, [[""]] * len(self.texts))
         self._add_model(always, folder, [[text] for text in thoughts["always"]])
-        scores = self.scorer.scores
-        gains = [sum(scores[always][q][m] - scores[never][q][m] for m in MEASURES[:2]) for q in self.test.queries]
+        gains = self.scorer.differences(always, never, self.test.queries)
         return best_think_below(thoughts["empty_probabilities"], gains)
 
     def add_thinking(self, name: str, folder: Path, think_below: float, probes: bool) -> None:

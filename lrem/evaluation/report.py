@@ -109,6 +109,11 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
         console.print(score_table("when to reason", scores, report["k"]))
         shares = ", ".join(f"{name} {100 * mode['thinks']:.0f} %" for name, mode in routing.items())
         console.print(f"queries with reasoning: {shares}", highlight=False)
+        if threshold := report.get("think_below"):
+            console.print(
+                f"serve.think_below is {threshold['set']:g}; on these queries {threshold['best']:g} would be best",
+                highlight=False,
+            )
     note = saturation_note(report["systems"], report["k"]["hit_rate"])
     if note:
         console.print(f"note: {note}", highlight=False)

@@ -1,6 +1,6 @@
 """From runs to the numbers of a report: scores by slice, intervals, paired tests, unjudged shares, a gallery."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lrem.config import EvaluateConfig
@@ -33,6 +33,11 @@ class RunScorer:
             slice_name: {primary: [round(end, 4) for end in interval([scores[q][primary] for q in ids], self.seed)]}
             for slice_name, ids in self._testable_slices().items()
         }
+
+    def differences(self, a: str, b: str, query_ids: Iterable[str]) -> list[float]:
+        """Return run a's primary measure minus run b's, for each query."""
+        primary = self.config.primary
+        return [self.scores[a][q][primary] - self.scores[b][q][primary] for q in query_ids]
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         """Test each pair of runs on the primary measure, paired by query, in each slice of at least `MIN_QUERIES`.

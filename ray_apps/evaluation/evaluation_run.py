@@ -34,6 +34,7 @@ class EvaluationRun:
         self.fusion: dict[str, SystemRun] = {}
         self.reasonings: dict[str, str] = {}  # query_id → LREM's reasoning in mode `always`
         self.reasoning_s: float | None = None  # seconds that these took, if known
+        self.empty_probabilities: dict[str, float] = {}  # query_id → probability of no reasoning, if known
 
     def add_external(self, runs: dict[str, Run]) -> None:
         """Add runs that other programs wrote."""
@@ -62,6 +63,7 @@ class EvaluationRun:
             if name == "lrem":
                 self.reasonings = dict(zip(queries.ids, reasonings.always, strict=True))
                 self.reasoning_s = reasonings.always_s
+                self.empty_probabilities = dict(zip(queries.ids, reasonings.empty_probabilities, strict=True))
                 self._override(searcher, reasonings)
                 self._vary(searcher, reasonings)
         finally:

@@ -22,12 +22,13 @@ class Reasonings(NamedTuple):
     """A model's greedy reasonings of the queries, with the seconds they took, and sampled ones.
 
     always: at least one token for each query. auto: the same if the service would reason (`serve.think_below`), else
-    "". sampled: several per query.
+    "". sampled: several per query. empty_probabilities: by which `auto` decides, see `needs_thinking`.
     """
 
     always: list[str]
     auto: list[str]
     sampled: list[list[str]]
+    empty_probabilities: list[float]
     always_s: float
     auto_s: float
 
@@ -98,4 +99,4 @@ def generate_reasonings(
     always = [next(of_hard if is_hard else of_easy) for is_hard in hard]
     auto = [text if is_hard else "" for text, is_hard in zip(always, hard, strict=True)]
     groups = [sampled[i * samples : (i + 1) * samples] for i in range(len(queries))]
-    return Reasonings(always, auto, groups, hard_s + easy_s, decision_s + hard_s)
+    return Reasonings(always, auto, groups, probabilities, hard_s + easy_s, decision_s + hard_s)

@@ -16,6 +16,7 @@ from lrem.evaluation.report import LABELS
 from lrem.evaluation.run_scorer import RunScorer, measure_labels
 from lrem.evaluation.trec import write_qrels, write_run
 from lrem.modeling.model import fingerprint
+from lrem.modeling.thinking import best_think_below
 from ray_apps.cluster.progress import console
 from ray_apps.cluster.versions import commit, versions
 from ray_apps.evaluation.evaluation_run import EvaluationRun
@@ -75,6 +76,9 @@ def _scores(scorer: RunScorer, evaluation: EvaluationRun) -> dict[str, Any]:
         mode: variant.cost() | {"scores": scorer.score(mode, variant.run)}
         for mode, variant in evaluation.routing.items()
     }
+    if probabilities := evaluation.empty_probabilities:
+        best = best_think_below([*probabilities.values()], scorer.differences("always", "never", probabilities))
+        scores["think_below"] = {"set": evaluation.config.serve.think_below, "best": round(best, 4)}
     return scores
 
 
