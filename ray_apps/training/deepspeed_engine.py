@@ -73,18 +73,30 @@ def make_engine(model: ReasoningEmbedder, optim: OptimConfig, batch_size: int, s
 
 
 def engine_backward(engine: TrainingEngine) -> Callable[[torch.Tensor, bool], None]:
-    """Return the backward of one chunk: gradients add up, and are final with the step's last chunk.
+    """Return the backward of one chunk of a new step: gradients add up, and are final with the step's last chunk.
 
     With an accumulation of 1 and no boundary set by hand, ZeRO-2 keeps only the last backward (open-instruct#1498).
     ZeRO-3 starts to accumulate at the next *forward* after a backward: without a forward between two backwards the
-    second overwrites the first.
+    second overwrites the first. And it adds to the last step's gradient of a weight that the first backward does not
+    reach, such as a head that only some chunks use; so all gradients are set to zero here.
     """
+    if engine.zero_optimization_stage() == 3:
+        _clear_gradients(engine)
 
     def backward(loss: torch.Tensor, last: bool) -> None:
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(loss)
 
     return backward
+
+
+def _clear_gradients(engine: TrainingEngine) -> None:
+    """Set this rank's parts of all gradients to zero under ZeRO-3."""
+    from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
+
+    for parameter in engine.module.parameters():
+        if parameter.requires_grad:
+            safe_set_local_grad(parameter, torch.zeros_like(safe_get_local_grad(parameter)))
 
 
 def update(engine: TrainingEngine) -> float:
