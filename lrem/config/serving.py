@@ -32,6 +32,8 @@ class ReplicasConfig(Section):
     """Maximum replicas. None: always `replicas`."""
     target_ongoing: int = Field(16, ge=1)
     """Ongoing requests per replica above which another replica is started."""
+    downscale_delay_s: float = Field(600.0, ge=0)
+    """Seconds of lower load after which a replica is removed."""
     cpus: float = Field(1.0, gt=0)
     """Logical CPUs per replica."""
     gpus: float = Field(0.0, ge=0)

@@ -112,8 +112,9 @@ def deployment(
     """
     count: dict[str, Any] = {"num_replicas": replicas.replicas}
     if replicas.max_replicas is not None:
-        bounds = {"min_replicas": replicas.replicas, "max_replicas": replicas.max_replicas}
-        count = {"autoscaling_config": bounds | {"target_ongoing_requests": replicas.target_ongoing}}
+        bounds: dict[str, float] = {"min_replicas": replicas.replicas, "max_replicas": replicas.max_replicas}
+        bounds |= {"target_ongoing_requests": replicas.target_ongoing, "downscale_delay_s": replicas.downscale_delay_s}
+        count = {"autoscaling_config": bounds}
     return serve.deployment(
         replica,
         name=name or replica.__name__,

@@ -179,7 +179,8 @@ def test_replicas_scale_with_the_load(head: RayHead, trained: Path, new_port: Ca
     """No request fails while replicas and their machines are added and removed."""
     port = new_port()
     words = ["serve", *TINY, f"run_dir={trained}", f"serve.port={port}", "placement.reasoner={lrem_serving: 1}"]
-    words += ["serve.embedder={max_replicas: 3, target_ongoing: 1}", "serve.cache_size=0", "serve.shards=1"]
+    words += ["serve.embedder={max_replicas: 3, target_ongoing: 1, downscale_delay_s: 20}"]
+    words += ["serve.cache_size=0", "serve.shards=1"]
     code, output = head.submit("serve", *words, wait=False)
     assert code == 0, output
     url = f"http://127.0.0.1:{port}"
@@ -201,7 +202,7 @@ def test_replicas_scale_with_the_load(head: RayHead, trained: Path, new_port: Ca
     slow_client = threading.Thread(target=send_queries, args=(url, 99, slow_over, failed, 0.5))
     slow_client.start()
     try:
-        until(lambda: replicas(head) == 1, 300, "one embedder again")
+        until(lambda: replicas(head) == 1, DOWN_S, "one embedder again")
         until(lambda: machines(head, alive=True)["serving"] == 1, DOWN_S, "one machine again")
     finally:
         slow_over.set()
@@ -223,18 +224,22 @@ def replicas(head: RayHead) -> int:
 
 
 def send_queries(url: str, number: int, over: threading.Event, failed: list[str], pause_s: float = 0.0) -> None:
-    with httpx.Client(base_url=url, timeout=60) as client:
-        sent = 0
-        while not over.wait(pause_s):
-            sent += 1
-            body = {"query": f"warm hat {number} {sent}", "k": 3, "reason": "never"}
-            try:
-                response = client.post("/v1/search", json=body)
-            except httpx.TransportError as error:
-                failed.append(repr(error))
-                continue
-            if response.status_code != 200:
-                failed.append(f"{response.status_code} {response.text}")
+    """Send searches, each over a connection of its own.
+
+    On this one machine the proxies of all machines listen on the same port, so a client cannot choose one that stays; a
+    kept connection ends with its machine.
+    """
+    sent = 0
+    while not over.wait(pause_s):
+        sent += 1
+        body = {"query": f"warm hat {number} {sent}", "k": 3, "reason": "never"}
+        try:
+            response = httpx.post(f"{url}/v1/search", json=body, timeout=60)
+        except httpx.TransportError as error:
+            failed.append(repr(error))
+            continue
+        if response.status_code != 200:
+            failed.append(f"{response.status_code} {response.text}")
     if not sent:
         failed.append(f"client {number} sent nothing")
 
