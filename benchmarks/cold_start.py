@@ -10,10 +10,11 @@ fastest of each counts. The peer's seconds are the sum of its two steps; its mem
     python benchmarks/cold_start.py --out benchmarks/results/cold_start.json
 
 With `--source` the model is a pretrained one, trained as `make real` trains it: all sides freeze the lower layers and
-the embeddings, and compute in bfloat16 under autocast. `--compile` compiles our layers, and those of the peer.
+the embeddings, and compute in bfloat16 under autocast. Ours also trains the rows of three tokens. `--compile` compiles
+our layers, and the whole model of the peer. All sides use eager attention, which is faster on sequences this short.
 
-    lrem backbone smollm2 --out runs/backbone
-    python benchmarks/cold_start.py --source runs/backbone --batches 64 --out benchmarks/results/cold_start_135m.json
+    lrem backbone smollm2
+    python benchmarks/cold_start.py --source runs/backbones/smollm2 --batches 64 --out cold_start_smollm2.json
 """
 
 import argparse
@@ -199,15 +200,15 @@ def run_side(given: argparse.Namespace) -> None:
 def our_model(given: argparse.Namespace) -> Any:
     """Return the model as our trainer prepares it."""
     from lrem.modeling.compiling import compile_layers
+    from lrem.modeling.encoding import use_fast_attention
     from lrem.modeling.freezing import freeze_lower_layers
     from lrem.modeling.model import ReasoningEmbedder
-    from ray_apps.training.stage_trainer import use_fast_attention
 
     model = ReasoningEmbedder.load(given.folder / "model")
     if given.source:
         freeze_lower_layers(model, FROZEN)
         model.autocast = True
-    use_fast_attention(model)
+    use_fast_attention(model.lm, model.renderer)
     if given.compile:
         compile_layers(model.lm)
     return model

@@ -11,7 +11,7 @@ FROZEN = 18  # lower layers of a pretrained model that are not trained
 
 
 def freeze(model: Any) -> None:
-    """Freeze the same parts of the peer's transformers model: the embeddings and the lower layers."""
+    """Freeze the embeddings, with the tied head, and the lower layers of the peer's transformers model."""
     base = model.base_model
     for module in (model.get_input_embeddings(), *base.layers[:FROZEN]):
         module.requires_grad_(False)
@@ -52,7 +52,9 @@ def peer_contrast(given: argparse.Namespace, rows: list[dict[str, Any]], how: st
         MultipleNegativesRankingLoss,
     )
 
-    model = SentenceTransformer(str(given.folder / "model"), device="cpu")
+    model = SentenceTransformer(
+        str(given.folder / "model"), device="cpu", model_kwargs={"attn_implementation": "eager"}
+    )
     if given.source:
         freeze(model[0].model)
     if how == "uncached":
@@ -98,7 +100,9 @@ def peer_sft(given: argparse.Namespace, rows: list[dict[str, Any]], mini: int) -
 
     more = {"per_device_train_batch_size": mini, "gradient_accumulation_steps": len(rows) // mini}
     more |= {"train_sampling_strategy": "group_by_length"}
-    model = AutoModelForCausalLM.from_pretrained(given.folder / "model", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        given.folder / "model", dtype=torch.float32, attn_implementation="eager"
+    )
     if given.source:
         freeze(model)
     trainer = Trainer(

@@ -121,6 +121,8 @@ def _parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if missing := [name for name in SHOPS if not (args.data / name / "items.parquet").exists()]:
         sys.exit(f"skipped: {args.data} has no {missing[0]}/items.parquet; pass the folder of both data sets as --data")
+    if ignored := [setting for setting in args.overrides if setting.startswith("serve.")]:
+        parser.error(f"{ignored[0]} has no effect here: think_below is tuned on the dev queries")
     return args
 
 

@@ -71,8 +71,8 @@ class TrainConfig(Section):
     """Compute in bfloat16 on weights in float32. auto: on a CPU with AVX512-BF16 or AMX, if a measurement at the start
     finds it at least 1.2 times as fast. On a GPU use optim.bf16."""
     compile: bool = False
-    """Compile the model's layers with torch.compile: the first steps are slower, all others faster. On a CPU this needs
-    a C++ compiler."""
+    """Compile the model's layers with torch.compile: a minute or more at the start, and again for a new kind of batch,
+    for faster steps afterwards. Needs a C++ compiler on every training machine."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a training worker. None: the cores of its machine divided by the training workers there."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -268,8 +268,8 @@ class ReinforceConfig(TrainConfig):
     extra_candidates: int = Field(1024, ge=0)
     """Random items per step that take part in the ranking: the rank within a small batch is too coarse."""
     hard_candidates: int = Field(0, ge=0)
-    """Per query and worker: the nearest items of the worker's part of the catalogue take part in the ranking. For this
-    the catalogue is embedded."""
+    """Number of nearest items, per query and worker's part of the catalogue, added to the ranking. Above 0 the
+    catalogue is embedded every `refresh` steps."""
     refresh: int = Field(50, ge=1)
     """Steps between two embeddings of the catalogue, for hard_candidates."""
     advantage: Literal["std", "mean", "leave_one_out"] = "std"

@@ -111,7 +111,8 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
         console.print(f"queries with reasoning: {shares}", highlight=False)
         if threshold := report.get("think_below"):
             console.print(
-                f"serve.think_below is {threshold['set']:g}; on these queries {threshold['best']:g} would be best",
+                f"serve.think_below is {threshold['set']:g}; on these queries {threshold['best']:.10g} gives the best "
+                f"{report['primary']}",
                 highlight=False,
             )
     note = saturation_note(report["systems"], report["k"]["hit_rate"])

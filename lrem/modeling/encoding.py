@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lrem.modeling.sequences import Sequences
+from lrem.modeling.template import Renderer
 
+SHORT = 256  # tokens; for short sequences the backward of fused attention is slow on a CPU
 StateObserver = Callable[[Tensor, str], None]  # (states of the last layer, name of the loss that reads them)
 
 
@@ -21,6 +23,14 @@ class EncoderOutput(NamedTuple):
 
     embeddings: Tensor
     log_probs: Tensor | None = None
+
+
+def use_fast_attention(lm: PreTrainedModel, renderer: Renderer) -> None:
+    """Use eager attention in training on a CPU if no sequence within the template's limits exceeds SHORT tokens."""
+    template, prompt = renderer.template, len(renderer.query_prompt(""))
+    longest = prompt + max(template.max_query_tokens + template.budget, template.max_item_tokens)
+    if not torch.cuda.is_available() and longest <= SHORT:
+        lm.set_attn_implementation("eager")
 
 
 def encode(

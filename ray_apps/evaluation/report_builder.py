@@ -78,7 +78,7 @@ def _scores(scorer: RunScorer, evaluation: EvaluationRun) -> dict[str, Any]:
     }
     if probabilities := evaluation.empty_probabilities:
         best = best_think_below([*probabilities.values()], scorer.differences("always", "never", probabilities))
-        scores["think_below"] = {"set": evaluation.config.serve.think_below, "best": round(best, 4)}
+        scores["think_below"] = {"set": evaluation.config.serve.think_below, "best": best}
     return scores
 
 

@@ -14,6 +14,7 @@ from lrem.config import Config, TrainConfig
 from lrem.data.known_positives import KnownPositives, identity
 from lrem.modeling.autocast import MIN_SPEEDUP, measure_speedup
 from lrem.modeling.compiling import compile_layers
+from lrem.modeling.encoding import use_fast_attention
 from lrem.modeling.freezing import freeze_lower_layers
 from lrem.modeling.model import ReasoningEmbedder
 from lrem.training.distributed import rank, run_on_first_rank, world_size
@@ -25,7 +26,6 @@ from ray_apps.training.row_shards import RowShard, StepRows
 from ray_apps.training.tracking import JsonLines, TrainingLog
 
 OBJECTS_TIMEOUT_S = 300
-SHORT = 256  # tokens; for short sequences the backward of fused attention is slow on a CPU
 # settings that may differ between a run and its continuation
 FREE_TO_CHANGE = {
     "checkpoint",
@@ -64,7 +64,7 @@ class StageTrainer(ABC, Generic[StageConfig]):
         self.prepare_model(model)
         if self.stage.freeze_layers:
             freeze_lower_layers(model, self.stage.freeze_layers, self.reads_head)
-        use_fast_attention(model)
+        use_fast_attention(model.lm, model.renderer)
         if self.stage.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
             model.lm.disable_input_require_grads()  # transformers asks for them, and frozen layers would get a backward
@@ -134,14 +134,6 @@ class StageTrainer(ABC, Generic[StageConfig]):
         if dev_metrics:
             record["dev"] = dev_metrics
         self.checkpoints.save(self.engine, steps_done, self.job.signature, record, self.export)
-
-
-def use_fast_attention(model: ReasoningEmbedder) -> None:
-    """Use eager attention on a CPU if no sequence within the template's limits exceeds SHORT tokens."""
-    template, words = model.template, len(model.renderer.query_prompt(""))
-    longest = words + max(template.max_query_tokens + template.budget, template.max_item_tokens)
-    if not torch.cuda.is_available() and longest <= SHORT:
-        model.lm.set_attn_implementation("eager")
 
 
 def run_steps(trainer: StageTrainer[Any], board: ActorHandle) -> None:

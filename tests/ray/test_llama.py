@@ -59,14 +59,13 @@ def test_training_lowers_the_losses(run: Path) -> None:
 def test_the_engines_sample_from_the_trained_policy(run: Path) -> None:
     steps = log_lines(run, "reinforce", "mismatch_kl")
     assert len(steps) == 3
-    for step in steps:  # every weight sync arrived in vLLM
+    for step in steps:
         assert abs(step["mismatch_kl"]) < 1e-4
 
 
 def test_the_service_answered(run: Path) -> None:
-    report = json.loads((run / "report.json").read_text())
-    assert all(len(example["lrem"]) == 5 for example in report["examples"])
-    assert report["systems"]["lrem"]["all"].keys() == report["systems"]["bm25"]["all"].keys()
+    examples = json.loads((run / "report.json").read_text())["examples"]
+    assert [len(example["lrem"]) for example in examples] == [5, 5, 5]
 
 
 def test_sentence_transformers_embeds_the_same(run: Path) -> None:

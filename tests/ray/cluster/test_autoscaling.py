@@ -176,8 +176,15 @@ def steps(run: Path) -> int:
 
 @pytest.mark.slow
 def test_replicas_scale_with_the_load(head: RayHead, trained: Path, new_port: Callable[[], int]) -> None:
-    """No request fails while replicas and their machines are added and removed."""
+    """No request fails while replicas and their machines are added and removed.
+
+    All machines have one address here. If each had a proxy on its port, requests would reach machines that have no
+    routes yet or are about to end: so only the head has one.
+    """
     port = new_port()
+    http = ["--http-host", "127.0.0.1", "--http-port", str(port), "--proxy-location", "HeadOnly"]
+    started = head.run("serve", "start", "--address", head.address, *http)
+    assert started.returncode == 0, started.stderr
     words = ["serve", *TINY, f"run_dir={trained}", f"serve.port={port}", "placement.reasoner={lrem_serving: 1}"]
     words += ["serve.embedder={max_replicas: 3, target_ongoing: 1, downscale_delay_s: 20}"]
     words += ["serve.cache_size=0", "serve.shards=1"]
@@ -224,22 +231,18 @@ def replicas(head: RayHead) -> int:
 
 
 def send_queries(url: str, number: int, over: threading.Event, failed: list[str], pause_s: float = 0.0) -> None:
-    """Send searches, each over a connection of its own.
-
-    On this one machine the proxies of all machines listen on the same port, so a client cannot choose one that stays; a
-    kept connection ends with its machine.
-    """
-    sent = 0
-    while not over.wait(pause_s):
-        sent += 1
-        body = {"query": f"warm hat {number} {sent}", "k": 3, "reason": "never"}
-        try:
-            response = httpx.post(f"{url}/v1/search", json=body, timeout=60)
-        except httpx.TransportError as error:
-            failed.append(repr(error))
-            continue
-        if response.status_code != 200:
-            failed.append(f"{response.status_code} {response.text}")
+    with httpx.Client(base_url=url, timeout=60) as client:
+        sent = 0
+        while not over.wait(pause_s):
+            sent += 1
+            body = {"query": f"warm hat {number} {sent}", "k": 3, "reason": "never"}
+            try:
+                response = client.post("/v1/search", json=body)
+            except httpx.TransportError as error:
+                failed.append(repr(error))
+                continue
+            if response.status_code != 200:
+                failed.append(f"{response.status_code} {response.text}")
     if not sent:
         failed.append(f"client {number} sent nothing")
 

@@ -32,6 +32,9 @@ VARIANTS = {
     "frozen": FROZEN,
     "frozen-checkpointing": [*FROZEN, "cold_start.gradient_checkpointing=true"],
     "frozen-zero-3": [*FROZEN, "cold_start.optim.zero_stage=3"],
+    "compile": ["cold_start.compile=true"],
+    "frozen-compile-checkpointing": [*FROZEN, "cold_start.compile=true", "cold_start.gradient_checkpointing=true"],
+    "lora-compile": [*LORA, "cold_start.compile=true"],
     "autocast": ["cold_start.autocast=always", "cold_start.optim.zero_stage=1"],
 }
 
@@ -78,5 +81,5 @@ def test_variants_train_and_load(reference_run: Path, tmp_path: Path, variant: s
     if variant == "matryoshka":
         assert model.template.matryoshka == (32, 16)
         assert json.loads((folder / "config.json").read_text())["matryoshka_dimensions"] == [32, 16, 64]
-    if variant in ("checkpointing", "zero-3"):  # the same numbers by another computation
+    if variant in ("checkpointing", "zero-3", "compile"):  # the same numbers by another computation
         assert_same_curve(tmp_path, reference_run, ROUNDING)

@@ -44,6 +44,7 @@ def test_overrides_win_and_are_typed() -> None:
         ("lr=1", "did you mean 'cold_start.optim.lr'"),
         ("cold_start.epochs=none", "cold_start.epochs"),
         ("cold_start.optim.zero_stage=4", "zero_stage"),
+        ("direct={compile: true, optim: {zero_stage: 3}}", "compile"),
         ("seed", "dotted.key=value"),
         ("seed.deeper.still=1", "seed"),
         ("a=[1", "not YAML"),

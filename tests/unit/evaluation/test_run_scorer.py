@@ -33,6 +33,7 @@ def test_scores_intervals_and_tests_by_hand() -> None:
     assert tests["less", "easy"] == pytest.approx((0.5, 2 / 2**5, 4 / 2**5))
     assert tests["near", "all"] == pytest.approx((1 / 9, 1, 1))
     assert tests["near", "easy"] == pytest.approx((0, 1, 1))
+    assert scorer.differences("with", "less", queries) == [0.5] * 9
     assert scorer.unjudged(runs["with"]) == {"10": 0.5}
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import AddedToken, AutoModelForCausalLM
 
+from lrem.config import ModelConfig
+from lrem.modeling.encoding import use_fast_attention
 from lrem.modeling.model import ReasoningEmbedder, fingerprint
 from lrem.modeling.sequences import pad
 from lrem.modeling.template import CHAT, Template
@@ -35,6 +37,13 @@ def test_left_padding_with_a_mask_gives_the_same(embedder: ReasoningEmbedder) ->
         states = embedder.lm.model(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state[:, -1]
     expected = torch.nn.functional.normalize(states, dim=-1).numpy()
     assert np.abs(embedder.encode_queries(QUERIES, REASONINGS) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(("items", "attention"), [(250, "eager"), (300, "sdpa")])
+def test_short_sequences_use_eager_attention(tiny_folder: Path, items: int, attention: str) -> None:
+    model = ReasoningEmbedder.load(tiny_folder, limits=ModelConfig(max_item_tokens=items))
+    use_fast_attention(model.lm, model.renderer)
+    assert model.lm.config._attn_implementation == attention
 
 
 def test_the_embedding_reads_the_reasoning(tiny: ReasoningEmbedder) -> None:
