@@ -28,6 +28,8 @@ test-slow: setup ## the slow tests alone: workers killed, runs resumed
 
 bench-cold-start: setup ## stage 1 and its peers: sentence-transformers and an SFT trainer
 	$(BIN)/python benchmarks/cold_start.py --out benchmarks/results/cold_start.json
+	$(BIN)/lrem backbone smollm2
+	$(BIN)/python benchmarks/cold_start.py --source runs/backbones/smollm2 --batches 64 --pairs 5 --out benchmarks/results/cold_start_smollm2.json
 
 bench-rl: setup ## stage 2 and its peer: TRL's GRPOTrainer
 	$(BIN)/python benchmarks/reinforce.py --out benchmarks/results/rl.json

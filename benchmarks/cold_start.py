@@ -14,7 +14,7 @@ the embeddings, and compute in bfloat16 under autocast. Ours also trains the row
 our layers, and the whole model of the peer. All sides use eager attention, which is faster on sequences this short.
 
     lrem backbone smollm2
-    python benchmarks/cold_start.py --source runs/backbones/smollm2 --batches 64 --out cold_start_smollm2.json
+    python benchmarks/cold_start.py --source runs/backbones/smollm2 --batches 64 --out smollm2.json
 """
 
 import argparse
