@@ -4,7 +4,7 @@ import argparse
 import tempfile
 from typing import Any
 
-from paired_runner import in_turn
+from paired_runner import STEPS_ALONE, in_turn
 
 TAU, CHUNK_TOKENS = 0.03, 2048
 FROZEN = 18  # lower layers of a pretrained model that are not trained
@@ -12,8 +12,7 @@ FROZEN = 18  # lower layers of a pretrained model that are not trained
 
 def freeze(model: Any) -> None:
     """Freeze the embeddings, with the tied head, and the lower layers of the peer's transformers model."""
-    base = model.base_model
-    for module in (model.get_input_embeddings(), *base.layers[:FROZEN]):
+    for module in (model.get_input_embeddings(), *model.base_model.layers[:FROZEN]):
         module.requires_grad_(False)
 
 
@@ -25,15 +24,9 @@ def arguments_of(kind: Any, given: argparse.Namespace, **more: Any) -> Any:
         output_dir=tempfile.mkdtemp(),
         num_train_epochs=1000,
         learning_rate=1e-4,
-        lr_scheduler_type="cosine",
         warmup_steps=1,
-        max_grad_norm=1.0,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
         remove_unused_columns=False,
+        **STEPS_ALONE,
         **more,
     )
 

@@ -15,6 +15,16 @@ from pathlib import Path
 from typing import IO, Any
 
 TIMEOUT_S = 600  # for one answer; the first includes the start
+# arguments of a transformers trainer that only makes steps, on a CPU
+STEPS_ALONE: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "max_grad_norm": 1.0,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": [],
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
 
 
 class SideEnded(SystemExit):

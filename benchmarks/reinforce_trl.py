@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paired_runner import in_turn
+from paired_runner import STEPS_ALONE, in_turn
 from reinforce import GROUP, LEARNING_RATE, NEW_TOKENS
 
 
@@ -129,13 +129,7 @@ def peer_arguments(backend: str, samples: int, micro: int) -> Any:
         gradient_checkpointing=False,
         bf16=False,
         learning_rate=LEARNING_RATE,
-        lr_scheduler_type="cosine",
-        max_grad_norm=1.0,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
+        **STEPS_ALONE,
     )
 
 

@@ -71,8 +71,8 @@ class TrainConfig(Section):
     """Compute in bfloat16 on weights in float32. auto: on a CPU with AVX512-BF16 or AMX, if a measurement at the start
     finds it at least 1.2 times as fast. On a GPU use optim.bf16."""
     compile: bool = False
-    """Compile the model's layers with torch.compile: a minute or more at the start, and again for a new kind of batch,
-    for faster steps afterwards. Needs a C++ compiler on every training machine."""
+    """Compile the model's layers with torch.compile, at the start and again for each new kind of batch. Needs a C++
+    compiler on every training machine. `tokens_per_s` in the log shows whether it pays."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a training worker. None: the cores of its machine divided by the training workers there."""
     checkpoint: CheckpointConfig = CheckpointConfig()

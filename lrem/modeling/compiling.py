@@ -7,10 +7,7 @@ VARIANTS = 64  # all layers share a limit; each is compiled for training and inf
 
 
 def compile_layers(lm: PreTrainedModel) -> None:
-    """Compile each layer at its first forward, for all sequence lengths; weights and their names stay as they are.
-
-    The first steps take a minute longer. A CPU needs a C++ compiler.
-    """
+    """Compile each layer at its first forward, for all sequence lengths; weights and their names stay as they are."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for layer in lm.base_model.layers:
         layer.compile(dynamic=True)
