@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lrem.config.llm import JudgeLlmConfig, LlmConfig
 from lrem.config.section import Section
@@ -31,8 +31,23 @@ class SourcesConfig(Section):
     """Our column name → yours: item_id, title, query_id, query, grade, …"""
     grades: dict[str, int] = Field(default_factory=dict)
     """Label → grade. Numbers need no entry."""
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    """Separator of the columns of CSV files; a comma if not set. TSV files have tabs."""
+    encoding: str | None = None
+    """Encoding of CSV, TSV and JSON files, such as latin-1 or utf-16; UTF-8 if not set."""
+    numbers: list[str] = Field(default_factory=list)
+    """Your text columns to read as numbers though some are written unusually, such as 19.90."""
     locale: str | None = None
     """Keep only rows of this product_locale or query_locale (ESCI)."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        try:
+            "".encode(encoding or "utf-8")
+        except LookupError:
+            raise ValueError(f"'{encoding}' is no text encoding of Python: use one such as latin-1 or utf-16") from None
+        return encoding
 
 
 class TeacherLlmConfig(LlmConfig):

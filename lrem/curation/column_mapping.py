@@ -5,6 +5,7 @@ import pyarrow as pa
 from lrem.config import SourcesConfig
 from lrem.curation.source_table import RawDataset, SourceTable, missing_column_error
 from lrem.curation.table_files import read_table_files
+from lrem.curation.text_formats import TextFormat
 from lrem.errors import DataError
 
 # The columns with a meaning in each file; any other mapped name is payload.
@@ -28,12 +29,16 @@ def read_mapped_tables(sources: SourcesConfig) -> RawDataset:
     if sources.catalogue is None:
         raise DataError("format table needs sources.catalogue: set it to a file of items")
     paths = {"catalogue": sources.catalogue, "queries": sources.queries, "judgements": sources.judgements}
+    text = TextFormat(sources.delimiter or ",", sources.encoding or "utf-8")
     files = {
-        file: SourceTable(path, read_table_files(path, text_columns=_column_map(sources.columns, file).values()))
+        file: SourceTable(
+            path, read_table_files(path, _column_map(sources.columns, file).values(), text, sources.numbers)
+        )
         for file, path in paths.items()
         if path is not None
     }
     _check_mapping(sources.columns, files)
+    _check_numbers(sources.numbers, files)
     renamed = {file: _rename_columns(source, file, sources.columns) for file, source in files.items()}
     queries, judgements = renamed.get("queries"), renamed.get("judgements")
     if queries is None and judgements is not None:
@@ -88,6 +93,14 @@ def _check_mapping(columns: dict[str, str], files: dict[str, SourceTable]) -> No
         if targets and theirs not in names:
             paths = " and ".join(source.path for source in targets)
             raise missing_column_error(paths, theirs, names, f"set sources.columns.{ours} to the name it has there")
+
+
+def _check_numbers(numbers: list[str], files: dict[str, SourceTable]) -> None:
+    names = sorted({column for source in files.values() for column in source.table.column_names})
+    for column in numbers:
+        if column not in names:
+            paths = " and ".join(source.path for source in files.values())
+            raise missing_column_error(paths, column, names, "set sources.numbers to names of your columns")
 
 
 def _rename_columns(source: SourceTable, file: str, columns: dict[str, str]) -> SourceTable:

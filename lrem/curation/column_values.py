@@ -9,6 +9,8 @@ from lrem.data.known_positives import query_identity
 from lrem.data.schema import TEXT
 from lrem.errors import DataError
 
+POINT_ZERO = r"^(-?[0-9]+)\.0$"
+
 
 def cast_to_text(source: SourceTable, names: list[str]) -> pa.Table:
     """Return the table with these columns as text.
@@ -24,7 +26,7 @@ def cast_to_text(source: SourceTable, names: list[str]) -> pa.Table:
 
 
 def _as_text(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
-    """Write whole numbers without ".0": pandas turns ids into floats if one cell is empty."""
+    """Write whole numbers without ".0", as `without_point_zero` does for ids that are text already."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     try:
@@ -33,6 +35,22 @@ def _as_text(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
         return column.cast(TEXT)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{path}: '{name}' is {column.type}, not text: convert it ({error})") from error
+
+
+def without_point_zero(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return text ids `12.0` as `12` if all of them end so: pandas writes ids as floats if one cell is empty."""
+    filled = ids.filter(is_filled(ids))
+    return _cut_point_zero(ids) if pc.all(pc.match_substring_regex(filled, POINT_ZERO)).as_py() else ids
+
+
+def match_known_ids(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return text ids with `12.0` as `12` where only that is known."""
+    cut = _cut_point_zero(ids)
+    return pc.if_else(pc.and_not(pc.is_in(cut, value_set=known), pc.is_in(ids, value_set=known)), cut, ids)
+
+
+def _cut_point_zero(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.replace_substring_regex(ids, POINT_ZERO, r"\1")
 
 
 def is_filled(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -6,9 +6,10 @@ import pyarrow.compute as pc
 from lrem.config import SourcesConfig
 from lrem.curation.source_table import RawDataset, SourceTable, select_columns
 from lrem.curation.table_files import file_exists, locate, read_table_files
-from lrem.curation.text_formats import read_lines
+from lrem.curation.text_formats import TextFormat, read_lines
 from lrem.errors import DataError
 
+TABLE_SETTINGS = ("catalogue", "queries", "judgements", "columns", "encoding", "delimiter", "numbers")
 ESCI = "shopping_queries_dataset"
 
 
@@ -65,7 +66,7 @@ def read_wands(sources: SourcesConfig) -> RawDataset:
     folder = _dataset_folder(sources, "dataset", "product.csv")
     text = ("product_name", "query", "label", "category hierarchy", "product_description", "product_features")
     product, query, label = (
-        SourceTable(path, read_table_files(path, text, "\t"))
+        SourceTable(path, read_table_files(path, text, TextFormat(delimiter="\t")))
         for path in (f"{folder}/{name}.csv" for name in ("product", "query", "label"))
     )
     unchanged = ("product_class", "product_features", "rating_count", "average_rating", "review_count")
@@ -125,7 +126,7 @@ def _read_fields(path: str, names: tuple[str, ...]) -> pa.Table:
 
 def _dataset_folder(sources: SourcesConfig, inside: str, known_file: str) -> str:
     """Return the folder with `known_file`: sources.folder, or the folder `inside` it if it is a repository's clone."""
-    for_tables = [name for name in ("catalogue", "queries", "judgements", "columns") if getattr(sources, name)]
+    for_tables = [name for name in TABLE_SETTINGS if getattr(sources, name)]
     if for_tables:
         raise DataError(
             f"format {sources.format} knows its files: remove sources.{for_tables[0]}, or set sources.format to table"

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lrem.curation.column_mapping import require_column
-from lrem.curation.column_values import cast_to_text, dictionary_codes, query_identities
+from lrem.curation.column_values import cast_to_text, dictionary_codes, match_known_ids, query_identities
 from lrem.curation.source_table import SourceTable
 from lrem.data.schema import QRELS, TEXT
 from lrem.errors import DataError
@@ -41,8 +41,11 @@ def clean_qrels(
     if key == "query":
         remedy = "as the queries have no ids of their own, set sources.columns.query to the column of the text"
         require_column(source, "query", remedy)
-    pairs = cast_to_text(source, [key, "item_id"]).select([key, "item_id"])
-    pairs = pairs.append_column("grade", _grade_column(source, grades))
+    text = cast_to_text(source, [key, "item_id"])
+    counts["qrels read"] = text.num_rows
+    keys = text[key] if key == "query" else match_known_ids(text[key], queries["query_id"])
+    columns = {key: keys, "item_id": match_known_ids(text["item_id"], items["item_id"])}
+    pairs = pa.table(columns | {"grade": _grade_column(source, grades)})
     if key == "query":
         pairs = _with_query_ids(pairs, queries)
     known = pairs.filter(pc.is_in(pairs["query_id"], value_set=queries["query_id"]))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from lrem.curation.text_formats import infer_type, read_csv, read_json_lines
+from lrem.curation.text_formats import TextFormat, infer_type, read_csv, read_json_lines, read_tsv, to_numbers
 from lrem.errors import DataError
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".json": "json"}
@@ -16,17 +16,22 @@ COMPRESSED = {".gz", ".bz2", ".zst"}  # decompressed by pyarrow while it reads
 
 
 def read_table_files(
-    path: str, text_columns: Collection[str] = (), delimiter: str = ",", keep: tuple[str, str] | None = None
+    path: str,
+    text_columns: Collection[str] = (),
+    text: TextFormat = TextFormat(),
+    numbers: Collection[str] = (),
+    keep: tuple[str, str] | None = None,
 ) -> pa.Table:
     """Read a table; the suffix of each file decides its format.
 
-    In CSV and TSV, columns that hold only numbers or only truth values get that type. Dictionary-encoded and large
-    strings become plain strings, as every later stage expects.
+    In CSV and TSV, columns that hold only truth values, or only numbers in their usual spelling, get that type.
+    Dictionary-encoded and large strings become plain strings, as every later stage expects.
 
     Args:
         path: a file, a folder of files of one format, or a URI.
         text_columns: columns of CSV and TSV that stay text, such as ids: `007` is not 7.
-        delimiter: the separator of CSV columns.
+        text: how CSV, TSV and JSON lines are written.
+        numbers: text columns that are read as numbers in any spelling: `19.90`, `1E5`.
         keep: a column and a value; of parquet, only the rows with that value are read.
 
     Raises:
@@ -40,7 +45,7 @@ def read_table_files(
             f"{path} holds files of several formats ({', '.join(sorted(formats))}): pass a folder of one format"
         )
     [file_format] = formats
-    tables = [_read_file(system, name, file_format, delimiter, keep) for name in names]
+    tables = [_read_file(system, name, file_format, text, keep) for name in names]
     for table in tables:
         repeated = [name for name, count in Counter(table.column_names).items() if count > 1]
         if repeated:
@@ -52,10 +57,12 @@ def read_table_files(
             f"the files in {path} have columns of different types ({error}): write them with one schema"
         ) from error
     untyped = file_format in ("csv", "tsv")
-    columns = {
-        name: infer_type(table[name]) if untyped and name not in text_columns else _plain(table[name])
-        for name in table.column_names
-    }
+    columns = {name: _plain(table[name]) for name in table.column_names}
+    for name, column in columns.items():
+        if name in numbers and pa.types.is_string(column.type):
+            columns[name] = to_numbers(column, name, path)
+        elif untyped and name not in text_columns:
+            columns[name] = infer_type(column)
     return pa.table(columns)
 
 
@@ -111,15 +118,15 @@ def _format(name: str) -> str:
 
 
 def _read_file(
-    system: FileSystem, name: str, file_format: str, delimiter: str, keep: tuple[str, str] | None
+    system: FileSystem, name: str, file_format: str, text: TextFormat, keep: tuple[str, str] | None
 ) -> pa.Table:
     try:
         if file_format == "parquet":
             filters = [(keep[0], "=", keep[1])] if keep else None
             return pq.read_table(name, filesystem=system, filters=filters, partitioning=None)
         if file_format == "json":
-            return read_json_lines(system, name)
-        return read_csv(system, name, "\t" if file_format == "tsv" else delimiter)
+            return read_json_lines(system, name, text.encoding)
+        return (read_tsv if file_format == "tsv" else read_csv)(system, name, text)
     except (pa.ArrowInvalid, OSError, EOFError) as error:
         hint = "; in a clone, run `git lfs pull` first" if file_format == "parquet" else ""
         raise DataError(

@@ -1,48 +1,166 @@
-"""CSV and JSON lines as Arrow tables, and the types of columns that a text format does not declare."""
+"""CSV, TSV and JSON lines as Arrow tables, and the types of columns that a text format does not declare."""
 
+import codecs
+import csv
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 from pyarrow.fs import FileSystem
 
 from lrem.errors import DataError
 
-BLOCK_BYTES = 1 << 24  # a CSV row must fit in a block
-INTEGER = r"^-?(0|[1-9][0-9]{0,17})$"  # fits in int64; no leading zeros, so that a barcode stays text
-DECIMAL = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
+MAX_CELL_CHARACTERS = 1 << 24
+BATCH_ROWS = 1 << 16
+INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"  # fits in int64; no leading zeros, so that a barcode stays text
+DECIMAL = r"^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.[0-9]+)([eE][-+]?[0-9]+)?$"
 BOOLEAN = "^([Tt]rue|[Ff]alse|TRUE|FALSE)$"
+OTHER_DELIMITERS = ";\t|,"
 
 
-def read_csv(system: FileSystem, name: str, delimiter: str) -> pa.Table:
-    """Read CSV with every column as text.
+class TextFormat(NamedTuple):
+    """How text files are written.
 
-    pyarrow would guess types from the first block, and fail on a later row of another type.
+    Attributes:
+        delimiter: the separator of CSV columns. TSV always has tabs.
+        encoding: of CSV, TSV and JSON lines.
     """
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    read = pa.csv.ReadOptions(block_size=BLOCK_BYTES)
-    with system.open_input_stream(name) as stream, pa.csv.open_csv(stream, read, parse) as reader:
-        types = dict.fromkeys(reader.schema.names, pa.string())
-    with system.open_input_stream(name) as stream:
-        return pa.csv.read_csv(stream, read, parse, pa.csv.ConvertOptions(column_types=types))
+
+    delimiter: str = ","
+    encoding: str = "utf-8"
+
+
+def read_csv(system: FileSystem, name: str, text: TextFormat) -> pa.Table:
+    """Read CSV with every column as text. A field may be quoted; a quote later in a field is text.
+
+    Raises:
+        DataError: there is no header, a row has another number of fields than the header, a quoted field goes on after
+            its closing quote or is never closed, or the encoding or delimiter is another one. The message names the
+            line.
+    """
+    return _read_rows(system, name, text.encoding, {"delimiter": text.delimiter, "strict": True})
+
+
+def read_tsv(system: FileSystem, name: str, text: TextFormat) -> pa.Table:
+    """Read tab-separated values with every column as text. There is no quoting: `"24 inch" monitor` keeps its quotes.
+
+    Raises:
+        DataError: as `read_csv`.
+    """
+    return _read_rows(system, name, text.encoding, {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
+
+
+def _read_rows(system: FileSystem, name: str, encoding: str, dialect: dict[str, Any]) -> pa.Table:
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
+    with _open_text(system, name, encoding, newline="") as stream:
+        rows = _checked_rows(csv.reader(stream, **dialect), name, dialect["delimiter"])
+        header = next(rows, None)
+        if header is None:
+            raise DataError(f"{name} is empty: its first line must name the columns")
+        batches = []
+        while batch := list(islice(rows, BATCH_ROWS)):
+            columns = [pa.array(column, pa.string()) for column in zip(*batch, strict=True)]
+            batches.append(pa.Table.from_arrays(columns, header))
+    empty = pa.Table.from_arrays([pa.array([], pa.string())] * len(header), header)
+    return pa.concat_tables([empty, *batches])
+
+
+def _checked_rows(reader: Any, name: str, delimiter: str) -> Iterator[list[str]]:
+    """Yield the rows that are not blank lines, the header first."""
+    header: list[str] | None = None
+    while True:
+        begin = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{name}, line {reader.line_num}, in a row that begins on line {begin}: {error}: double each quote "
+                'within a quoted field, and quote a field that begins with one ("""Big"" lamp")'
+            ) from error
+        if not row:
+            continue
+        if header is None:
+            header = row
+            _check_header(header, name, delimiter)
+        elif len(row) != len(header):
+            raise DataError(
+                f"{name}, line {begin} has {len(row)} fields, and the header {len(header)}: quote a field that "
+                "contains the delimiter or a line break, and close each quote"
+            )
+        yield row
+
+
+def _check_header(header: list[str], name: str, delimiter: str) -> None:
+    if any("\0" in column for column in header):
+        raise DataError(f"{name} is not in the expected encoding: set sources.encoding, such as utf-16-le")
+    others = [other for other in OTHER_DELIMITERS if other != delimiter and other in header[0]]
+    if len(header) == 1 and others:
+        raise DataError(
+            f"{name} has the single column {header[0]!r}: set sources.delimiter to {others[0]!r} if that separates its "
+            "columns (.tsv files have tabs)"
+        )
 
 
 def infer_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Cast a text column to int64, float64 or bool if every non-empty cell allows it, empty cells to null."""
-    values = pc.if_else(pc.not_equal(column, ""), column, pa.scalar(None, pa.string()))
+    """Cast a text column to int64, float64 or bool if every non-empty cell allows it, empty cells to null.
+
+    A column becomes numbers only if each of them is written as the cell was: `1.10`, `1E5` and `007` stay text.
+    """
+    values = empty_to_null(column)
     if values.null_count == len(values):
         return column
-    for pattern, arrow_type in ((INTEGER, pa.int64()), (DECIMAL, pa.float64()), (BOOLEAN, pa.bool_())):
-        if pc.all(pc.match_substring_regex(values, pattern)).as_py():
-            return values.cast(arrow_type)
-    return column
+    if _all_match(values, INTEGER):
+        return values.cast(pa.int64())
+    if _all_match(values, DECIMAL):
+        numbers = values.cast(pa.float64())
+        written = numbers.cast(pa.string())
+        has_point = pc.match_substring(written, ".")
+        with_point = pc.if_else(has_point, written, pc.binary_join_element_wise(written, "0", "."))
+        if any(pc.all(pc.equal(values, text)).as_py() for text in (written, with_point)):
+            return numbers
+    return values.cast(pa.bool_()) if _all_match(values, BOOLEAN) else column
 
 
-def read_json_lines(system: FileSystem, name: str) -> pa.Table:
+def to_numbers(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
+    """Cast a text column to int64 or float64, empty cells to null, however its numbers are written.
+
+    Raises:
+        DataError: a cell is not a number.
+    """
+    values = empty_to_null(column)
+    if _all_match(values, INTEGER):
+        return values.cast(pa.int64())
+    try:
+        return values.cast(pa.float64())
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: '{name}' is in sources.numbers, but not all numbers ({error}): repair it") from error
+
+
+def holds_numbers(column: pa.ChunkedArray) -> bool:
+    """Return True if a column is text, and each cell that is not empty is a number without leading zeros."""
+    if not pa.types.is_string(column.type):
+        return False
+    values = empty_to_null(column)
+    return values.null_count < len(values) and _all_match(values, DECIMAL)
+
+
+def empty_to_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a text column with null in place of empty cells."""
+    return pc.if_else(pc.not_equal(column, ""), column, pa.scalar(None, pa.string()))
+
+
+def _all_match(values: pa.ChunkedArray, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(values, pattern)).as_py())
+
+
+def read_json_lines(system: FileSystem, name: str, encoding: str = "utf-8") -> pa.Table:
     """Read one JSON object per line with Python's parser.
 
     pyarrow's parser turns text that looks like a date into one, and refuses `1` beside `"a"`.
@@ -51,7 +169,7 @@ def read_json_lines(system: FileSystem, name: str) -> pa.Table:
         DataError: a line is not a JSON object.
     """
     rows = []
-    for number, line in read_lines(system, name):
+    for number, line in read_lines(system, name, encoding):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -63,19 +181,29 @@ def read_json_lines(system: FileSystem, name: str) -> pa.Table:
     return pa.table({key: _to_array([row.get(key) for row in rows]) for key in names})
 
 
-def read_lines(system: FileSystem, name: str) -> Iterator[tuple[int, str]]:
+def read_lines(system: FileSystem, name: str, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, numbered from 1. Only \\n ends a line: texts may contain U+2028.
 
     Raises:
-        DataError: the file is not UTF-8.
+        DataError: the file has another encoding.
     """
+    with _open_text(system, name, encoding, newline="\n") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield number, line.rstrip("\r\n")
+
+
+@contextmanager
+def _open_text(system: FileSystem, name: str, encoding: str, newline: str) -> Iterator[io.TextIOWrapper]:
+    """Open a file as text, without the byte-order mark of UTF-8."""
+    codec = codecs.lookup(encoding).name
     try:
         with system.open_input_stream(name) as stream:
-            for number, line in enumerate(io.TextIOWrapper(stream, "utf-8-sig", newline="\n"), 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 ({error}): convert it") from error
+            yield io.TextIOWrapper(stream, "utf-8-sig" if codec == "utf-8" else codec, newline=newline)
+    except UnicodeError as error:
+        raise DataError(
+            f"{name} is not {codec.upper()} ({error}): set sources.encoding (latin-1, cp1252, utf-16, …), or convert it"
+        ) from error
 
 
 def _to_array(values: list[Any]) -> pa.Array:

@@ -17,9 +17,14 @@ from tests.unit.curation.helpers import write_text
         ({"items.csv": "sku,titel\n1,a\n"}, {"columns": {"item_id": "sku"}}, "'title' .* perhaps 'titel'"),
         ({"items.csv": "item_id,title\n,a\n"}, {}, "'item_id' is empty in row 0"),
         ({"items.csv": "item_id,title\n1,\n"}, {}, "no item with a title"),
-        ({"items.csv": "item_id,title\n1,a,b\n"}, {}, "not readable as csv .*Expected 2 columns, got 3"),
+        ({"items.csv": "item_id,title\n1,a,b\n"}, {}, "line 2 has 3 fields, and the header 2"),
+        ({"items.csv": "item_id;title\n1;a\n"}, {}, "set sources.delimiter to ';'"),
+        ({"items.csv": 'item_id,title\n1,"Big lamp\n2,desk\n3,"Small lamp\n4,chair\n'}, {}, "line 4.* on line 2"),
+        ({"items.csv": 'item_id,title\n1,desk\n2,"Big lamp\n'}, {}, "row that begins on line 3"),
+        ({"items.csv": "item_id,title,price\n1,a,cheap\n"}, {"numbers": ["price"]}, "'price' is in sources.numbers"),
+        ({"items.csv": "item_id,title,price\n1,a,2\n"}, {"numbers": ["prise"]}, "perhaps 'price'"),
         ({"items.csv": "item_id,title,title\n1,a,b\n"}, {}, "two columns 'title'"),
-        ({"items.csv": ""}, {}, "not readable as csv"),
+        ({"items.csv": ""}, {}, "items.csv is empty"),
         ({"items.parquet": "version https://git-lfs.github.com/spec/v1"}, {}, "as parquet .*git lfs pull"),
         (
             {"items.jsonl": '{"item_id": 1, "title": "a"}\n{"item_id": 2\n'},
@@ -68,11 +73,28 @@ def test_errors_name_the_file_and_the_row_or_setting(
         import_tables(SourcesConfig(**(shop | settings)))
 
 
-def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    for name, content in (
-        ("items.csv", b"item_id,title\n1,K\xf6ln\n"),
-        ("items.jsonl", b'{"item_id":1,"title":"K\xf6ln"}'),
-    ):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=f"{name} is not .*(UTF8|UTF-8)"):
-            import_tables(SourcesConfig(catalogue=str(tmp_path / name)))
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("name", ["items.csv", "items.tsv", "items.jsonl"])
+def test_another_encoding_is_an_error_that_names_the_setting_and_is_read_with_it(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
+    content = {
+        "csv": 'item_id,title\n1,"Köln, Dom"\n',
+        "tsv": "item_id\ttitle\n1\tKöln, Dom\n",
+        "jsonl": '{"item_id":1,"title":"Köln, Dom"}\n',
+    }[name.split(".")[1]]
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    catalogue = str(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name}.*(sources.encoding|is not JSON)"):
+        import_tables(SourcesConfig(catalogue=catalogue))
+    items = import_tables(SourcesConfig(catalogue=catalogue, encoding=encoding)).items
+    assert items.to_pylist() == [{"item_id": "1", "title": "Köln, Dom"}]
+
+
+def test_settings_of_text_files_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'klingon' is no text encoding"):
+        SourcesConfig(encoding="klingon")
+    with pytest.raises(ValueError, match="delimiter"):
+        SourcesConfig(delimiter=";;")
+    with pytest.raises(DataError, match=r"remove sources\.encoding"):
+        import_tables(SourcesConfig(format="wands", folder=str(tmp_path), encoding="latin-1"))

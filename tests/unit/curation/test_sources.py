@@ -34,7 +34,12 @@ def test_csv_with_quotes_crlf_and_a_column_map(tmp_path: Path) -> None:
     columns = {"item_id": "sku", "title": "name", "brand": "maker", "query_id": "id", "query": "text", "grade": "label"}
     imported = import_tables(
         SourcesConfig(
-            catalogue=catalogue, queries=queries, judgements=judged, columns=columns, grades={"yes": 3, "partly": 1}
+            catalogue=catalogue,
+            queries=queries,
+            judgements=judged,
+            columns=columns,
+            grades={"yes": 3, "partly": 1},
+            numbers=["price"],
         )
     )
     items, queries_read, qrels = rows_of(imported)
@@ -54,12 +59,15 @@ def test_csv_with_quotes_crlf_and_a_column_map(tmp_path: Path) -> None:
         {"query_id": "q3", "item_id": "008", "grade": 2},
     ]
     assert imported.counts == {
+        "items read": 4,
         "items without a title": 1,
         "items repeated": 1,
         "items": 2,
+        "queries read": 3,
         "queries blank": 1,
         "queries repeated": 0,
         "queries": 2,
+        "qrels read": 6,
         "qrels of unknown queries": 1,
         "qrels of unknown items": 1,
         "qrels repeated": 1,
@@ -112,10 +120,13 @@ def test_json_lines_with_numbers_as_ids(tmp_path: Path) -> None:
         [{"query_id": pot, "item_id": "7", "grade": 1}, {"query_id": cup, "item_id": "8b", "grade": 1}],
     )
     assert {name: count for name, count in imported.counts.items() if count} == {
+        "items read": 2,
         "items": 2,
+        "queries read": 4,
         "queries blank": 1,
         "queries repeated": 1,
         "queries": 2,
+        "qrels read": 5,
         "qrels of unknown queries": 1,
         "qrels of unknown items": 1,
         "qrels repeated": 1,
@@ -164,7 +175,7 @@ def test_a_click_log_alone_gives_queries_and_qrels_and_a_catalogue_alone_gives_n
     alone = import_tables(SourcesConfig(catalogue=shop["catalogue"]))
     assert alone.queries == QUERIES.empty_table()
     assert alone.qrels is None
-    assert alone.counts == {"items without a title": 0, "items repeated": 0, "items": 2}
+    assert alone.counts == {"items read": 2, "items without a title": 0, "items repeated": 0, "items": 2}
 
 
 def test_judgements_by_text_apply_to_every_id_of_the_text(tmp_path: Path, shop: dict[str, str]) -> None:
