@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from lrem.data.words import normalize
+
 THINK_TAG = re.compile(r"(</?think(?:ing)?>)", re.I)
 MAX_ANSWER = 4000  # characters read of an answer, thoughts excluded: bounds the time of the patterns below
 FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.S)
@@ -63,7 +65,7 @@ def _phrases(text: str) -> list[str]:
             line = EXPLANATION.sub("", BULLET.sub("", line))
         for part in PHRASE_SEPARATOR.split(line):
             if phrase := _phrase(part):
-                kept.setdefault(phrase.casefold(), phrase)
+                kept.setdefault(normalize(phrase), phrase)
     return list(kept.values())
 
 

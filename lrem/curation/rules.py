@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from lrem.data.keywords import join_phrases, split_phrases
-from lrem.data.words import literals, words
+from lrem.data.words import literals, normalize, words
 
 MAX_MENTION_WORDS = 4  # of a brand or a banned phrase
 # A brand after one of the first, or before one of the last, is not the one that the query asks for.
@@ -52,10 +52,10 @@ def filter_keywords(
     """
     query_words, query_literals = set(words(query)), literals(query)
     target = _target_brands(query, rules.brands) if rules.brands else set()
-    kept: list[str] = []
+    kept: dict[str, str] = {}  # normalized phrase → phrase
     dropped: dict[str, int] = {}
     for phrase in split_phrases(reasoning.lower()):
-        if phrase in kept:
+        if normalize(phrase) in kept:
             rule = "repeated"
         elif set(words(phrase)) <= query_words:
             rule = "of the query"
@@ -66,10 +66,10 @@ def filter_keywords(
         elif query_literals and literals(phrase) - query_literals:
             rule = "another literal"
         else:
-            kept.append(phrase)
+            kept[normalize(phrase)] = phrase
             continue
         dropped[rule] = dropped.get(rule, 0) + 1
-    ordered = order(kept)
+    ordered = order(list(kept.values()))
     within = _within_budget(ordered, rules)
     if len(within) < len(ordered):
         dropped["beyond the budget"] = len(ordered) - len(within)

@@ -13,7 +13,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from lrem.data.known_positives import identity
-from lrem.data.words import content_words
+from lrem.data.words import content_words, normalize
 
 MIN_WORDS_TO_DROP_ONE = 5  # content words from which queries that differ in one are near-duplicates
 
@@ -40,7 +40,7 @@ def near_duplicate_groups(signatures: Iterable[list[int]]) -> np.ndarray:
 
 def near_duplicate_signatures(query: str) -> list[int]:
     """Return hashes of sets of content words; queries that share one are near-duplicates."""
-    stems = sorted(set(content_words(query))) or [query.strip().lower()]
+    stems = sorted(set(content_words(query))) or [normalize(query).strip()]
     one_dropped = [stems[:i] + stems[i + 1 :] for i in range(len(stems))] if len(stems) >= MIN_WORDS_TO_DROP_ONE else []
     return [identity(*word_set) for word_set in [stems, *one_dropped]]
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from lrem.data.words import normalize
+
 SEPARATOR = ", "
 COMMA = re.compile(r"(?<!\d),|,(?!\d)")  # not the comma of 12,000 btu
 
@@ -35,5 +37,5 @@ def clean_keywords(text: str, cut: bool) -> str:
     within_phrase = cut and len(phrases) > 1 and not text.rstrip().endswith(",")
     unique: dict[str, str] = {}
     for phrase in phrases[: len(phrases) - within_phrase]:
-        unique.setdefault(phrase.casefold(), phrase)
+        unique.setdefault(normalize(phrase), phrase)
     return join_phrases(unique.values())

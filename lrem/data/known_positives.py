@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lrem.data.words import normalize
+
 
 def identity(*parts: str) -> int:
     """Hash texts to a non-negative 63-bit integer.
@@ -22,12 +24,12 @@ def identity(*parts: str) -> int:
 
 
 def query_identity(query: str) -> int:
-    """Return the identity of a query: its text without case and spacing.
+    """Return the identity of a query: its normalized text without spacing.
 
     >>> query_identity("Red  coat") == query_identity("red coat")
     True
     """
-    return identity(" ".join(query.lower().split()))
+    return identity(" ".join(normalize(query).split()))
 
 
 class KnownPositives:

@@ -1,10 +1,16 @@
-"""Words of queries and titles: words, words with digits, content words. English plural endings only; no model."""
+"""Text as it is compared, and its words: all words, words with digits, content words. English plural endings only."""
 
-import re
+import unicodedata
 from itertools import pairwise
 
+import regex
+
+WORD = regex.compile(r"[\w\p{M}]+")  # a mark, such as a vowel sign, belongs to its word
+LITERAL = regex.compile(r"[\w\p{M}-]+")
+FORMAT_CHARACTERS = regex.compile(r"\p{Cf}+")  # zero-width characters, soft hyphens
+APART = regex.compile("[™℠]|(?=[¼-¾⅐-⅟↉])")  # NFKC would write Kohlertm and 421/2 for Kohler™ and 42½
 # Thai, kana and Han: scripts without spaces between words
-UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
+UNSPACED = regex.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 # Words that carry no product information; negations and units are not among them.
 _STOP_LIST = """\
 a an and are as at be by for from has have i in into is it its me my of on or our s so some something t that
@@ -13,13 +19,26 @@ STOP_WORDS = frozenset(_STOP_LIST.split())
 NEGATIONS = frozenset(("without", "no", "not", "non", "free", "except", "excluding", "minus", "sans", "never"))
 
 
+def normalize(text: str) -> str:
+    """Return a text as it is compared: NFKC with case folded, without format characters. Spacing is kept.
+
+    >>> normalize("Cafe\\u0301 ＬＥＤ İstanbul 42½") == normalize("CAF\\u00c9 led istanbul 42 1⁄2")
+    True
+    """
+    if text.isascii():
+        return text.lower()
+    text = unicodedata.normalize("NFKC", APART.sub(" ", FORMAT_CHARACTERS.sub("", text)))
+    folded = text.casefold().replace("i\u0307", "i")  # İ folds to an i with a second dot
+    return unicodedata.normalize("NFKC", folded)
+
+
 def words(text: str) -> list[str]:
-    """Return the lower-case words in order; for scripts without spaces, character bigrams (`space_bigrams`).
+    """Return the words of the normalized text in order; for scripts without spaces, character bigrams (`space_bigrams`).
 
     >>> words("Men's T-shirt, 1/2 inch")
     ['men', 's', 't', 'shirt', '1', '2', 'inch']
     """
-    return re.findall(r"\w+", space_bigrams(text).lower())
+    return list(WORD.findall(space_bigrams(normalize(text))))
 
 
 def space_bigrams(text: str) -> str:
@@ -41,7 +60,7 @@ def literals(text: str) -> set[str]:
     >>> literals("iphone15手机壳")
     {'iphone15'}
     """
-    return {word for word in re.findall(r"[\w-]+", UNSPACED.sub(" ", text).lower()) if any(c.isdigit() for c in word)}
+    return {word for word in LITERAL.findall(UNSPACED.sub(" ", normalize(text))) if any(c.isdigit() for c in word)}
 
 
 def stem(word: str) -> str:

@@ -3,7 +3,7 @@
 import bm25s
 import numpy as np
 
-from lrem.data.words import content_words, space_bigrams
+from lrem.data.words import content_words, words
 
 
 class Bm25:
@@ -48,8 +48,8 @@ class Bm25:
 
 
 def _tokens(texts: list[str]) -> list[list[str]]:
-    texts = [space_bigrams(text) for text in texts]
-    return bm25s.tokenize(texts, stopwords=None, return_ids=False, show_progress=False)
+    """Return each text's words of two characters or more, as bm25s does by default."""
+    return [[word for word in words(text) if len(word) > 1] for text in texts]
 
 
 def _stems(texts: list[str]) -> list[list[str]]:

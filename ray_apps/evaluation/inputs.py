@@ -9,6 +9,7 @@ from pyarrow import fs
 
 from lrem.config import Config
 from lrem.curation.difficulty import is_hard, measure_difficulty, reference_titles
+from lrem.data.known_positives import query_identity
 from lrem.data.schema import QRELS, QUERIES, REASONINGS, read_batches, read_table
 from lrem.errors import DataError
 from lrem.evaluation.metrics import Qrels
@@ -90,7 +91,11 @@ def trained_on(config: Config, queries: Queries) -> set[str]:
         for table in read_batches(uri, QUERIES) if _exists(uri) else ():
             same_id = table.filter(pc.is_in(table["query_id"], ids))
             pairs = zip(same_id["query_id"].to_pylist(), same_id["query"].to_pylist(), strict=True)
-            trained.update(query_id for query_id, text in pairs if queries[query_id]["query"] == text)
+            trained.update(
+                query_id
+                for query_id, text in pairs
+                if query_identity(queries[query_id]["query"]) == query_identity(text)
+            )
     return trained
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrem.data.known_positives import KnownPositives
+from lrem.data.known_positives import KnownPositives, query_identity
 
 KEY = st.integers(0, 2**63 - 1)
 ROWS = st.lists(
@@ -36,3 +36,9 @@ def test_pairs_and_judgements_are_united(rows: list[tuple[int, int, list[int] | 
 def test_a_table_is_padded_to_the_longest() -> None:
     known = KnownPositives(np.array([5, 5, 7]), np.array([2, 1, 1]))
     assert known.table([7, 5, 6]).tolist() == [[1, -1], [1, 2], [-1, -1]]
+
+
+def test_a_query_is_the_same_however_its_characters_are_encoded() -> None:
+    spellings = ("Café  LED", "cafe\u0301 ｌｅｄ", "CAF\u00c9 l\u00aded")
+    assert len({query_identity(text) for text in spellings}) == 1
+    assert query_identity("cafe led") != query_identity("café led")

@@ -4,12 +4,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrem.data.words import NEGATIONS, STOP_WORDS, content_words, literals, stem, words
+from lrem.data.words import NEGATIONS, STOP_WORDS, content_words, literals, normalize, stem, words
 
 
 def test_words_of_other_scripts_and_punctuation() -> None:
-    assert words("Größe 42½, l'été—C++ 跑步鞋") == ["größe", "42½", "l", "été", "c", "跑步", "步鞋"]
+    assert words("Größe 42½, l'été—C++ 跑步鞋") == ["grösse", "42", "1", "2", "l", "été", "c", "跑步", "步鞋"]
     assert words(" \n!?") == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("cafe\u0301", "CAFÉ"),
+        ("İSTANBUL", "istanbul"),
+        ("ＬＥＤ　ｌａｍｐ", "led lamp"),
+        ("note\u200bbook soft\u00adball \ufeffcup", "notebook softball cup"),
+        ("Kohler™ sink", "kohler sink"),
+        ("STRASSE", "straße"),
+        ("ﾃﾚﾋﾞ", "テレビ"),
+        ("8½ in", "8 1/2 in"),
+        ("ΣΊΣΥΦΟΣ", "σίσυφος"),
+    ],
+)
+def test_one_spelling_of_a_text_has_the_words_of_another(one: str, other: str) -> None:
+    assert words(one) == words(other) != []
+    assert content_words(one) == content_words(other)
+    assert literals(f"7{one}") == literals(f"7{other}") or "1/2" in other
+
+
+def test_marks_belong_to_their_words() -> None:
+    assert words("स्टील की बोतल") == ["स्टील", "की", "बोतल"]
+    assert words("கண்ணாடி பாட்டில்") == ["கண்ணாடி", "பாட்டில்"]
+
+
+@given(st.text(max_size=30))
+def test_normalizing_twice_changes_nothing(text: str) -> None:
+    assert normalize(normalize(text)) == normalize(text)
+    assert words(normalize(text)) == words(text)
 
 
 def test_literals_have_a_digit() -> None:
