@@ -59,7 +59,10 @@ def _with_examples(config: Config, examples: list[dict[str, Any]]) -> Config:
 def assemble_report(config: Config, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the report of a finished run: scores, times, versions and counts."""
     evaluation = results["evaluate"]
-    records = {name: json.loads((config.path(name) / RECORD).read_text()) for name in ("cold_start", "direct", "model")}
+    records = {
+        name: json.loads((config.path(name) / RECORD).read_text(encoding="utf-8"))
+        for name in ("cold_start", "direct", "model")
+    }
     counts = {
         name: {key: value for key, value in results[name].items() if key != "seconds"} for name in ("world", "curate")
     }

@@ -1,7 +1,7 @@
 """The tables that stages pass to each other: column names, Arrow types, and the checks made on reading."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -107,6 +107,24 @@ def read_batches(path: Path | str, schema: pa.Schema, optional: tuple[str, ...] 
         raise DataError(f"{path} has no rows: at least one is needed")
 
 
+def require_unique(table: pa.Table, names: Sequence[str], path: Path | str) -> None:
+    """Check that no two rows have the same values in these columns.
+
+    Raises:
+        DataError: two rows do; the message names the values.
+    """
+    counts = table.group_by(list(names), use_threads=False).aggregate([([], "count_all")])
+    repeated = counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 1).to_pylist()
+    if repeated:
+        raise repeated_error(path, {name: repeated[0][name] for name in names})
+
+
+def repeated_error(path: Path | str, values: Mapping[str, str]) -> DataError:
+    """Return the error of rows that should be one: column → the repeated value."""
+    key = ", ".join(f"{name} '{value}'" for name, value in values.items())
+    return DataError(f"{path}: {key} occurs more than once: keep one of the rows")
+
+
 def _require_column(name: str, names: list[str], path: Path | str) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
@@ -139,8 +157,5 @@ def read_items(path: Path) -> pa.Table:
     blank = pc.index(pc.equal(pc.utf8_trim_whitespace(table["title"]), ""), True).as_py()
     if blank >= 0:
         raise DataError(f"{path}: item '{table['item_id'][blank]}' (row {blank}) has an empty title: drop or fill it")
-    counts = table["item_id"].value_counts()
-    if pc.max(pc.struct_field(counts, "counts")).as_py() > 1:
-        repeated = next(row["values"] for row in counts.to_pylist() if row["counts"] > 1)
-        raise DataError(f"{path}: item_id '{repeated}' appears more than once: ids must be unique")
+    require_unique(table, ["item_id"], path)
     return table

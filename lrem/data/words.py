@@ -33,7 +33,7 @@ def normalize(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of the normalized text in order; for scripts without spaces, character bigrams (`space_bigrams`).
+    """Return the words of the normalized text; for scripts without spaces, character bigrams (`space_bigrams`).
 
     >>> words("Men's T-shirt, 1/2 inch")
     ['men', 's', 't', 'shirt', '1', '2', 'inch']

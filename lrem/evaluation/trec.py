@@ -129,7 +129,7 @@ def _check_name(name: str, column: str, path: Path) -> None:
 def _lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield `file:line` and the values of each line that is not blank."""
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 values = line.split()
                 if values and len(values) != len(columns):

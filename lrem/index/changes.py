@@ -37,7 +37,7 @@ def record_start(folder: Path) -> None:
 
 def start_watermark(folder: Path) -> Watermark:
     """Return the watermark at which the collection was restored."""
-    return Watermark(**json.loads((folder / START_FILE).read_text()))
+    return Watermark(**json.loads((folder / START_FILE).read_text(encoding="utf-8")))
 
 
 def record_carried(folder: Path, watermark: Watermark) -> None:
@@ -48,7 +48,9 @@ def record_carried(folder: Path, watermark: Watermark) -> None:
 def count_pending(folder: Path) -> int:
     """Return the number of items and deletions that no other index has."""
     carried = folder / CARRIED_FILE
-    watermark = Watermark(**json.loads(carried.read_text())) if carried.exists() else start_watermark(folder)
+    watermark = (
+        Watermark(**json.loads(carried.read_text(encoding="utf-8"))) if carried.exists() else start_watermark(folder)
+    )
 
     def count(store: Store) -> int:
         return int((store.rows() > watermark.row).sum()) + store.last_drop - watermark.drop

@@ -31,7 +31,7 @@ def convert_gguf(file: Path, folder: Path, max_loss: float = MAX_LOSS) -> Path:
     if not file.is_file():
         raise DataError(f"model.source={file}: no such file")
     source = {"file": file.name, "sha256": sha256(file)}
-    if (folder / RECORD).exists() and json.loads((folder / RECORD).read_text()) == source:
+    if (folder / RECORD).exists() and json.loads((folder / RECORD).read_text(encoding="utf-8")) == source:
         return folder
     name, arguments = pretrained_source(str(file))
     try:

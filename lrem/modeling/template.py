@@ -51,7 +51,7 @@ class Template:
         Raises:
             FileNotFoundError: the folder has no template.
         """
-        fields = json.loads((folder / FILE).read_text())
+        fields = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return cls(**fields | {"matryoshka": tuple(fields.get("matryoshka", ()))})
 
 

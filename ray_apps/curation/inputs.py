@@ -34,9 +34,10 @@ def cut_queries(run: CurationRun) -> None:
     config, folder = run.config, run.folder / "input"
     if is_cut(folder):
         return
-    write_lookup([] if _goes_without_judgements(config) else _judgements(config), run.judgements_file)
+    judgements = () if _goes_without_judgements(config) else _judgements(config)
+    write_lookup(judgements, run.judgements_file, config.path("qrels"))
     if config.curate.teacher == "file":
-        write_lookup(_reasonings(config), run.reasonings_file)
+        write_lookup(_reasonings(config), run.reasonings_file, config.path("teacher"), ["query_id"])
     groups = _near_duplicates(config)
     write_json(groups.counts, run.folder / GROUPS)
     cut_into_parts(_input_tables(config, groups), folder, config.curate.part_rows)

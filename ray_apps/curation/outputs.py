@@ -148,7 +148,7 @@ def _write_datasheet(
         total_counters(run.folder / "found"),
         total_counters(run.folder / "taught"),
         decided,
-        json.loads((run.folder / GROUPS).read_text()),
+        json.loads((run.folder / GROUPS).read_text(encoding="utf-8")),
         outcomes,
         dict(written.queries),
         dict(written.rows),

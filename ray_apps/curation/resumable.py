@@ -73,7 +73,7 @@ def read_parts(folder: Path) -> Iterator[pa.Table]:
 
 def part_counters(part: Path) -> Counters:
     """Return the counters of one part."""
-    return dict(json.loads(part.with_suffix(".json").read_text()))
+    return dict(json.loads(part.with_suffix(".json").read_text(encoding="utf-8")))
 
 
 def total_counters(folder: Path) -> Counters:

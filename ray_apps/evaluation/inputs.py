@@ -10,7 +10,7 @@ from pyarrow import fs
 from lrem.config import Config
 from lrem.curation.difficulty import is_hard, measure_difficulty, reference_titles
 from lrem.data.known_positives import query_identity
-from lrem.data.schema import QRELS, QUERIES, REASONINGS, read_batches, read_table
+from lrem.data.schema import QRELS, QUERIES, REASONINGS, read_batches, read_table, require_unique
 from lrem.errors import DataError
 from lrem.evaluation.metrics import Qrels
 from lrem.evaluation.trec import read_qrels
@@ -58,6 +58,7 @@ def test_set(config: Config) -> TestSet:
     if not file.exists() and file == config.default_path("queries"):
         raise DataError(f"{file} does not exist: {HOW_TO_CREATE}")
     table, qrels = read_table(file, QUERIES, keep_extra=True), _read_judgements(judgements)
+    require_unique(table, ["query_id"], file)
     rows = {row["query_id"]: row for row in table.to_pylist() if row.get("split", "test") == "test"}
     judged = {query_id: row for query_id, row in rows.items() if query_id in qrels}
     if not judged:
@@ -78,8 +79,10 @@ def _read_judgements(file: Path) -> dict[str, dict[str, int]]:
     """Read judgements in TREC's format or as parquet."""
     if file.suffix in (".txt", ".qrels", ".tsv"):
         return read_qrels(file)
+    table = read_table(file, QRELS)
+    require_unique(table, QRELS.names[:2], file)
     qrels: dict[str, dict[str, int]] = {}
-    for row in read_table(file, QRELS).to_pylist():
+    for row in table.to_pylist():
         qrels.setdefault(row["query_id"], {})[row["item_id"]] = row["grade"]
     return qrels
 
@@ -147,5 +150,6 @@ def oracle_reasonings(config: Config, queries: Queries) -> dict[str, str]:
     """
     if not config.path("gold").exists() and config.path("gold") == config.default_path("gold"):
         return {query_id: text for query_id, row in queries.items() if (text := row.get("reasoning"))}
-    rows = read_table(config.path("gold"), REASONINGS).to_pylist()
-    return {row["query_id"]: row["reasoning"] for row in rows if row["query_id"] in queries}
+    table = read_table(config.path("gold"), REASONINGS)
+    require_unique(table, ["query_id"], config.path("gold"))
+    return {row["query_id"]: row["reasoning"] for row in table.to_pylist() if row["query_id"] in queries}

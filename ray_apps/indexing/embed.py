@@ -75,7 +75,7 @@ def build_index(config: Config, vectors: Path, out: str | Path) -> SnapshotManif
     """
     items = read_items(config.path("items"))
     table = read_table(vectors / "vectors.parquet", VECTORS)
-    manifest = json.loads((vectors / "manifest.json").read_text())
+    manifest = json.loads((vectors / "manifest.json").read_text(encoding="utf-8"))
     position = {item_id: i for i, item_id in enumerate(table["item_id"].to_pylist())}
     missing = [item_id for item_id in items["item_id"].to_pylist() if item_id not in position]
     if missing or len(position) != items.num_rows:

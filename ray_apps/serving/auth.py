@@ -17,10 +17,10 @@ def read_keys(file: Path) -> dict[str, Scope]:
     """Return digest → scope of a file with one line `read KEY` or `write KEY` per key; `write` may also read.
 
     Raises:
-        ConfigError: the file does not exist, a line is neither of the two, or a key is too short.
+        ConfigError: the file does not exist, a line is neither of the two, a key is too short, or one is repeated.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"serve.keys_file={file} cannot be read ({error})") from error
     keys: dict[str, Scope] = {}
@@ -32,7 +32,10 @@ def read_keys(file: Path) -> dict[str, Scope]:
             raise ConfigError(
                 f"{file}, line {number}: write 'read KEY' or 'write KEY', with at least {MIN_KEY_LENGTH} characters"
             )
-        keys[digest(key.strip())] = "write" if scope == "write" else "read"
+        key_digest = digest(key.strip())
+        if key_digest in keys:
+            raise ConfigError(f"{file}, line {number}: this key stands on an earlier line too: keep one of the lines")
+        keys[key_digest] = "write" if scope == "write" else "read"
     if not keys:
         raise ConfigError(f"{file} holds no key: write one line 'read KEY' or 'write KEY' per key")
     return keys

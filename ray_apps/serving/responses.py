@@ -44,7 +44,7 @@ def encode_vector(vector: np.ndarray, encoding: str) -> list[float] | str:
 def search_page(examples: list[str]) -> str:
     """Return the HTML of the search page with buttons for example queries."""
     buttons = (f'<li><button type="button">{html.escape(query)}</button></li>' for query in examples)
-    return PAGE.read_text().replace("<!-- examples -->", "\n    ".join(buttons))
+    return PAGE.read_text(encoding="utf-8").replace("<!-- examples -->", "\n    ".join(buttons))
 
 
 class ParsedLine(NamedTuple):

@@ -118,7 +118,7 @@ class Checkpoints:
     def _read_json(self, checkpoint: Path, name: str) -> dict[str, Any]:
         """Read a JSON file of a checkpoint. Raises DamagedCheckpoint."""
         try:
-            return dict(json.loads((checkpoint / name).read_text()))
+            return dict(json.loads((checkpoint / name).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise self._damaged(checkpoint, f"{name}: {error}") from error
 
@@ -227,7 +227,7 @@ def _verify_checksums(state: Path) -> None:
 def _quality(checkpoint: Path) -> tuple[float, str]:
     """Order checkpoints by dev metric, then by age; unreadable ones come last."""
     try:
-        record = json.loads((checkpoint / RECORD).read_text())
+        record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return -2.0, checkpoint.name
     return record.get("dev", {}).get("hit_rate", -1.0), checkpoint.name

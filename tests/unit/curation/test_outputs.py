@@ -28,8 +28,8 @@ def test_every_row_lists_the_judged_items(tmp_path: Path) -> None:
     config = load_config(None, [*settings, "curate.rl_share=0.5", "curate.dev_share=0.2"])
     run = CurationRun(config, tmp_path / "work/run", ResolvedRetriever("bm25", None, None, "bm25"))
     judgements = [(query, item, 1) for query, items in JUDGED.items() for item in items]
-    write_lookup([*judgements, ("q1", "i2", 0)], run.judgements_file)
-    write_lookup([("q1", "helmet", None)], run.reasonings_file)
+    write_lookup([*judgements, ("q1", "i2", 0)], run.judgements_file, "qrels")
+    write_lookup([("q1", "helmet", None)], run.reasonings_file, "teacher")
     rows = [
         ("q1", "ride a bike", 0.6),
         ("q2", "tin soup", 0.1),

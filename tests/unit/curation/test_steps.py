@@ -32,8 +32,8 @@ def run(tmp_path: Path) -> CurationRun:
         tmp_path / "work" / "run",
         ResolvedRetriever("bm25", None, None, "bm25"),
     )
-    write_lookup(JUDGEMENTS, run.judgements_file)
-    write_lookup(((query_id, text, None) for query_id, text in REASONINGS.items()), run.reasonings_file)
+    write_lookup(JUDGEMENTS, run.judgements_file, "qrels")
+    write_lookup(((query_id, text, None) for query_id, text in REASONINGS.items()), run.reasonings_file, "teacher")
     return run
 
 
@@ -147,7 +147,7 @@ def test_half_of_the_items_are_the_querys_own_on_average(run: CurationRun) -> No
 def test_the_most_decisive_keyword_is_first_and_survives_the_budget(run: CurationRun) -> None:
     """Relevant for q1 are i1 and i4: "helmet" is only there, "paper" only elsewhere, "wheel" nowhere."""
     reasonings = [("q1", "paper, wheel, helmet", None), ("q2", "paper, soup tin, wheel", None)]
-    write_lookup(reasonings, run.reasonings_file)
+    write_lookup(reasonings, run.reasonings_file, "teacher")
     model = run.config.model.model_copy(update={"budget": 3})
     tight = run._replace(config=run.config.model_copy(update={"model": model}))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from lrem.config import Config, load_config
@@ -70,6 +71,22 @@ def test_queries_that_were_trained_on_are_left_out(config: Config, capsys: pytes
     write_rows(config.path("rl_pairs"), [*pairs, {"query_id": "q2", "query": "wool hat"} | row])
     with pytest.raises(DataError, match=r"queries\.parquet was trained on.*curate\.test_share=0\.1"):
         read_test_set(trained)
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "message"),
+    [
+        ("qrels", {"query_id": "q1", "item_id": "i1", "grade": 0}, "query_id 'q1', item_id 'i1' occurs"),
+        ("queries", {"query_id": "q2", "query": "another text"}, "query_id 'q2' occurs"),
+        ("gold", {"query_id": "q1", "reasoning": "wool"}, "query_id 'q1' occurs"),
+    ],
+)
+def test_a_repeated_row_is_refused(config: Config, file: str, row: dict[str, Any], message: str) -> None:
+    write_rows(config.path("gold"), [{"query_id": "q1", "reasoning": "coat"}])
+    table = pa.parquet.read_table(config.path(file))
+    write_parquet(pa.concat_tables([table, pa.Table.from_pylist([row], table.schema)]), config.path(file))
+    with pytest.raises(DataError, match=f"{file}.parquet: {message} more than once"):
+        oracle_reasonings(config, dict(read_test_set(config).queries))
 
 
 def test_bootstrapped_judgements_are_used_if_there_are_no_others(config: Config, tmp_path: Path) -> None:

@@ -111,6 +111,13 @@ def test_an_invalid_line_of_qrels(tmp_path: Path, line: str, message: str) -> No
         read_qrels(path)
 
 
+def test_a_byte_order_mark_belongs_to_no_query(tmp_path: Path) -> None:
+    (tmp_path / "qrels.txt").write_text("q 0 b 1\n", encoding="utf-8-sig")
+    (tmp_path / "run.txt").write_text("q Q0 b 1 0.5 tag\n", encoding="utf-8-sig")
+    assert read_qrels(tmp_path / "qrels.txt") == {"q": {"b": 1}}
+    assert read_run(tmp_path / "run.txt") == {"q": [("b", 0.5)]}
+
+
 def test_a_missing_file_and_a_binary_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run.txt does not exist"):
         read_run(tmp_path / "run.txt")
