@@ -26,7 +26,8 @@ INTRODUCTION = """\
     lrem cold-start --config configs/demo.yaml seed=7 cold_start.optim.lr=1e-3
     lrem cold-start --config configs/demo.yaml --dry-run    # print the resolved settings, run nothing
 
-Each run has one YAML file. Overrides follow it on the command line as `dotted.key=value`; the value is read as YAML.
+Each run has one YAML file. Overrides follow it on the command line as `dotted.key=value`.
+The value is taken as it stands, also behind a `#`; lists and mappings are YAML: `curate.banned=[knife, gun]`.
 Settings that are not given have their defaults. An unknown setting or an invalid value stops the command before it
 starts; the message names the nearest known setting. Start from a file in `configs/`.
 

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lrem.config.llm import JudgeLlmConfig, LlmConfig
+from lrem.config.paths import PathOrName
 from lrem.config.section import Section
 
 Format = Literal["table", "esci", "wands", "multi_cpr"]
@@ -71,7 +72,7 @@ class DifficultyConfig(Section):
 class CurateConfig(Section):
     """From queries to triplets."""
 
-    retriever: str = "bm25"
+    retriever: PathOrName = "bm25"
     """bm25, or a folder: a sentence-transformers model, one of ours, or an index snapshot of paths.model."""
     top_k: int = Field(30, ge=1)
     """Items per retrieval, with and without the reasoning: one result page. Not stated in the paper."""
@@ -86,7 +87,7 @@ class CurateConfig(Section):
     """known: the judgements in paths.qrels. Otherwise a model."""
     judge_llm: JudgeLlmConfig = JudgeLlmConfig()
     """The judge."""
-    cross_encoder: str | None = None
+    cross_encoder: PathOrName | None = None
     """Name or folder of a sentence-transformers cross-encoder."""
     accept: float = Field(0.5, ge=0, le=1)
     """Lowest relevance that a judge accepts, 0 to 1; grades 0 to 3 count as thirds."""

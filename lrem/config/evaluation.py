@@ -1,11 +1,11 @@
 """Settings of the evaluation."""
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from lrem.config.llm import JudgeLlmConfig, LlmConfig
+from lrem.config.paths import LocalPath, PathOrName
 from lrem.config.section import Section
 
 
@@ -20,7 +20,7 @@ class EvaluateConfig(Section):
     """Metric of the intervals, tests and the headline: a name of lrem/evaluation/metrics.py."""
     relevant_from: int = Field(1, ge=1)
     """Lowest grade that counts as relevant."""
-    sentence_transformers: list[str] = Field(default_factory=list)
+    sentence_transformers: list[PathOrName] = Field(default_factory=list)
     """sentence-transformers folders to compare with."""
     llm: LlmConfig = LlmConfig()
     """If its model is set: prompt-only query expansion, searched with BM25."""
@@ -28,7 +28,7 @@ class EvaluateConfig(Section):
     """If its model is set: Precision@judge_k by its judgements."""
     judge_k: int = Field(100, ge=1)
     """Cutoff of the judge's Precision (paper)."""
-    runs: dict[str, Path] = Field(default_factory=dict)
+    runs: dict[str, LocalPath] = Field(default_factory=dict)
     """Runs of other systems in TREC format: name → file."""
     lengths: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [4, 8, 16])
     """Probe: reasonings cut to this many tokens."""

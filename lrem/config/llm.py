@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lrem.config.paths import PathOrName
 from lrem.config.section import Section
 
 
@@ -12,7 +13,7 @@ class LlmConfig(Section):
 
     engine: Literal["vllm", "url"] = "vllm"
     """vllm: in the cluster. url: a server."""
-    model: str | None = None
+    model: PathOrName | None = None
     """A Hugging Face name or folder; for a server, the name that it serves."""
     url: str | None = None
     """Address of the server, such as http://host:8000/v1."""

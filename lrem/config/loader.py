@@ -2,8 +2,9 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -48,9 +49,9 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, tree: dict[str, Any]) -> dict[str, Any]:
-        """Make all paths absolute: a Ray worker has another working directory than the caller."""
-        run_dir = Path(tree.get("run_dir") or "runs/demo").absolute()
-        given = {key: _absolute(value) for key, value in (tree.get("paths") or {}).items() if value}
+        """Put all paths that are not given under `run_dir`, which becomes absolute."""
+        run_dir = Path(tree.get("run_dir") or "runs/demo").expanduser().absolute()
+        given = {key: value for key, value in (tree.get("paths") or {}).items() if value}
         paths = {name: run_dir / path for name, path in DEFAULT_PATHS.items()} | given
         return tree | {"run_dir": run_dir, "paths": paths}
 
@@ -67,12 +68,26 @@ class Config(Section):
         return str(getattr(self.paths, name))
 
 
-def _absolute(value: str | Path) -> str | Path:
-    return value if "://" in str(value) else Path(value).absolute()
+class _TextLoader(yaml.SafeLoader):
+    """YAML whose scalars are text or null: the setting decides the type, so that `No`, 2026 and 1.10 can be names."""
 
 
-def load_config(file: Path | None, overrides: list[str]) -> Config:
-    """Read YAML, then apply `dotted.key=value` overrides (values are YAML).
+_TextLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def load_config(file: Path | None, overrides: list[str], paths: Mapping[str, Path | str] | None = None) -> Config:
+    """Read YAML, then apply `dotted.key=value` overrides.
+
+    The value of a list, a mapping or a section is YAML. Any other is taken as it stands: `null` or nothing for None,
+    and a value in quotes loses them.
+
+    Args:
+        file: YAML; None for the defaults.
+        overrides: settings to change.
+        paths: values for keys of `paths`, taken as they stand.
 
     Raises:
         ConfigError: the file is missing or is not YAML, a key is unknown, or a value is invalid.
@@ -82,7 +97,10 @@ def load_config(file: Path | None, overrides: list[str]) -> Config:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"'{override}' is not an override: write dotted.key=value, such as seed=7")
-        _assign(tree, key.split("."), _parse(value, f"the value of '{override}'"), override)
+        keys = key.split(".")
+        _assign(tree, keys, _value(keys, value, f"the value of '{override}'"), override)
+    if paths:
+        tree["paths"] = (tree.get("paths") or {}) | dict(paths)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -112,7 +130,7 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_section(field.annotation):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
     return keys
 
@@ -126,9 +144,31 @@ def _read(file: Path) -> dict[str, Any]:
     return tree
 
 
+def _value(keys: list[str], text: str, what: str) -> Any:
+    """Return the value of an override: YAML if the setting is a collection, otherwise the text itself."""
+    annotation: Any = Config
+    for key in keys:
+        if _is_section(annotation) and key in annotation.model_fields:
+            annotation = annotation.model_fields[key].annotation
+        else:
+            annotation = get_args(annotation)[1] if get_origin(annotation) is dict else dict
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return _parse(text, what) if _is_collection(annotation) or quoted or text in ("", "null") else text
+
+
+def _is_collection(annotation: Any) -> bool:
+    """Return True if a setting of this type may be a list, a mapping or a section."""
+    is_one = {annotation if isinstance(annotation, type) else None, get_origin(annotation)} & {dict, list, tuple}
+    return bool(is_one) or _is_section(annotation) or any(map(_is_collection, get_args(annotation)))
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def _parse(text: str, what: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _TextLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{what} is not YAML: {error}") from error
 

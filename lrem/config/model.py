@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lrem.config.paths import PathOrName
 from lrem.config.section import Section
 
 
@@ -28,7 +29,7 @@ def is_gguf(source: str) -> bool:
 class ModelConfig(Section):
     """`source` names a Hugging Face model or folder. Without it, a small Qwen2 of the sizes below is created."""
 
-    source: str | None = None
+    source: PathOrName | None = None
     """A Hugging Face name, a local folder, or a .gguf file, which is dequantised once into `run_dir`/backbone."""
     template: Literal["chat", "compact"] | None = None
     """The text around queries and items. chat: ChatML with an instruction. compact: at most five tokens a text. None:

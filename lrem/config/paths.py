@@ -1,8 +1,16 @@
 """Where the files of a run are."""
 
+import os
 from pathlib import Path
+from typing import Annotated, Any, get_args
+from urllib.parse import unquote, urlsplit
+
+from pydantic import AfterValidator, model_validator
 
 from lrem.config.section import Section
+
+LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
+PathOrName = Annotated[str, AfterValidator(os.path.expanduser)]  # a folder, or the name of a model
 
 DEFAULT_PATHS = {
     "items": "world/items.parquet",
@@ -59,3 +67,22 @@ class PathsConfig(Section):
     """The index snapshot that serving starts from: a folder, or a URI such as s3://bucket/name."""
     live: Path | None = None
     """The live index with every write since the snapshot, on a disk of the index machines."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, paths: dict[str, Any]) -> dict[str, Any]:
+        return {name: cls._absolute(name, value) for name, value in paths.items()}
+
+    @classmethod
+    def _absolute(cls, name: str, value: str | Path | None) -> str | Path | None:
+        """Return a local path as an absolute one: a Ray worker has another working directory than the caller."""
+        if value is None or "://" not in str(value):
+            return value and Path(value).expanduser().absolute()
+        if urlsplit(str(value)).scheme == "file":
+            return Path(unquote(urlsplit(str(value)).path))
+        if name in cls.model_fields and str not in get_args(cls.model_fields[name].annotation):
+            raise ValueError(
+                f"paths.{name}={value} must be a local path: copy the file here, or read a catalogue, queries and "
+                "judgements from a URI with `lrem import`"
+            )
+        return value

@@ -1,9 +1,8 @@
 """Settings of embedding, the index and the search service."""
 
-from pathlib import Path
-
 from pydantic import Field, model_validator
 
+from lrem.config.paths import LocalPath
 from lrem.config.section import Section
 
 
@@ -74,7 +73,7 @@ class ServeConfig(Section):
     """Address to bind to."""
     port: int = 8000
     """Port to bind to."""
-    keys_file: Path | None = None
+    keys_file: LocalPath | None = None
     """File of API keys for reading and writing. Without it, only loopback addresses are allowed."""
     shards: int = Field(1, ge=1)
     """Index shards."""

@@ -18,7 +18,7 @@ class OptimConfig(Section):
     """AdamW's decoupled weight decay."""
     clip: float = 1.0
     """Maximum norm of the gradient."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: int = Field(2, ge=0, le=3)
     """DeepSpeed ZeRO stage."""
     bf16: bool = False
     """Train the weights in bfloat16."""
@@ -285,7 +285,7 @@ class ReinforceConfig(TrainConfig):
     """Lower clip of the ratio: 1 - clip_low."""
     clip_high: float = Field(0.2, ge=0)
     """Upper clip of the ratio: 1 + clip_high."""
-    staleness: Literal[0, 1] = 0
+    staleness: int = Field(0, ge=0, le=1)
     """Steps by which rollouts may lag behind the policy. 1: sample while the previous step trains."""
     correction: Literal["none", "token", "sequence"] = "none"
     """Importance correction of stale rollouts. none: only the clipped ratio."""

@@ -11,8 +11,8 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML fi
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value …")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a stopped run from its newest checkpoint.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
-Model = Annotated[Path | None, typer.Option("--model", help="Model folder (paths.model).")]
-Catalogue = Annotated[Path | None, typer.Option("--catalogue", help="Parquet file of items (paths.items).")]
+Model = Annotated[str | None, typer.Option("--model", help="Model folder (paths.model).")]
+Catalogue = Annotated[str | None, typer.Option("--catalogue", help="Parquet file or folder of items (paths.items).")]
 Source = Annotated[
     str | None,
     typer.Option("--from", help="A snapshot (folder or URL) or the folder of a live index (default: paths.index)."),
@@ -20,7 +20,7 @@ Source = Annotated[
 Where = Annotated[str | None, typer.Option("--filter", help='Filter on payload as JSON: {"price": {"$lt": 20}}.')]
 
 
-def load(config: Path | None, overrides: list[str] | None, dry_run: bool, **paths: Path | None) -> Config:
+def load(config: Path | None, overrides: list[str] | None, dry_run: bool, **paths: str | None) -> Config:
     """Return the settings of a command; with `dry_run`, print them and end the command.
 
     Args:
@@ -29,8 +29,7 @@ def load(config: Path | None, overrides: list[str] | None, dry_run: bool, **path
     Raises:
         ConfigError: see load_config.
     """
-    given = [f"paths.{name}={path}" for name, path in paths.items() if path is not None]
-    settings = load_config(config, [*(overrides or []), *given])
+    settings = load_config(config, overrides or [], {name: path for name, path in paths.items() if path is not None})
     if dry_run:
         typer.echo(to_yaml(settings))
         raise typer.Exit

@@ -11,7 +11,7 @@ from ray_apps.cluster.progress import console
 from ray_apps.pipeline import run_stage
 
 
-def _run(name: str, config: Path | None, overrides: list[str] | None, dry_run: bool, **paths: Path | None) -> None:
+def _run(name: str, config: Path | None, overrides: list[str] | None, dry_run: bool, **paths: str | None) -> None:
     run_stage(name, load(config, overrides, dry_run, **paths))
 
 

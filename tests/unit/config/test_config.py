@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from ray.serve.schema import ServeDeploySchema
 
 from lrem.config import Config, known_keys, load_config, to_yaml
@@ -45,6 +47,7 @@ def test_overrides_win_and_are_typed() -> None:
         ("cold_start.epochs=none", "cold_start.epochs"),
         ("cold_start.optim.zero_stage=4", "zero_stage"),
         ("direct={compile: true, optim: {zero_stage: 3}}", "compile"),
+        ("paths.items=s3://bucket/items", "paths.items=s3://bucket/items must be a local path"),
         ("seed", "dotted.key=value"),
         ("seed.deeper.still=1", "seed"),
         ("a=[1", "not YAML"),
@@ -54,6 +57,55 @@ def test_overrides_win_and_are_typed() -> None:
 def test_what_is_wrong_is_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(Path("configs/demo.yaml"), [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "setting", "value"),
+    [
+        ("run_dir=2026-11-30", "run_dir", Path.cwd() / "2026-11-30"),
+        ("run_dir=2026", "run_dir", Path.cwd() / "2026"),
+        ("run_dir=~/shop #2", "run_dir", Path.home() / "shop #2"),
+        ("paths.model=1e5: no", "paths.model", Path.cwd() / "1e5: no"),
+        ("paths.gold=~/gold.parquet", "paths.gold", Path.home() / "gold.parquet"),
+        ("paths.items=file:///a%20b/items.parquet", "paths.items", Path("/a b/items.parquet")),
+        ("serve.keys_file=~/keys", "serve.keys_file", Path.home() / "keys"),
+        ("curate.retriever=~/minilm", "curate.retriever", str(Path.home() / "minilm")),
+        ("model.source=~/backbone", "model.source", str(Path.home() / "backbone")),
+        ("sources.columns={item_id: No, brand: 007}", "sources.columns", {"item_id": "No", "brand": "007"}),
+        ("sources.columns.item_id=sku #", "sources.columns", {"item_id": "sku #"}),
+        ("sources.grades={2: 1, yes: 3}", "sources.grades", {"2": 1, "yes": 3}),
+        ("evaluate.runs={2024: ~/a.txt}", "evaluate.runs", {"2024": Path.home() / "a.txt"}),
+        ("sources.locale=no", "sources.locale", "no"),
+        ("sources.locale=null", "sources.locale", None),
+        ("sources.locale=", "sources.locale", None),
+        ("sources.delimiter='|'", "sources.delimiter", "|"),
+        ("sources.delimiter=;", "sources.delimiter", ";"),
+        ("curate.banned=[1.10, on]", "curate.banned", ["1.10", "on"]),
+        ("curate.only_helpful=true", "curate.only_helpful", True),
+        ("curate.test_share=null", "curate.test_share", None),
+        ("mine.window=[2, 30]", "mine.window", (2, 30)),
+    ],
+)
+def test_values_are_taken_as_they_stand(override: str, setting: str, value: object) -> None:
+    config: object = load_config(None, [override])
+    for key in setting.split("."):
+        config = getattr(config, key)
+    assert config == value
+
+
+def test_the_same_holds_for_files_and_for_options(tmp_path: Path) -> None:
+    file = tmp_path / "shop.yaml"
+    file.write_text("\ufeffrun_dir: 2026-11-30\nsources: {locale: no, grades: {2: 1}}\nseed: 7\npaths: {gold: ~}\n")
+    config = load_config(file, [], {"model": "shop #2", "items": "file:///tmp/items"})
+    assert (config.run_dir, config.sources.locale) == (Path.cwd() / "2026-11-30", "no")
+    assert (config.sources.grades, config.seed, config.path("gold")) == ({"2": 1}, 7, config.default_path("gold"))
+    assert (config.path("model"), config.path("items")) == (Path.cwd() / "shop #2", Path("/tmp/items"))
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1))
+def test_any_text_is_a_value(text: str) -> None:
+    assume(text not in ("null", "~") and text[0] not in "'\"~")
+    assert load_config(None, [f"sources.folder={text}"]).sources.folder == text
 
 
 def test_bad_files(tmp_path: Path) -> None:
