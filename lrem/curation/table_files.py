@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from lrem.curation.text_formats import TextFormat, infer_type, read_csv, read_json_lines, read_tsv, to_numbers
+from lrem.data.partitions import partition_schema, partition_values
 from lrem.errors import DataError
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".json": "json"}
@@ -25,7 +26,8 @@ def read_table_files(
     """Read a table; the suffix of each file decides its format.
 
     In CSV and TSV, columns that hold only truth values, or only numbers in their usual spelling, get that type.
-    Dictionary-encoded and large strings become plain strings, as every later stage expects.
+    Folders such as `brand=acme` become columns. Dictionary-encoded and large strings become plain strings, as every
+    later stage expects.
 
     Args:
         path: a file, a folder of files of one format, or a URI.
@@ -45,7 +47,13 @@ def read_table_files(
             f"{path} holds files of several formats ({', '.join(sorted(formats))}): pass a folder of one format"
         )
     [file_format] = formats
+    folder = locate(path)[1]
+    in_paths = partition_schema(names, folder)
     tables = [_read_file(system, name, file_format, text, keep) for name in names]
+    tables = [
+        _with_partitions(table, partition_values(name, folder), in_paths)
+        for table, name in zip(tables, names, strict=True)
+    ]
     for table in tables:
         repeated = [name for name, count in Counter(table.column_names).items() if count > 1]
         if repeated:
@@ -61,7 +69,7 @@ def read_table_files(
     for name, column in columns.items():
         if name in numbers and pa.types.is_string(column.type):
             columns[name] = to_numbers(column, name, path)
-        elif untyped and name not in text_columns:
+        elif untyped and name not in text_columns and pa.types.is_string(column.type):
             columns[name] = infer_type(column)
     return pa.table(columns)
 
@@ -132,6 +140,15 @@ def _read_file(
         raise DataError(
             f"{name} is not readable as {file_format} ({error}): repair it or download it again{hint}"
         ) from error
+
+
+def _with_partitions(table: pa.Table, values: dict[str, str | None], types: pa.Schema) -> pa.Table:
+    """Add the columns that the path of the table's file names, unless the file has them."""
+    for field in types:
+        if field.name not in table.column_names:
+            column = pa.array([values.get(field.name)] * table.num_rows, pa.string())
+            table = table.append_column(field.name, column.cast(field.type))
+    return table
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -88,6 +88,14 @@ def exclusive_lock(file: Path, timeout_s: float) -> Iterator[None]:
         yield
 
 
+def checksum(path: Path) -> str:
+    """Return the SHA-256 checksum of a file, or one of a folder that covers its files' names and contents."""
+    if not path.is_dir():
+        return sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256(str([(str(file.relative_to(path)), sha256(file)) for file in files]).encode()).hexdigest()
+
+
 def sha256(file: Path) -> str:
     """Return a file's SHA-256 checksum in hexadecimal."""
     with file.open("rb") as stream:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
+from pyarrow.fs import FileSystem
 
+from lrem.data.partitions import partition_schema
 from lrem.errors import DataError
 
 BATCH_ROWS = 20_000  # rows read at once by `read_batches`
@@ -26,11 +28,15 @@ RELEVANT = pa.schema([("relevant_ids", pa.list_(TEXT))])
 def open_table(path: Path | str, schema: pa.Schema) -> pa.dataset.Dataset:
     """Open parquet without reading its rows: a file, a folder of files, or any URI that pyarrow knows.
 
+    The columns of a folder are those of all its files, null where a file lacks one, and those that its path names
+    (`brand=acme/`).
+
     Raises:
-        DataError: there is nothing at `path`, a file is not parquet, or a column of `schema` is missing.
+        DataError: there is nothing at `path`, a file is not parquet, a column of `schema` is missing, or a column has
+            types that do not fit together.
     """
     try:
-        dataset = pa.dataset.dataset(str(path), format="parquet")
+        dataset = _with_all_columns(pa.dataset.dataset(str(path), format="parquet"), str(path), schema)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: run the stage that writes it, or pass another path") from error
     except OSError as error:
@@ -40,6 +46,39 @@ def open_table(path: Path | str, schema: pa.Schema) -> pa.dataset.Dataset:
     for name in schema.names:
         _require_column(name, dataset.schema.names, path)
     return dataset
+
+
+def _with_all_columns(dataset: pa.dataset.Dataset, path: str, schema: pa.Schema) -> pa.dataset.Dataset:
+    """Open a folder again with the columns of all its files: pyarrow takes those of the first."""
+    folder = FileSystem.from_uri(path)[1] if "://" in path else path
+    in_paths = partition_schema(dataset.files, folder)
+    types: dict[str, dict[pa.DataType, None]] = {}
+    for fragment in dataset.get_fragments() if len(dataset.files) > 1 or in_paths else ():
+        for field in fragment.physical_schema:
+            types.setdefault(field.name, {})[field.type] = None
+    if all(len(kinds) == 1 for kinds in types.values()) and not set(in_paths.names) | set(types) - {
+        *dataset.schema.names
+    }:
+        return dataset
+    fields = {name: _common_type(name, list(kinds), schema, path) for name, kinds in types.items()}
+    partitions = pa.schema(field for field in in_paths if field.name not in fields)
+    return pa.dataset.dataset(
+        path,
+        format="parquet",
+        partitioning=pa.dataset.partitioning(partitions, flavor="hive"),
+        schema=pa.schema([*fields.items(), *partitions]),
+    )
+
+
+def _common_type(name: str, types: list[pa.DataType], schema: pa.Schema, path: str) -> pa.DataType:
+    if len(types) > 1 and name in schema.names:
+        return schema.field(name).type
+    try:
+        return pa.unify_schemas([pa.schema([(name, one)]) for one in types], promote_options="permissive").field(0).type
+    except pa.ArrowTypeError as error:
+        raise DataError(
+            f"{path}: '{name}' is {' in one file and '.join(map(str, types))} in another: write all with one schema"
+        ) from error
 
 
 def _unreadable_error(path: Path | str, error: OSError) -> DataError:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrem.data.files import sha256
+from lrem.data.files import checksum
 from lrem.errors import DataError
 from lrem.retrieval.retriever_kind import RetrieverKind, retriever_kind
 from lrem.retrieval.retrievers import Retriever, open_retriever
@@ -71,6 +71,6 @@ def check_index(index: str, model: str, items: Path) -> "SnapshotManifest":
     from lrem.index.snapshot import read_manifest
 
     manifest = read_manifest(index, model)
-    if manifest.get("source") != sha256(items):
+    if manifest.get("source") != checksum(items):
         raise DataError(f"{index} was not built from {items}: run `lrem embed` and `lrem index build` again")
     return manifest

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray.data
 
 from lrem.config import Config
-from lrem.data.files import atomic_folder, sha256
+from lrem.data.files import atomic_folder, checksum
 from lrem.data.schema import ITEMS, read_items, read_table
 from lrem.errors import DataError, SnapshotError
 from lrem.index.bulk_load import ItemBatch, build_snapshot
@@ -84,7 +84,7 @@ def build_index(config: Config, vectors: Path, out: str | Path) -> SnapshotManif
             f"({len(missing)} without a vector): run `lrem embed` again"
         )
     matrix = np.stack(table["vector"].to_numpy())[[position[i] for i in items["item_id"].to_pylist()]]
-    batches, catalogue_sha256 = _batches(items, matrix), sha256(config.path("items"))
+    batches, catalogue_sha256 = _batches(items, matrix), checksum(config.path("items"))
     return build_snapshot(out, batches, manifest["model"], matrix.shape[1], config.index.factory, catalogue_sha256)
 
 
@@ -106,7 +106,7 @@ def is_index_current(config: Config) -> bool:
     from lrem.modeling.model import fingerprint  # here: it imports torch, which lexical curation does not need
 
     inputs = (manifest["model"], manifest["source"])
-    return inputs == (fingerprint(config.path("model")), sha256(config.path("items")))
+    return inputs == (fingerprint(config.path("model")), checksum(config.path("items")))
 
 
 def _batches(items: pa.Table, vectors: np.ndarray) -> Iterator[ItemBatch]:

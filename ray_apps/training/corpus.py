@@ -104,7 +104,9 @@ def _read(uri: str, schema: pa.Schema, columns: Sequence[str]) -> ray.data.Datas
     filesystem, path = (None, uri) if "://" not in uri else pa.fs.FileSystem.from_uri(uri)
     # by default Ray starts a process for each of many tiny blocks, and each imports transformers
     blocks = math.ceil(rows / ROWS_PER_BLOCK)
-    return ray.data.read_parquet(path, filesystem=filesystem, columns=[*columns, *optional], override_num_blocks=blocks)
+    names = [*columns, *optional]
+    types = pa.schema([table.schema.field(name) for name in names])  # Ray takes the columns of the first file otherwise
+    return ray.data.read_parquet(path, filesystem=filesystem, schema=types, override_num_blocks=blocks)
 
 
 def _build_corpus(parts: Sequence[ray.data.Dataset], rows_per_query: int | None) -> Corpus:

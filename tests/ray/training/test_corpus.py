@@ -157,6 +157,21 @@ def test_pairs_are_sorted_and_split_like_one_table(tmp_path: Path, tiny_folder: 
         assert shards_of(corpus, ranks) == [expected[a:b] for a, b in itertools.pairwise(parts)]
 
 
+@pytest.mark.parametrize("with_negatives", [0, 1])
+def test_negatives_count_in_whichever_file_they_are(tmp_path: Path, tiny_folder: Path, with_negatives: int) -> None:
+    rows = make_rows()
+    halves = [rows[:15], rows[15:]]
+    negatives = {"negative_ids": ["n1"], "negative_titles": ["hat"]}
+    halves[with_negatives] = [row | negatives for row in halves[with_negatives]]
+    for part, half in enumerate(halves):
+        write_rows(tmp_path / f"half{part}", half, TRIPLETS)
+        (tmp_path / "triplets").mkdir(exist_ok=True)
+        (tmp_path / f"half{part}" / "0.parquet").rename(tmp_path / "triplets" / f"{part}.parquet")
+    config = load_config(None, [f"run_dir={tmp_path}", f"paths.triplets={tmp_path}/triplets"])
+    corpus = load_triplets(config, STAGE, tiny_folder)
+    assert sum(row["negative_keys"] == [identity("n1")] for row in table(corpus.dataset)) == 15
+
+
 @pytest.mark.parametrize(
     ("change", "fact"),
     [

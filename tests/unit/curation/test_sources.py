@@ -157,6 +157,16 @@ def test_parquet_folders_uris_and_types_of_other_writers(tmp_path: Path) -> None
     assert imported.qrels is None
 
 
+def test_folders_named_after_values_are_columns(tmp_path: Path) -> None:
+    for brand, year, row in (("acme", 2024, "1,coat"), ("T%26G", 2025, "2,hat")):
+        write_text(tmp_path / f"items/brand={brand}/year={year}/part.csv", f"item_id,title\n{row}\n")
+    imported = import_tables(SourcesConfig(catalogue=str(tmp_path / "items")))
+    assert sorted(imported.items.to_pylist(), key=lambda row: str(row["item_id"])) == [
+        {"item_id": "1", "title": "coat", "brand": "acme", "year": 2024},
+        {"item_id": "2", "title": "hat", "brand": "T&G", "year": 2025},
+    ]
+
+
 def test_a_click_log_alone_gives_queries_and_qrels_and_a_catalogue_alone_gives_none(
     tmp_path: Path, shop: dict[str, str]
 ) -> None:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lrem.data.files import atomic_file, atomic_folder, exclusive_lock, write_parquet
+from lrem.data.files import atomic_file, atomic_folder, checksum, exclusive_lock, sha256, write_parquet
 
 
 def test_an_interrupted_swap_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +53,15 @@ def test_a_lock_is_exclusive_and_released(tmp_path: Path) -> None:
         pass
     with exclusive_lock(file, 0):
         pass
+
+
+def test_the_checksum_of_a_folder_covers_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1").write_text("x")
+    assert checksum(tmp_path / "a" / "1") == sha256(tmp_path / "a" / "1")
+    checksums = [checksum(tmp_path / "a")]
+    (tmp_path / "a" / "1").write_text("y")
+    checksums.append(checksum(tmp_path / "a"))
+    (tmp_path / "a" / "1").rename(tmp_path / "a" / "2")
+    checksums.append(checksum(tmp_path / "a"))
+    assert len({*checksums}) == 3

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from lrem.data.files import write_parquet
-from lrem.data.schema import QRELS, QUERIES, RELEVANT, RL_PAIRS, read_items, read_table
+from lrem.data.schema import ITEMS, QRELS, QUERIES, RELEVANT, RL_PAIRS, read_batches, read_items, read_table
 from lrem.errors import DataError
 
 
@@ -64,3 +64,33 @@ def test_optional_columns_follow_if_the_file_has_them(tmp_path: Path) -> None:
     assert read_table(without, RL_PAIRS, optional=RELEVANT).column_names == RL_PAIRS.names
     with pytest.raises(DataError, match="text.parquet: 'relevant_ids' is string"):
         read_table(write(tmp_path / "text.parquet", **columns, relevant_ids=["i j"]), RL_PAIRS, optional=RELEVANT)
+
+
+def test_a_folder_has_the_columns_of_all_its_files_and_of_its_path(tmp_path: Path) -> None:
+    folder = tmp_path / "shop=x" / "items"
+    write(folder / "brand=T%26G" / "year=2024" / "1.parquet", item_id=["a"], title=["coat"])
+    write(folder / "brand=007" / "year=2025" / "2.parquet", item_id=[3], title=["hat"], price=[1.5], tags=[["x"]])
+    rows = read_items(folder).to_pylist()
+    assert sorted(rows, key=lambda row: str(row["item_id"])) == [
+        {"item_id": "3", "title": "hat", "price": 1.5, "tags": ["x"], "brand": "007", "year": 2025},
+        {"item_id": "a", "title": "coat", "price": None, "tags": None, "brand": "T&G", "year": 2024},
+    ]
+    assert read_table(folder.as_uri(), ITEMS, keep_extra=True).to_pylist() == rows
+    batches = pa.concat_tables(read_batches(folder, ITEMS, ("brand",)))
+    assert sorted(batches["brand"].to_pylist()) == ["007", "T&G"]
+
+
+@pytest.mark.parametrize("first", ["1", "2"])
+def test_an_optional_column_counts_in_whichever_file_it_is(tmp_path: Path, first: str) -> None:
+    columns: dict[str, list[object]] = {"query_id": ["q"], "query": ["a"], "item_id": ["i"], "title": ["b"]}
+    write(tmp_path / "pairs" / "0.parquet", **columns, **({"relevant_ids": [["r"]]} if first == "1" else {}))
+    write(tmp_path / "pairs" / "1.parquet", **columns, **({"relevant_ids": [["r"]]} if first == "2" else {}))
+    table = read_table(tmp_path / "pairs", RL_PAIRS, optional=RELEVANT)
+    assert table["relevant_ids"].to_pylist() == ([["r"], None] if first == "1" else [None, ["r"]])
+
+
+def test_types_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "items" / "1.parquet", item_id=["a"], title=["coat"], price=[1.5])
+    write(tmp_path / "items" / "2.parquet", item_id=["b"], title=["hat"], price=["cheap"])
+    with pytest.raises(DataError, match="'price' is double in one file and string in another"):
+        read_items(tmp_path / "items")
