@@ -1,7 +1,7 @@
 """Payloads in columns: a filter becomes a few passes over arrays, and returns a mask of positions.
 
 Each field keeps what filters can match: strings and booleans as codes, numbers as they are, a list as all its values.
-Anything else in a payload (null, objects) can be stored but not filtered.
+Objects are stored, and only their presence can be filtered; null counts as absent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lrem.index.filters import AllOf, AnyOf, Filter, Not, Term
+from lrem.errors import FilterError
+from lrem.index.filters import COMPARISONS, AllOf, AnyOf, Filter, Not, Term, terms, timestamp
 
 CODED, NUMBER = 1, 2
 KINDS = {str: CODED, bool: CODED, int: NUMBER, float: NUMBER}
@@ -41,20 +42,25 @@ class GrowingArray:
 
 
 class FieldValues:
-    """One field: (position, code) of each string or boolean, (position, number) of each number."""
+    """One field: (position, code) of each string or boolean, (position, number) of each number, all positions."""
 
     def __init__(self) -> None:
         self.codes: dict[str | bool, int] = {}
         self.coded = GrowingArray(np.int64), GrowingArray(np.int32)
         self.numbers = GrowingArray(np.int64), GrowingArray(np.float64)
+        self.present = GrowingArray(np.int64)  # positions whose value is not null
+        self.has_objects = False
+        self._timestamps = GrowingArray(np.float64)  # of the codes, NaN where one is no date; filled when needed
 
     def add(self, positions: Sequence[int], values: Sequence[Any]) -> None:
         """Add the values at positions."""
+        self.present.extend([position for position, value in zip(positions, values, strict=True) if value is not None])
         if {list, tuple} & set(map(type, values)):
             entries = zip(positions, values, strict=True)
             pairs = [(position, element) for position, value in entries for element in _elements(value)]
             positions, values = [position for position, _ in pairs], [value for _, value in pairs]
         kinds = np.fromiter((KINDS.get(type(value), 0) for value in values), np.int8, len(values))
+        self.has_objects |= any(isinstance(values[i], Mapping) for i in np.flatnonzero(kinds == 0))
         at = np.asarray(positions, np.int64)
         for kind, (target_positions, target) in ((CODED, self.coded), (NUMBER, self.numbers)):
             chosen = np.flatnonzero(kinds == kind)
@@ -76,13 +82,34 @@ class FieldValues:
             [c.values for c in pair] for pair in (self.coded, self.numbers)
         )
         if term.operator == "$exists":
-            return [positions, number_positions]
+            return [self.present.values]
         if term.operator == "$in":
             accepted = [self.codes.get(value, -1) for value in term.value if isinstance(value, str | bool)]
             accepted_numbers = [float(value) for value in term.value if not isinstance(value, str | bool)]
             return [positions[_isin(codes, accepted)], number_positions[_isin(numbers, accepted_numbers)]]
         compare = {"$gt": np.greater, "$gte": np.greater_equal, "$lt": np.less, "$lte": np.less_equal}
+        if isinstance(term.value, str):
+            return [positions[compare[term.operator](self.timestamps()[codes], timestamp(term.value))]]
         return [number_positions[compare[term.operator](numbers, term.value)]]
+
+    def timestamps(self) -> np.ndarray:
+        """Return the `timestamp` of each code, [codes] float64."""
+        if len(self._timestamps) < len(self.codes):
+            new = list(self.codes)[len(self._timestamps) :]
+            self._timestamps.extend([timestamp(value) if isinstance(value, str) else np.nan for value in new])
+        return self._timestamps.values
+
+    def why_not(self, term: Term) -> str | None:
+        """Return why no value of this field can be compared with a term's; None if one can, or if there are none."""
+        if term.operator == "$exists" or not len(self.present):
+            return None
+        if self.has_objects and not len(self.coded[0]) and not len(self.numbers[0]):
+            return "holds objects, of which only $exists can be filtered"
+        if term.operator not in COMPARISONS:
+            return None
+        if isinstance(term.value, str):
+            return None if np.isfinite(self.timestamps()).any() else "holds no ISO dates"
+        return None if len(self.numbers[0]) or not len(self.coded[0]) else "holds no numbers"
 
 
 def _elements(value: Any) -> Sequence[Any]:
@@ -111,6 +138,16 @@ class Columns:
                 values.append(value)
         for name, (field_positions, values) in by_field.items():
             self.fields.setdefault(name, FieldValues()).add(field_positions, values)
+
+    def check(self, condition: Filter) -> None:
+        """Check that each condition can be compared with some value of its field, if the field has values.
+
+        Raises:
+            FilterError: one cannot, and would silently match nothing.
+        """
+        for term in terms(condition):
+            if term.field in self.fields and (reason := self.fields[term.field].why_not(term)):
+                raise FilterError(f"filter.{term.field}.{term.operator}: the field {reason}")
 
     def mask(self, condition: Filter, count: int) -> np.ndarray:
         """Return which of the positions 0 to count − 1 match, [count] bool, a new array."""

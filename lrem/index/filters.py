@@ -2,17 +2,22 @@
 
 The language is that of Pinecone and Chroma (after MongoDB): `{"brand": "acme", "price": {"$lt": 20}}`. Several fields,
 or several operators of one field, must all hold. Operators of a field: $eq, $ne, $in, $nin, $gt, $gte, $lt, $lte,
-$exists; of filters: $and, $or, $not. An item without a field matches only $ne, $nin and {"$exists": false} of it; a
-list matches if one of its values does.
+$exists; of filters: $and, $or, $not. $gt, $gte, $lt and $lte compare numbers with numbers, and texts that are ISO
+dates with an ISO date. An item without a field, or with null in it, matches only $ne, $nin and {"$exists": false} of
+it; a list matches if one of its values does.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from lrem.errors import FilterError
 
 MAX_DEPTH = 8
-MAX_TERMS = 1000  # in total: values of $in, parts of $and
+MAX_TERMS = 1000  # conditions and combinations in total
+MAX_VALUES = 16_384  # of all $in and $nin
+ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d.*)?", re.ASCII)
 EXACT = 2**53  # a float holds whole numbers up to here exactly
 COMPARISONS = {"$gt", "$gte", "$lt", "$lte"}
 NEGATED = {"$ne": "$eq", "$nin": "$in"}
@@ -58,10 +63,28 @@ def compile_filter(where: Mapping[str, Any]) -> Filter:
         FilterError: an operator is unknown, a value has the wrong type, or the filter is too large.
     """
     tree = _filter(where, "filter", 0)
-    terms = _size(tree)
-    if terms > MAX_TERMS:
-        raise FilterError(f"filter: {terms} values and parts, at most {MAX_TERMS} are allowed: send a smaller filter")
+    leaves = list(terms(tree))
+    if len(leaves) + _combinations(tree) > MAX_TERMS:
+        raise FilterError(f"filter: more than {MAX_TERMS} conditions: send a smaller filter, or $in in place of $or")
+    values = sum(len(term.value) for term in leaves if term.operator == "$in")
+    if values > MAX_VALUES:
+        raise FilterError(f"filter: {values} values, at most {MAX_VALUES} are allowed: send several filters")
     return tree
+
+
+def timestamp(text: str) -> float:
+    """Return an ISO date or date and time as seconds since 1970, without a time zone in UTC; NaN for any other text.
+
+    >>> timestamp("1970-01-02"), timestamp("1970-01-01T01:00:00+01:00"), timestamp("soon")
+    (86400.0, 0.0, nan)
+    """
+    if not ISO_DATE.fullmatch(text):
+        return float("nan")
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return float("nan")
 
 
 def _filter(given: Any, place: str, depth: int) -> Filter:
@@ -103,8 +126,9 @@ def _term(field: str, operator: str, value: Any, place: str) -> Filter:
             raise FilterError(f"{here}: {_kind(value)}, but a list of values is required")
         return Term(field, "$in", tuple(_scalar(element, f"{here}[{i}]") for i, element in enumerate(value)))
     if operator in COMPARISONS:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise FilterError(f"{here}: {_kind(value)}, but a number is required")
+        comparable = timestamp(value) == timestamp(value) if isinstance(value, str) else isinstance(value, int | float)
+        if isinstance(value, bool) or not comparable:
+            raise FilterError(f"{here}: {_kind(value)}, but a number or an ISO date such as 2024-05-01 is required")
         return Term(field, operator, _scalar(value, here))
     if operator == "$exists":
         if not isinstance(value, bool):
@@ -127,11 +151,20 @@ def too_large(value: Any) -> bool:
     return isinstance(value, int) and abs(value) > EXACT
 
 
-def _size(tree: Filter) -> int:
+def _parts(tree: Filter) -> tuple[Filter, ...]:
+    return () if isinstance(tree, Term) else (tree.part,) if isinstance(tree, Not) else tree.parts
+
+
+def terms(tree: Filter) -> Iterator[Term]:
+    """Yield the leaves of a filter."""
     if isinstance(tree, Term):
-        return len(tree.value) if tree.operator == "$in" else 1
-    parts = (tree.part,) if isinstance(tree, Not) else tree.parts
-    return 1 + sum(_size(part) for part in parts)
+        yield tree
+    for part in _parts(tree):
+        yield from terms(part)
+
+
+def _combinations(tree: Filter) -> int:
+    return not isinstance(tree, Term) and 1 + sum(map(_combinations, _parts(tree)))
 
 
 def _kind(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Items as they enter and leave the index: limits on ids, vectors and payloads, and search hits."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -95,21 +94,3 @@ def _deeper(value: Any, levels: int) -> bool:
 def valid_ids(ids: Sequence[str]) -> list[str]:
     """Return each id once, without those that no item can have (with half a surrogate pair)."""
     return [item_id for item_id in dict.fromkeys(ids) if not any("\ud800" <= c <= "\udfff" for c in item_id)]
-
-
-def to_json(value: Any) -> Any:
-    """Convert a value to JSON types: NaN and infinities become null, other types text.
-
-    >>> from datetime import date
-    >>> to_json({"price": float("nan"), "tags": ["a", None], "since": date(2024, 5, 1), "uid": 2**53 + 1})
-    {'price': None, 'tags': ['a', None], 'since': '2024-05-01', 'uid': '9007199254740993'}
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): to_json(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(part) for part in value]
-    if value is None or isinstance(value, bool | str) or (isinstance(value, int) and not too_large(value)):
-        return value
-    return str(value)

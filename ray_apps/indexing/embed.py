@@ -13,8 +13,8 @@ from lrem.config import Config
 from lrem.data.files import atomic_folder, checksum
 from lrem.data.schema import ITEMS, read_items, read_table
 from lrem.errors import DataError, SnapshotError
+from lrem.index.arrow_payloads import large_integers_as_text, to_payloads
 from lrem.index.bulk_load import ItemBatch, build_snapshot
-from lrem.index.payload import to_json
 from lrem.index.snapshot import SnapshotManifest, read_manifest
 from lrem.retrieval.text_model import load_text_model, model_fingerprint
 from ray_apps.cluster import metrics
@@ -110,7 +110,8 @@ def is_index_current(config: Config) -> bool:
 
 
 def _batches(items: pa.Table, vectors: np.ndarray) -> Iterator[ItemBatch]:
+    items = large_integers_as_text(items)
     for start in range(0, items.num_rows, BATCH):
-        rows = to_json(items.slice(start, BATCH).to_pylist())
+        rows = to_payloads(items.slice(start, BATCH))
         ids = [row.pop("item_id") for row in rows]
         yield ItemBatch(ids, rows, np.ascontiguousarray(vectors[start : start + BATCH]))

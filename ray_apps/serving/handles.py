@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 import numpy as np
 from ray import serve
 
+from lrem.errors import FilterError
 from lrem.index import Hit
 from lrem.index.changes import Changes, Watermark
 from lrem.training.rollout import ReasoningResponse
@@ -63,7 +64,7 @@ class IndexShardHandle(Protocol):
     """Handle of `index_shard.IndexShard` (Faiss and SQLite)."""
 
     ping: RemoteMethod[[], None]
-    search: RemoteMethod[[list[IndexShardRequest], str], list[list[list[Hit]]]]
+    search: RemoteMethod[[list[IndexShardRequest], str], list[list[list[Hit]] | FilterError]]
     upsert: RemoteMethod[[list[str], list[Payload], np.ndarray, str], int]
     delete: RemoteMethod[[list[str]], int]
     get: RemoteMethod[[list[str]], dict[str, Payload]]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import faiss
 import numpy as np
 
-from lrem.errors import LremError
+from lrem.errors import FilterError, LremError
 from lrem.index import Collection, Hit, matryoshka_search
 from lrem.index.bulk_load import restore_shard
 from lrem.index.changes import Changes, Watermark, changes_since, record_carried, start_watermark
@@ -75,8 +75,10 @@ class IndexShard:
         """Return once the shard can answer: its collection is open and counts its items."""
         await self.count(None)
 
-    async def search(self, requests: list[IndexShardRequest], model: str) -> list[list[list[Hit]]]:
+    async def search(self, requests: list[IndexShardRequest], model: str) -> list[list[list[Hit]] | FilterError]:
         """Return the k best matching items of this shard for each vector of each request.
+
+        A request whose filter compares a field with what it does not hold gets that error, the others their hits.
 
         Args:
             requests: searched together where they differ in nothing but their vectors.
@@ -88,14 +90,19 @@ class IndexShard:
         self._require_model(model)
         return await self._run(self.read_thread, lambda: self._search_grouped(requests))
 
-    def _search_grouped(self, requests: list[IndexShardRequest]) -> list[list[list[Hit]]]:
+    def _search_grouped(self, requests: list[IndexShardRequest]) -> list[list[list[Hit]] | FilterError]:
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(repr((request.k, request.where, request.dimensions)), []).append(i)
-        results: list[list[list[Hit]]] = [[] for _ in requests]
+        results: list[list[list[Hit]] | FilterError] = [[] for _ in requests]
         for group in groups.values():
             vectors = np.concatenate([requests[i].vectors for i in group])
-            hits = iter(self._search(requests[group[0]]._replace(vectors=vectors)))
+            try:
+                hits = iter(self._search(requests[group[0]]._replace(vectors=vectors)))
+            except FilterError as error:
+                for i in group:
+                    results[i] = error
+                continue
             for i in group:
                 results[i] = [next(hits) for _ in requests[i].vectors]
         return results

@@ -19,12 +19,13 @@ from ray.serve.exceptions import RayServeException
 
 from lrem.config import ReplicasConfig, ServeConfig
 from lrem.data.vectors import group_means
+from lrem.errors import FilterError
 from lrem.index import Hit
 from lrem.index.shard import merge_hits
 from ray_apps.serving.batcher import Batcher
 from ray_apps.serving.calls import call, call_required, describe_failure
 from ray_apps.serving.deadline import Deadline
-from ray_apps.serving.errors import unavailable
+from ray_apps.serving.errors import invalid_request, unavailable
 from ray_apps.serving.handles import GenerationHandles, IndexShardHandle, ReasonedQuery
 from ray_apps.serving.index_shard import IndexShardRequest
 from ray_apps.serving.metrics import ServingMetrics
@@ -154,7 +155,7 @@ class QueryPath:
             dimensions: compare only this many leading numbers of the vectors; None compares all.
 
         Raises:
-            ServiceError: 503, no shard answered.
+            ServiceError: 503, no shard answered; 422, the filter compares a field with what it does not hold.
         """
         request = IndexShardRequest(vectors, k, where, dimensions)
         shards = range(len(self._shard_batchers))
@@ -163,10 +164,15 @@ class QueryPath:
         if len(missing) == len(answers):
             raise unavailable("no shard of the index answered")
         self.metrics.count_missing_shards(len(missing))
-        received = [hits for hits in answers if hits is not None]
+        received = []
+        for answer in answers:
+            if isinstance(answer, FilterError):
+                raise invalid_request(str(answer))
+            if answer is not None:
+                received.append(answer)
         return SearchHits([merge_hits(hits, k) for hits in zip(*received, strict=True)], missing)
 
-    async def _try_shard(self, shard: int, request: IndexShardRequest) -> list[list[Hit]] | None:
+    async def _try_shard(self, shard: int, request: IndexShardRequest) -> list[list[Hit]] | FilterError | None:
         """Return a shard's hits of each query; None if it fails or is late."""
         try:
             async with asyncio.timeout(self.settings.search_timeout_s):
@@ -175,7 +181,9 @@ class QueryPath:
             log.warning("shard %d of the index did not answer: %s", shard, describe_failure(error))
             return None
 
-    async def _search_shard(self, shard: IndexShardHandle, requests: list[IndexShardRequest]) -> list[list[list[Hit]]]:
+    async def _search_shard(
+        self, shard: IndexShardHandle, requests: list[IndexShardRequest]
+    ) -> list[list[list[Hit]] | FilterError]:
         """Search a shard for several requests in one call."""
         return list(await call(shard.search, requests, self.handles.model))
 

@@ -1,5 +1,6 @@
 """Filters: the same rows as a plain Python definition, or an error that names the place."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,23 @@ from hypothesis import strategies as st
 
 from lrem.errors import FilterError
 from lrem.index.columns import Columns
-from lrem.index.filters import MAX_TERMS, compile_filter
+from lrem.index.filters import COMPARISONS, MAX_TERMS, MAX_VALUES, compile_filter
 
-VALUES = st.one_of(st.sampled_from(["a", "b", "", "1"]), st.booleans(), st.integers(-2, 2), st.sampled_from([0.5, 1.0]))
+DATES = {
+    "2024-05-01": datetime(2024, 5, 1, tzinfo=UTC),
+    "2024-05-01T08:30:00": datetime(2024, 5, 1, 8, 30, tzinfo=UTC),
+    "2024-05-01T10:00:00+02:00": datetime(2024, 5, 1, 8, tzinfo=UTC),
+    "1969-12-31": datetime(1969, 12, 31, tzinfo=UTC),
+}
+VALUES = st.one_of(
+    st.sampled_from(["a", "b", "", "1", "2024-13-01", *DATES]),
+    st.booleans(),
+    st.integers(-2, 2),
+    st.sampled_from([0.5, 1.0]),
+)
 STORED = st.one_of(VALUES, st.none(), st.lists(VALUES, max_size=3), st.just({"nested": 1}))
 PAYLOADS = st.lists(st.dictionaries(st.sampled_from("xyz"), STORED), max_size=12)
-NUMBERS = st.sampled_from([-1, 0, 0.5, 1, 2])
+NUMBERS = st.sampled_from([-1, 0, 0.5, 1, 2, *DATES])
 CONDITIONS = st.one_of(
     VALUES,
     st.dictionaries(st.sampled_from(["$eq", "$ne"]), VALUES, min_size=1),
@@ -52,24 +64,29 @@ def holds(given: dict[str, Any], payload: dict[str, Any]) -> bool:
                 v for v in (there if isinstance(there, list) else [there]) if isinstance(v, str | bool | int | float)
             ]
             conditions = wanted if isinstance(wanted, dict) else {"$eq": wanted}
-            fits = all(meets(values, operator, value) for operator, value in conditions.items())
+            fits = all(
+                (there is not None) == value if operator == "$exists" else meets(values, operator, value)
+                for operator, value in conditions.items()
+            )
         if not fits:
             return False
     return True
 
 
 def meets(values: list[Any], operator: str, wanted: Any) -> bool:
-    numbers = [value for value in values if not isinstance(value, str | bool)]
+    numbers: list[Any] = [value for value in values if not isinstance(value, str | bool)]
+    bound = wanted
+    if isinstance(wanted, str) and operator in COMPARISONS:
+        numbers, bound = [DATES[value] for value in values if value in DATES], DATES[wanted]
     return {
         "$eq": lambda: any(same(value, wanted) for value in values),
         "$ne": lambda: not any(same(value, wanted) for value in values),
         "$in": lambda: any(same(value, one) for value in values for one in wanted),
         "$nin": lambda: not any(same(value, one) for value in values for one in wanted),
-        "$gt": lambda: any(value > wanted for value in numbers),
-        "$gte": lambda: any(value >= wanted for value in numbers),
-        "$lt": lambda: any(value < wanted for value in numbers),
-        "$lte": lambda: any(value <= wanted for value in numbers),
-        "$exists": lambda: bool(values) == wanted,
+        "$gt": lambda: any(value > bound for value in numbers),
+        "$gte": lambda: any(value >= bound for value in numbers),
+        "$lt": lambda: any(value < bound for value in numbers),
+        "$lte": lambda: any(value <= bound for value in numbers),
     }[operator]()
 
 
@@ -100,7 +117,9 @@ def test_a_mask_has_the_rows_of_the_definition(payloads: list[dict[str, Any]], g
         ({"$and": [3]}, r"filter.\$and\[0\]: int given"),
         ({"$xor": []}, r"filter.\$xor"),
         ([], "filter: list given"),
-        ({"brand": {"$in": list(range(MAX_TERMS + 1))}}, "1000"),
+        ({"price": {"$gt": "2024-13-01"}}, r"filter.price.\$gt: str given, but a number or an ISO date"),
+        ({"brand": {"$in": list(range(MAX_VALUES + 1))}}, "16385 values, at most 16384"),
+        ({"$or": [{"brand": str(i)} for i in range(MAX_TERMS)]}, "1000 conditions"),
     ],
 )
 def test_an_invalid_filter_is_refused_with_its_place(given: Any, fact: str) -> None:
@@ -123,3 +142,41 @@ def test_a_mask_may_be_changed_by_the_caller() -> None:
     columns.mask(wanted, 2)[:] = True
     assert columns.mask(wanted, 2).tolist() == [True, False]
     assert isinstance(columns.mask(wanted, 2), np.ndarray)
+
+
+def test_ten_thousand_values_are_one_condition() -> None:
+    columns = Columns()
+    columns.add([0, 1, 2], [{"sku": "s9999"}, {"sku": "s10000"}, {}])
+    wanted = compile_filter({"sku": {"$in": [f"s{i}" for i in range(10_000)]}})
+    assert columns.mask(wanted, 3).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("given", "fact"),
+    [
+        ({"attrs": {"$eq": "red"}}, r"filter.attrs.\$in: the field holds objects"),
+        ({"$not": {"attrs": {"$lt": 3}}}, r"filter.attrs.\$lt: the field holds objects"),
+        ({"brand": {"$lt": 3}}, r"filter.brand.\$lt: the field holds no numbers"),
+        ({"brand": {"$gte": "2024-05-01"}}, r"filter.brand.\$gte: the field holds no ISO dates"),
+        ({"price": {"$gte": "2024-05-01"}}, r"filter.price.\$gte: the field holds no ISO dates"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(given: dict[str, Any], fact: str) -> None:
+    columns = Columns()
+    columns.add([0, 1], [{"attrs": {"colour": "red"}, "brand": "acme"}, {"price": 3, "empty": []}])
+    with pytest.raises(FilterError, match=fact):
+        columns.check(compile_filter(given))
+
+
+def test_what_can_be_compared_is_not() -> None:
+    columns = Columns()
+    columns.add([0, 1], [{"attrs": {"colour": "red"}, "mixed": "n/a"}, {"mixed": 3, "made": "2024-05-01", "empty": []}])
+    for where in (
+        {"attrs": {"$exists": True}},
+        {"mixed": {"$lt": 5}},
+        {"made": {"$lt": "2025-01-01"}},
+        {"none": {"$lt": 1}},
+    ):
+        columns.check(compile_filter(where))
+    assert columns.mask(compile_filter({"attrs": {"$exists": True}}), 2).tolist() == [True, False]
+    assert columns.mask(compile_filter({"empty": {"$exists": True}}), 2).tolist() == [False, True]
