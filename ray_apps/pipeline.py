@@ -100,13 +100,16 @@ def run_stage(name: str, config: Config, **options: Any) -> dict[str, Any]:
         options: passed on to the stage, as `resume` of the training stages.
     """
     stage = STAGES[name]
-    _print(f"{name} reads {_paths(stage.reads, config) or 'nothing'}")
+    sources = [config.sources.folder, config.sources.catalogue, config.sources.queries, config.sources.judgements]
+    inputs = ", ".join(filter(None, sources)) if name == "import" else _paths(stage.reads, config)
+    _print(f"{name} reads {inputs or 'nothing'}")
     started = time.monotonic()
     result: dict[str, Any] = resolve_name(stage.function)(*stage.arguments(config), **options)
     seconds = round(time.monotonic() - started, 1)
     counts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     summary = ", ".join(f"{key} {value}" for key, value in counts.items())
-    outputs = _paths(stage.writes, config) or _relative(config.run_dir / "evaluation.json")
+    written = tuple(key for key in stage.writes if "://" in config.uri(key) or config.path(key).exists())
+    outputs = _paths(written, config) or _relative(config.run_dir / "evaluation.json")
     _print(f"{name} wrote {outputs} in {seconds} s{f' ({summary})' if summary else ''}")
     write_json({"seconds": seconds, "counts": counts}, config.run_dir / "stages" / f"{name}.json")
     return result | {"seconds": seconds}

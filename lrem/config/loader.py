@@ -138,7 +138,11 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
 def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise ConfigError(f"no configuration file {file}: see configs/ for examples")
-    tree = _parse(file.read_text(encoding="utf-8-sig"), str(file)) or {}
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {file} cannot be read ({error}): pass a YAML file in UTF-8") from error
+    tree = _parse(text, str(file)) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} must contain a mapping of settings, not a {type(tree).__name__}")
     return tree

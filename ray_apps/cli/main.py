@@ -1,5 +1,7 @@
 """The command line `lrem`: one configuration, one command per stage, the same under `ray job submit`."""
 
+import errno
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -15,9 +17,22 @@ from ray_apps.cli import index, service, stages
 from ray_apps.cli.backbone import backbone
 from ray_apps.cli.plan import plan
 from ray_apps.cli.status import status
+from ray_apps.cluster.proxies import exempt_this_machine
 
 INTERRUPTED = 130  # typer's exit code for Ctrl-C
 errors = Console(stderr=True, soft_wrap=True)
+OTHER_PATH = "choose another run_dir or another path in `paths`"
+REMEDIES = {
+    errno.EACCES: f"get the permission to use it, or {OTHER_PATH}",
+    errno.EPERM: f"get the permission to use it, or {OTHER_PATH}",
+    errno.EROFS: f"the disk cannot be written; {OTHER_PATH}",
+    errno.ENOSPC: f"the disk is full; free some space, or {OTHER_PATH}",
+    errno.EDQUOT: f"your quota is used up; free some space, or {OTHER_PATH}",
+    errno.ENOTDIR: f"a part of the path is a file; {OTHER_PATH}",
+    errno.EISDIR: "it is a folder; pass a file",
+    errno.ENOENT: "pass a path that exists",
+    errno.ENAMETOOLONG: "pass a shorter path",
+}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +61,13 @@ app.command()(plan)
 def main() -> None:
     """Run a command: a known error ends in one line and its exit code (1, or 2 for settings), Ctrl-C in 130."""
     signal.signal(signal.SIGTERM, _interrupt)  # so that `ray job stop` ends a job like Ctrl-C
+    exempt_this_machine()
+    for argument in sys.argv:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            sys.exit(_report(f"the argument {argument!a} is not in UTF-8: set the terminal to UTF-8, or use a file", 2))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may know fewer characters than a title
     sys.exit(_run(app))
 
 
@@ -57,8 +79,10 @@ def _run(command: Callable[..., Any]) -> int:
         return code
     except LremError as error:
         return _report(error, error.exit_code)
-    except (FileNotFoundError, TimeoutError, ConnectionError) as error:
+    except (TimeoutError, ConnectionError) as error:
         return _report(error, 1)
+    except (OSError, UnicodeError) as error:
+        return _report(_explain(error), 1)
     except Exception as error:
         if hasattr(error, "show"):  # a usage error; typer keeps its base class private
             error.show()
@@ -66,7 +90,16 @@ def _run(command: Callable[..., Any]) -> int:
         raise
 
 
-def _report(error: Exception, code: int) -> int:
+def _explain(error: OSError | UnicodeError) -> str:
+    """Return one line about an error of the machine: which path or text, what is wrong, what to do."""
+    if isinstance(error, UnicodeError):
+        return f"a text is not valid Unicode ({error}): write files and arguments in UTF-8"
+    place = error.filename2 or error.filename
+    text = f"{place}: {error.strerror}" if place and error.strerror else str(error)
+    return f"{text}: {REMEDIES.get(error.errno or 0, 'check the path and the machine')}"
+
+
+def _report(error: Exception | str, code: int) -> int:
     errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, emoji=False)
     return code
 

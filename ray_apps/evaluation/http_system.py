@@ -8,6 +8,7 @@ import httpx
 from lrem.config import Config
 from lrem.errors import DataError
 from lrem.evaluation.system_run import SystemRun, reasoned_share, timed
+from ray_apps.cluster.proxies import open_client
 from ray_apps.evaluation.query_set import QuerySet
 from ray_apps.serving.client import post_search
 from ray_apps.serving.schema import MAX_K
@@ -34,7 +35,7 @@ def service_run(config: Config, url: str, queries: QuerySet, mode: str) -> Servi
     """
     if queries.depth > MAX_K:
         raise DataError(f"a service returns at most {MAX_K} items, but {queries.depth} are needed: lower evaluate.k")
-    with httpx.Client() as http:
+    with open_client(httpx.Client, url) as http:
         results, seconds = timed(lambda: [_send(config, http, url, queries, text, mode) for text in queries.texts])
     rankings = [[(item["item_id"], item["score"]) for item in result["items"]] for result in results]
     reasonings = [result["reasoning"] or "" for result in results]

@@ -20,6 +20,7 @@ from lrem.config import LlmConfig
 from lrem.curation.answer_ledger import AnswerLedger
 from lrem.curation.chat_requests import ChatRequest
 from lrem.errors import DataError
+from ray_apps.cluster.proxies import open_client
 from ray_apps.llm.failure_reason import failure_reason
 
 CONNECT_TIMEOUT_S = 10.0
@@ -43,7 +44,7 @@ async def ask_server(llm: LlmConfig, ledger: AnswerLedger, requests: Iterable[Ch
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     limits = httpx.Limits(max_connections=llm.concurrency, max_keepalive_connections=llm.concurrency)
     timeout = httpx.Timeout(None, connect=min(CONNECT_TIMEOUT_S, llm.timeout_s))  # `_send` limits the whole request
-    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout) as client:
+    async with open_client(httpx.AsyncClient, llm.url, headers=headers, limits=limits, timeout=timeout) as client:
         endpoint = ChatEndpoint(client, llm, key, ledger)
         unanswered = ledger.unanswered(requests)
         try:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from lrem.errors import DataError
 from ray_apps.cluster.progress import console
+from ray_apps.cluster.proxies import open_client
 
 TIMEOUT_S = 65.0  # longer than the server's own, whose message names the late phase
 
@@ -33,7 +34,7 @@ def search(
     body: dict[str, Any] = {"query": query, "k": k, "reason": reason}
     if (parsed := parse_filter(where)) is not None:
         body["filter"] = parsed
-    with httpx.Client() as http:
+    with open_client(httpx.Client, url) as http:
         return post_search(http, url, body, key)
 
 

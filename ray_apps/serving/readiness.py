@@ -39,7 +39,7 @@ def wait_until_ready(address: str, deadline: float) -> None:
 
 def _is_ready(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/readyz", timeout=5).status_code == 200
+        return httpx.get(f"{address}/readyz", timeout=5, trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
 
