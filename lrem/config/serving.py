@@ -101,6 +101,8 @@ class ServeConfig(Section):
     """Seconds that a cached query stays valid."""
     drain_s: float = Field(10.0, gt=0)
     """Seconds that a replaced model or index keeps answering requests already sent to it."""
+    token_ids: bool = False
+    """Whether `/v1/embeddings` accepts token ids, which must be of the served model's tokenizer."""
     examples: list[str] = Field(default_factory=list)
     """Queries that the search page offers."""
 

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from email.message import Message
 from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from ray import serve
 from starlette import types as asgi
+from starlette.datastructures import Headers
 
 from lrem.config import ServeConfig
 from ray_apps.serving.auth import Scope, scope_of
@@ -15,6 +17,7 @@ from ray_apps.serving.errors import ServiceError, error_response, too_many_reque
 from ray_apps.serving.metrics import ServingMetrics
 
 CLIENT_CLOSED = 499  # nginx's status for a client that did not wait for its response: not a failure of the service
+BULK_PATH = "/v1/items/bulk"  # its route reads several types
 UNLIMITED = ("/healthz", "/readyz", "/metrics")  # answered however many requests are in progress
 
 
@@ -59,6 +62,9 @@ class BodyLimitMiddleware:
             ingress.metrics.count_request(getattr(route, "path", "unknown"), status or 500)
 
     async def _handle(self, settings: ServeConfig, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        if problem := _media_problem(scope):
+            await error_response(415, problem, "media_type")(scope, receive, send)
+            return
         limit = int(settings.max_body_mb * 2**20)
         try:
             async with asyncio.timeout(settings.timeout_s):
@@ -72,6 +78,23 @@ class BodyLimitMiddleware:
             await error_response(413, message, "too_long")(scope, receive, send)
         else:
             await self.app(scope, _replay(messages, receive), send)
+
+
+def _media_problem(scope: asgi.Scope) -> str | None:
+    """Return why a body cannot be read as JSON by its headers; None if it can, or if the route reads other types."""
+    if scope["method"] not in ("POST", "PUT") or not scope["path"].startswith("/v1/"):
+        return None
+    headers = Headers(scope=scope)
+    if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
+        return f"content-encoding '{encoding}': send the body uncompressed"
+    declared = Message()
+    declared["content-type"] = given = headers.get("content-type", "")
+    charset = declared.get_content_charset("utf-8")
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        return f"charset '{charset}': send UTF-8"
+    if scope["path"] != BULK_PATH and declared.get_content_subtype().rpartition("+")[2] != "json":
+        return f"content-type '{given}': send application/json"
+    return None
 
 
 async def _read_body(scope: asgi.Scope, receive: asgi.Receive, limit: int) -> list[asgi.Message] | None:

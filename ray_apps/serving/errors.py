@@ -94,6 +94,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI, of a body that it cannot decode
+            return error_response(400, "the body is not JSON in UTF-8", "invalid_json")
         message = f"{request.method} {request.url.path}: {error.detail}; the endpoints are listed at /docs"
         return error_response(error.status_code, message, f"http_{error.status_code}")
 

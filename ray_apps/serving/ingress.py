@@ -85,13 +85,12 @@ class Ingress:
         """Return embeddings as OpenAI does, of queries (with or without thinking) or of items."""
         backend, deadline = self.live.current, self._deadline()
         model, embedder = backend.handles.model, backend.handles.embedder
-        if request.model not in (None, schema.MODEL_ALIAS, model):
-            message = f"model '{request.model}' is not served here: send '{model}', '{schema.MODEL_ALIAS}' or no model"
-            raise ServiceError(404, message, "model_not_found")
+        if request.model is not None and request.model not in (model, *schema.ALIASES):
+            raise self._unknown_model(request.model)
         await self._check_dimensions(deadline, backend, request.dimensions)
         texts = await self._texts(deadline, backend, request.input)
         reasonings: list[str | None] | None = None
-        if request.input_type == "query":
+        if request.kind == "query":
             encoded = await backend.query_path.encode(deadline, texts, request.reason or "auto", 1)
             vectors, degraded = encoded.vectors, encoded.degraded
             reasonings = [query.reasonings[0] if query.reasonings else None for query in encoded.queries]
@@ -111,9 +110,16 @@ class Ingress:
 
     @app.get("/v1/models", dependencies=[Depends(require_reader)])
     async def models(self) -> schema.ModelsResponse:
-        """Return the one model that is served."""
-        model = schema.ServedModel(id=self.live.current.handles.model, created=self.created)
-        return schema.ModelsResponse(data=[model])
+        """Return the one model that is served, and its aliases: `lrem-query` embeds queries, `lrem-item` items."""
+        names = (self.live.current.handles.model, *schema.ALIASES)
+        return schema.ModelsResponse(data=[schema.ServedModel(id=name, created=self.created) for name in names])
+
+    @app.get("/v1/models/{name}", dependencies=[Depends(require_reader)])
+    async def model(self, name: str) -> schema.ServedModel:
+        """Return the served model by its fingerprint or an alias."""
+        if name not in (self.live.current.handles.model, *schema.ALIASES):
+            raise self._unknown_model(name)
+        return schema.ServedModel(id=name, created=self.created)
 
     @app.put("/v1/items", dependencies=[Depends(require_writer)])
     async def put_items(self, request: schema.UpsertRequest) -> schema.UpsertResponse:
@@ -174,11 +180,13 @@ class Ingress:
             raise ServiceError(404, f"there is no item '{item_id}'", "item_not_found")
         return schema.StoredItem(item_id=item_id, payload=stored[item_id])
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz(self) -> schema.HealthResponse:
         """Answer if the application does."""
         return schema.HealthResponse(model=self.live.current.handles.model)
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz(self, response: Response) -> schema.ReadinessResponse:
         """Answer 200 if the model and every shard answer, else 503 with the names of those that do not."""
@@ -191,10 +199,15 @@ class Ingress:
         """Return the metrics of this replica, for Prometheus."""
         return PlainTextResponse(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def root(self) -> str:
         """Return the search page."""
         return self.page
+
+    def _unknown_model(self, name: str) -> ServiceError:
+        known = ", ".join((self.live.current.handles.model, *schema.ALIASES))
+        return ServiceError(404, f"model '{name}' is not served here: send one of {known}, or none", "model_not_found")
 
     def _deadline(self) -> Deadline:
         return Deadline(self.settings.timeout_s, self.metrics)
@@ -216,6 +229,11 @@ class Ingress:
         texts = [text for text in inputs if isinstance(text, str)]
         if texts:
             return texts
+        if not self.settings.token_ids:
+            raise invalid_request(
+                "input: token ids are not accepted, as those of another tokenizer would give a wrong vector: send text "
+                "(LangChain: check_embedding_ctx_length=False), or set serve.token_ids=true if they are this model's"
+            )
         rows = [row for row in inputs if not isinstance(row, str)]
         decoding = call_required("embedder", backend.handles.embedder.decode, rows)
         try:

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from lrem.errors import FilterError, ItemError
 from lrem.index.filters import compile_filter
 from lrem.index.payload import MAX_ID, encode_payload
+from ray_apps.serving.request_body import RequestBody
 
 MAX_QUERIES = 64  # of one search: the latency of all is that of the slowest
 MAX_INPUTS = 2048  # of one embeddings request, as at OpenAI
@@ -17,6 +18,8 @@ MAX_ITEMS = 1000  # of one write
 MODEL_ALIAS = "lrem"  # names whatever model is served, for clients that must send a model
 
 Reason = Literal["auto", "always", "never"]
+InputType = Literal["query", "item"]
+ALIASES: dict[str, InputType | None] = {MODEL_ALIAS: None, "lrem-query": "query", "lrem-item": "item"}
 
 
 def _check_text(text: str) -> str:
@@ -73,12 +76,6 @@ Inputs = Annotated[
 ]
 Where = Annotated[dict[str, Any], AfterValidator(_check_filter)]
 ItemId = Annotated[str, AfterValidator(_check_id), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID})]
-
-
-class RequestBody(BaseModel):
-    """A JSON object that refuses unknown fields, so that a misspelt option is not silently ignored."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class SearchRequest(RequestBody):
@@ -154,12 +151,20 @@ class EmbeddingsRequest(RequestBody):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Shorten the vectors to a length the model was trained for.")
     user: str | None = None
-    input_type: Literal["query", "item"] = "query"
+    input_type: InputType | None = Field(None, description="By default what `model` says, otherwise 'query'.")
     reason: Reason | None = Field(None, description="For queries, by default 'auto'. Items do not think.")
+
+    @property
+    def kind(self) -> InputType:
+        """Return what the inputs are: `input_type`, else what the alias in `model` says."""
+        return self.input_type or ALIASES.get(self.model or MODEL_ALIAS) or "query"
 
     @model_validator(mode="after")
     def _items_do_not_reason(self) -> "EmbeddingsRequest":
-        if self.input_type == "item" and self.reason in ("auto", "always"):
+        implied = ALIASES.get(self.model or MODEL_ALIAS)
+        if implied and self.input_type not in (None, implied):
+            raise ValueError(f"input_type: '{self.input_type}' contradicts the model '{self.model}', leave one out")
+        if self.kind == "item" and self.reason in ("auto", "always"):
             raise ValueError("reason: items are embedded without thinking, leave 'reason' out or send 'never'")
         return self
 

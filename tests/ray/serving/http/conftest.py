@@ -16,7 +16,7 @@ from tests.serving import Served, build_world, running_service
 @pytest.fixture(scope="package")
 def world(tmp_path_factory: pytest.TempPathFactory, new_port: Callable[[], int]) -> Iterator[Config]:
     """A Ray, and a model and an index to serve."""
-    config = build_world(tmp_path_factory.mktemp("http"), new_port())
+    config = build_world(tmp_path_factory.mktemp("http"), new_port(), token_ids=True)
     with cluster(config):
         yield config
 

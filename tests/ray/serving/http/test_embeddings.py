@@ -34,6 +34,17 @@ def test_embeddings_equal_those_of_the_model(served: Served, encoding: Any) -> N
     assert direct.usage.prompt_tokens == direct.usage.total_tokens == len(renderer.query_ids(QUERIES[0], ""))
 
 
+def test_an_alias_says_what_the_inputs_are(served: Served) -> None:
+    """LangChain and others know one model name and nothing else."""
+    create = openai_client(served).embeddings.create
+    items = create(model="lrem-item", input=TITLES[:5], encoding_format="float")
+    np.testing.assert_allclose(vectors_of(items), served.embedder.encode_items(TITLES[:5]), atol=1e-4)
+    nulls = {"input_type": None, "reason": None, "user": None, "dimensions": None, "encoding_format": None}
+    body = {"model": "lrem-query", "input": QUERIES[0]}
+    answers = [served.http.post("/v1/embeddings", json=one).json() for one in (body, body | nulls)]
+    assert answers[0]["data"] == answers[1]["data"]
+
+
 def test_embeddings_think_by_default(served: Served) -> None:
     response = openai_client(served).embeddings.create(model=served.index.model, input=QUERIES)
     reasonings = [result["reasoning"] for result in search(served, queries=QUERIES, k=1)["results"]]

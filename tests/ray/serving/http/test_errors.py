@@ -51,6 +51,29 @@ def test_errors_have_one_shape(served: Served, path: str, body: Any, status: int
     assert_error(served.http.post(path, content=content, headers=JSON), status, fact)
 
 
+@pytest.mark.parametrize(
+    ("headers", "content", "status", "fact"),
+    [
+        ({}, b'{"query": "tea"}', 415, "content-type '': send application/json"),
+        ({"content-type": "text/plain"}, b'{"query": "tea"}', 415, "content-type 'text/plain'"),
+        (JSON | {"content-encoding": "gzip"}, b"\x1f\x8b", 415, "content-encoding 'gzip': send the body uncompressed"),
+        ({"content-type": "application/json; charset=latin-1"}, b'{"query": "t\xe9"}', 415, "charset 'latin-1'"),
+        (JSON, b'{"query": "t\xe9"}', 400, "not JSON in UTF-8"),
+    ],
+)
+def test_a_body_of_another_kind_is_named(
+    served: Served, headers: dict[str, str], content: bytes, status: int, fact: str
+) -> None:
+    assert_error(served.http.post("/v1/search", content=content, headers=headers), status, fact)
+
+
+def test_a_filter_that_could_match_nothing_is_refused(served: Served) -> None:
+    for path, body in (("/v1/search", {"query": "tea"}), ("/v1/items/count", {})):
+        response = served.http.post(path, json=body | {"filter": {"title": {"$lt": 9}}})
+        assert_error(response, 422, "filter.title.$lt: the field holds no numbers")
+        assert served.http.post(path, json=body | {"filter": {"price": {"$lt": 9}}}).status_code == 200
+
+
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{", b"[" * 100_000])
 def test_a_body_that_is_not_json_is_refused(served: Served, content: bytes) -> None:
     response = served.http.post("/v1/search", content=content, headers=JSON)

@@ -11,6 +11,7 @@ from tests.serving import (
     THINGS,
     TITLES,
     Served,
+    assert_error,
     assert_same_items,
     metric_value,
     openai_client,
@@ -86,7 +87,12 @@ def test_the_histograms_add_the_timings_of_the_response(served: Served) -> None:
 
 def test_models_health_search_page_and_docs(served: Served) -> None:
     models = openai_client(served).models.list()
-    assert [model.id for model in models.data] == [served.index.model]
+    assert [model.id for model in models.data] == [served.index.model, "lrem", "lrem-query", "lrem-item"]
+    assert openai_client(served).models.retrieve("lrem-item").id == "lrem-item"
+    assert_error(served.http.get("/v1/models/gpt"), 404, "'gpt' is not served here: send one of")
+    for path in ("/healthz", "/readyz", "/"):
+        head = served.http.head(path)
+        assert (head.status_code, head.content) == (200, b"")
     assert served.http.get("/healthz").json() == {"status": "ok", "model": served.index.model}
     page = served.http.get("/")
     assert page.headers["content-type"].startswith("text/html")

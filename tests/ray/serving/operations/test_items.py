@@ -33,6 +33,11 @@ def test_a_written_item_is_searchable_at_once(served: Served) -> None:
     assert count(served) == before
 
 
+def test_token_ids_are_refused_unless_allowed(served: Served) -> None:
+    response = served.http.post("/v1/embeddings", json={"input": [5, 6]})
+    assert_error(response, 422, "check_embedding_ctx_length=False")
+
+
 def test_a_bulk_write_reports_every_line(served: Served) -> None:
     lines = [
         json.dumps({"item_id": "b1", "title": "garden hose"}),
