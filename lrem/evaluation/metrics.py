@@ -16,6 +16,7 @@ Scores = Mapping[str, Mapping[str, float]]  # query_id → name of the measure �
 
 HARD = ("question", "alternative", "negative", "knowledge")
 DEPTH = 100  # the deepest fixed cut-off; a run should hold max(DEPTH, k, precision_k) items per query
+MAX_VALUES = 20  # of a column that slices the queries
 SLICED_BY = ("slice", "difficulty")  # columns of the queries, besides their category
 
 
@@ -69,7 +70,8 @@ def slices_of(queries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     The slices are `all`, `hard` (the paper's four categories), each category, and each value of the columns `slice`
     and `difficulty`. A slice of a column is named by column and value, e.g. `difficulty=hard`, because the value alone
     could be the name of a category. A query without a category is `uncategorised`; a query with a null or empty `slice`
-    or `difficulty` belongs to no slice of that column. No slice is empty.
+    or `difficulty` belongs to no slice of that column. A column of fractions, or with more than MAX_VALUES values, is a
+    measure and makes no slices. No slice is empty.
 
     Args:
         queries: query_id → its row.
@@ -77,15 +79,21 @@ def slices_of(queries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     >>> slices_of({"1": {"category": "easy"}, "2": {"category": "negative", "slice": "composition"}})
     {'all': ['1', '2'], 'hard': ['2'], 'easy': ['1'], 'negative': ['2'], 'slice=composition': ['2']}
     """
+    columns = [column for column in SLICED_BY if _is_label([row.get(column) for row in queries.values()])]
     slices: dict[str, list[str]] = {"all": [], "hard": []}  # these two come first
     for query_id, row in queries.items():
         category = row.get("category") or "uncategorised"
-        names = ["all", category, *(f"{column}={row[column]}" for column in SLICED_BY if row.get(column))]
+        names = ["all", category, *(f"{column}={row[column]}" for column in columns if row.get(column))]
         if category in HARD:
             names.append("hard")
         for name in dict.fromkeys(names):  # a category may be called `hard` too
             slices.setdefault(name, []).append(query_id)
     return {name: ids for name, ids in slices.items() if ids}
+
+
+def _is_label(values: list[Any]) -> bool:
+    """Return False for a column of fractions or of many values, which measures the queries and does not name them."""
+    return not any(isinstance(value, float) for value in values) and len({str(value) for value in values}) <= MAX_VALUES
 
 
 def summarise(scores: Scores, slices: Mapping[str, Collection[str]]) -> dict[str, dict[str, float]]:

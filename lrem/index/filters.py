@@ -168,4 +168,15 @@ def _combinations(tree: Filter) -> int:
 
 
 def _kind(value: Any) -> str:
-    return "null" if value is None else "not a number" if value != value else f"{type(value).__name__} given"
+    """Return what a JSON value is, in words."""
+    if value != value:
+        return "not a number given"
+    names = {
+        bool: "true or false",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+        list: "a list",
+    }
+    return f"{names.get(type(value), 'null')} given"

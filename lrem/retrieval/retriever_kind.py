@@ -8,8 +8,8 @@ from lrem.errors import DataError
 RetrieverKind = Literal["bm25", "lrem", "sentence-transformers", "snapshot"]
 
 
-def retriever_kind(spec: str) -> RetrieverKind:
-    """Return what a retriever setting names.
+def retriever_kind(spec: str, role: str = "retriever") -> RetrieverKind:
+    """Return what a retriever setting names; `role` is what messages call it.
 
     Raises:
         DataError: it names nothing, or a folder of another kind.
@@ -28,4 +28,5 @@ def retriever_kind(spec: str) -> RetrieverKind:
             f"{spec} is neither a model of ours (lrem_template.json) or of sentence-transformers (modules.json) nor an "
             "index snapshot (manifest.json): name one of these, or bm25"
         )
-    raise DataError(f"the retriever {spec} does not exist: name a model folder, an index snapshot, or bm25")
+    choices = "a model folder, an index snapshot, or bm25" if role == "retriever" else "a model folder"
+    raise DataError(f"the {role} {spec} does not exist: name {choices}")

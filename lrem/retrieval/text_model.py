@@ -26,7 +26,7 @@ def load_text_model(folder: str) -> TextModel:
     Raises:
         DataError: the folder is of sentence-transformers, and that package is not installed.
     """
-    if retriever_kind(folder) == "lrem":
+    if retriever_kind(folder, "model") == "lrem":
         import torch
 
         from lrem.modeling.model import ReasoningEmbedder
@@ -59,7 +59,7 @@ def model_fingerprint(folder: str) -> str:
     Raises:
         DataError: there is no such folder.
     """
-    if retriever_kind(folder) == "lrem":
+    if retriever_kind(folder, "model") == "lrem":
         from lrem.modeling.model import fingerprint
 
         return fingerprint(Path(folder))

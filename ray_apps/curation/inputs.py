@@ -54,10 +54,11 @@ def train_queries(config: Config, dropped: Counter[str] | None = None) -> Iterat
     Raises:
         DataError: there is no query to train on.
     """
-    rows = 0
+    rows, splits = 0, set[str]()
     other_signatures = _signatures_of_other_splits(config)
     for table in read_batches(config.path("queries"), QUERIES, ("category", "split")):
         if "split" in table.column_names:
+            splits.update(map(str, pc.unique(table["split"]).to_pylist()))
             table = table.filter(pc.equal(table["split"], "train"))
         if other_signatures:
             texts = table["query"].to_pylist()
@@ -68,7 +69,11 @@ def train_queries(config: Config, dropped: Counter[str] | None = None) -> Iterat
         rows += table.num_rows
         yield table
     if not rows:
-        raise DataError(f"{config.path('queries')} has no query with split train: add at least one")
+        found = ", ".join(sorted(splits)[:5])
+        raise DataError(
+            f"{config.path('queries')} has no query with split train (its column 'split' has {found}): add at least one, "
+            "or rename the column if it means something else"
+        )
 
 
 def _signatures_of_other_splits(config: Config) -> set[int]:

@@ -125,11 +125,12 @@ def _exists(uri: str) -> bool:
 def with_difficulty(config: Config, queries: Queries, qrels: Qrels, items: pa.Table) -> Queries:
     """Add `difficulty`, hard or easy, to the queries by the rules of curation with BM25 as the retriever.
 
-    Returns the queries unchanged if one of them has a difficulty already, or if curate.difficulty has no threshold.
+    Returns the queries unchanged if one of them has a difficulty in words already, or if curate.difficulty has no
+    threshold.
     """
     limits, k, relevant_from = config.curate.difficulty, config.curate.top_k, config.curate.relevant_from
     unset = all(limit is None for limit in (limits.recall_below, limits.margin_below, limits.overlap_below))
-    if unset or any(row.get("difficulty") for row in queries.values()):
+    if unset or any(isinstance(row.get("difficulty"), str) and row["difficulty"] for row in queries.values()):
         return queries
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     rankings = open_bm25(items).search([row["query"] for row in queries.values()], k)

@@ -25,6 +25,14 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
+# pydantic's error types, whose messages speak of Python's types
+JSON_TYPES = {
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a JSON object"),
+    "list_type": "a list",
+    "string_type": "a string",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+}
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 504: "timeout_error"}
 DOCUMENTED_ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
@@ -109,5 +117,7 @@ def describe_problem(problem: dict[str, Any], skipped: int = 1) -> str:
     place = ".".join(str(part) for part in problem["loc"][skipped:])
     if problem["type"] == "extra_forbidden":
         return f"{place}: no such field, remove it or see /docs for the fields there are"
+    if problem["type"] in JSON_TYPES:
+        return f"{place or 'the body'}: send {JSON_TYPES[problem['type']]}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message

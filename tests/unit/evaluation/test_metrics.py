@@ -196,3 +196,10 @@ def test_unjudged_share_keeps_the_order_of_the_run() -> None:
     """trec_eval and ir-measures alone would take other items of equal scores."""
     assert unjudged_share({"q": [("b", 1.0), ("a", 1.0), ("c", 1.0)]}, {"q": {"b": 1}}, 1) == 0.0
     assert unjudged_share({"q": [("a", 1.0), ("b", 1.0), ("c", 1.0)]}, {"q": {"b": 1}}, 1) == 1.0
+
+
+def test_a_column_of_measures_makes_no_slices() -> None:
+    rows = {str(i): {"difficulty": i / 7, "slice": f"s{i}"} for i in range(30)}
+    assert list(slices_of(rows)) == ["all", "uncategorised"]
+    few = {str(i): {"difficulty": None, "slice": i % 3 + 1} for i in range(30)}
+    assert list(slices_of(few)) == ["all", "uncategorised", "slice=1", "slice=2", "slice=3"]
