@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -18,6 +19,8 @@ from ray.data import DataContext
 
 from lrem.config import Config
 from lrem.errors import ConfigError
+
+CONNECT_S = 10.0  # for the first answer of a cluster
 
 
 def worker_env() -> dict[str, str]:
@@ -34,10 +37,11 @@ def worker_env() -> dict[str, str]:
 
 
 def ray_address(config: Config, default: str) -> str:
-    """Return Ray's address: `ray.address`, RAY_ADDRESS, or `default`.
+    """Return Ray's address: `ray.address`, RAY_ADDRESS, or `default`. Another machine's must accept connections.
 
     Raises:
         ConfigError: it is the address of the jobs API, which only accepts jobs.
+        ConnectionError: nothing answers there.
     """
     address = config.ray.address or os.environ.get("RAY_ADDRESS") or default
     if address.startswith(("http://", "https://")):
@@ -45,7 +49,28 @@ def ray_address(config: Config, default: str) -> str:
             f"{address} is the jobs API and only accepts jobs: run `ray job submit --working-dir . -- lrem …`, or, on "
             "a machine of the cluster, set ray.address=HOST:6379 (auto: this machine's cluster) or unset RAY_ADDRESS"
         )
+    if address not in ("auto", "local"):
+        _require_answer(address, min(CONNECT_S, config.ray.start_timeout_s))
     return address
+
+
+def _require_answer(address: str, timeout_s: float) -> None:
+    """Check that something accepts connections at HOST:PORT or ray://HOST:PORT: ray.init waits minutes for nothing."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        raise ConfigError(f"'{address}' is not an address of Ray: write HOST:6379 in ray.address or RAY_ADDRESS")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() >= deadline:
+                raise ConnectionError(
+                    f"no Ray cluster answers at {address} within {timeout_s:g} s ({error}): start it with `ray start "
+                    "--head`, or change ray.address or RAY_ADDRESS"
+                ) from error
+        time.sleep(min(1.0, timeout_s))
 
 
 @contextmanager

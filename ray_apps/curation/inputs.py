@@ -69,10 +69,10 @@ def train_queries(config: Config, dropped: Counter[str] | None = None) -> Iterat
         rows += table.num_rows
         yield table
     if not rows:
-        found = ", ".join(sorted(splits)[:5])
+        column = f"its column 'split' has {', '.join(sorted(splits)[:5])}"
         raise DataError(
-            f"{config.path('queries')} has no query with split train (its column 'split' has {found}): add at least one, "
-            "or rename the column if it means something else"
+            f"{config.path('queries')} has no query with split train ({column}): add at least one, or rename the "
+            "column if it means something else"
         )
 
 
