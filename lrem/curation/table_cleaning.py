@@ -16,6 +16,7 @@ from lrem.curation.column_values import (
     without_point_zero,
 )
 from lrem.curation.source_table import SourceTable
+from lrem.data.catalogue_limits import require_usable
 from lrem.data.schema import ITEMS, QUERIES, TEXT
 from lrem.errors import DataError
 
@@ -28,7 +29,7 @@ def clean_items(source: SourceTable, counts: dict[str, int]) -> pa.Table:
         counts: receives the number of kept and dropped rows.
 
     Raises:
-        DataError: a column is missing, an id is empty, or no item has a title.
+        DataError: a column is missing, an id is empty, no item has a title, or items cannot be indexed.
     """
     for name in ITEMS.names:
         require_column(source, name)
@@ -41,6 +42,7 @@ def clean_items(source: SourceTable, counts: dict[str, int]) -> pa.Table:
     counts["items repeated"] = titled.num_rows - kept.num_rows
     if kept.num_rows == 0:
         raise DataError(f"{source.path} has no item with a title: at least one is needed")
+    require_usable(kept, source.path)
     counts["items"] = kept.num_rows
     return move_to_front(kept, ITEMS.names)
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 from pyarrow.fs import FileSystem
 
+from lrem.data.catalogue_limits import require_usable
 from lrem.data.partitions import partition_schema
 from lrem.errors import DataError
 
@@ -187,14 +188,12 @@ def _cast_column(column: pa.ChunkedArray, field: pa.Field, path: Path | str) -> 
 
 
 def read_items(path: Path) -> pa.Table:
-    """Read a catalogue: `item_id` (unique) and `title` (not blank), payload columns kept.
+    """Read a catalogue: `item_id` (unique) and `title`, payload columns kept.
 
     Raises:
-        DataError: as `read_table`; also a repeated id or a blank title, naming the first.
+        DataError: as `read_table`; also a repeated id, or items that cannot be indexed (`catalogue_limits`).
     """
     table = read_table(path, ITEMS, keep_extra=True)
-    blank = pc.index(pc.equal(pc.utf8_trim_whitespace(table["title"]), ""), True).as_py()
-    if blank >= 0:
-        raise DataError(f"{path}: item '{table['item_id'][blank]}' (row {blank}) has an empty title: drop or fill it")
     require_unique(table, ["item_id"], path)
+    require_usable(table, path)
     return table

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from lrem.data.payloads import too_large
 from lrem.errors import FilterError
 
 MAX_DEPTH = 8
 MAX_TERMS = 1000  # conditions and combinations in total
 MAX_VALUES = 16_384  # of all $in and $nin
 ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d.*)?", re.ASCII)
-EXACT = 2**53  # a float holds whole numbers up to here exactly
 COMPARISONS = {"$gt", "$gte", "$lt", "$lte"}
 NEGATED = {"$ne": "$eq", "$nin": "$in"}
 Scalar = str | int | float | bool
@@ -144,11 +144,6 @@ def _scalar(value: Any, place: str) -> Scalar:
     if too_large(value):
         raise FilterError(f"{place}: whole numbers beyond 2^53 cannot be compared exactly: store such ids as strings")
     return value
-
-
-def too_large(value: Any) -> bool:
-    """Return whether a value is a whole number that a float cannot hold exactly."""
-    return isinstance(value, int) and abs(value) > EXACT
 
 
 def _parts(tree: Filter) -> tuple[Filter, ...]:

@@ -1,16 +1,13 @@
 """Items as they enter and leave the index: limits on ids, vectors and payloads, and search hits."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrem.data.catalogue_limits import MAX_ID
+from lrem.data.payloads import encode
 from lrem.errors import ItemError
-from lrem.index.filters import too_large
-
-MAX_ID = 512  # characters
-MAX_FIELDS, MAX_DEPTH, MAX_BYTES = 256, 16, 65_536  # of a payload, which is kept in memory and returned with every hit
 
 
 class Hit(NamedTuple):
@@ -58,19 +55,9 @@ def encode_payload(item_id: Any, payload: Any) -> str:
         raise ItemError(f"item_id {item_id!r:.60} must be a string of 1 to {MAX_ID} characters")
     try:
         item_id.encode()
-        if not isinstance(payload, Mapping):
-            raise TypeError("the payload is not an object")
-        if len(payload) > MAX_FIELDS or _deeper(payload, MAX_DEPTH):
-            raise ValueError(f"at most {MAX_FIELDS} fields, nested {MAX_DEPTH} deep, are allowed")
-        for name, value in payload.items():
-            if any(too_large(element) for element in (value if isinstance(value, list | tuple) else (value,))):
-                raise ValueError(f"'{name}' is a whole number beyond 2^53: send it as a string")
-        text = json.dumps(payload, allow_nan=False, ensure_ascii=False)
-        if len(text.encode()) > MAX_BYTES:
-            raise ValueError(f"at most {MAX_BYTES} bytes are allowed")
+        return encode(payload)
     except (TypeError, ValueError) as error:
         raise ItemError(f"item {item_id!a:.60}: its id or payload cannot be stored as JSON ({error})") from error
-    return text
 
 
 def last_positions(ids: Sequence[str]) -> list[int]:
@@ -80,15 +67,6 @@ def last_positions(ids: Sequence[str]) -> list[int]:
     [2, 1]
     """
     return list({item_id: i for i, item_id in enumerate(ids)}.values())
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    """Return whether a value is nested deeper than `levels`."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if not isinstance(value, list | tuple):
-        return False
-    return levels == 0 or any(_deeper(part, levels - 1) for part in value)
 
 
 def valid_ids(ids: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lrem.data.keywords import clean_keywords, join_phrases, split_phrases
 
-THINK, CLOSE, EMB = "<think>", "</think>", "<emb>"
+THINK, CLOSE, EMB = "<think>", "</think>", "<emb>"  # catalogue_limits.CONTROL matches them
 QUERY, ITEM = "<query>", "<item>"
 FILE = "lrem_template.json"
 

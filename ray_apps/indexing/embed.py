@@ -11,9 +11,9 @@ import ray.data
 
 from lrem.config import Config
 from lrem.data.files import atomic_folder, checksum
+from lrem.data.payloads import large_integers_as_text, to_payloads
 from lrem.data.schema import ITEMS, read_items, read_table
 from lrem.errors import DataError, SnapshotError
-from lrem.index.arrow_payloads import large_integers_as_text, to_payloads
 from lrem.index.bulk_load import ItemBatch, build_snapshot
 from lrem.index.snapshot import SnapshotManifest, read_manifest
 from lrem.retrieval.text_model import load_text_model, model_fingerprint

@@ -4,14 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, model_validator
 
+from lrem.data.catalogue_limits import MAX_ID, MAX_TITLE, is_blank
 from lrem.errors import FilterError, ItemError
 from lrem.index.filters import compile_filter
-from lrem.index.payload import MAX_ID, encode_payload
+from lrem.index.payload import encode_payload
 from ray_apps.serving.request_body import RequestBody
 
 MAX_QUERIES = 64  # of one search: the latency of all is that of the slowest
 MAX_INPUTS = 2048  # of one embeddings request, as at OpenAI
-MAX_CHARACTERS = 2000
+MAX_CHARACTERS = MAX_TITLE  # of a query too
 MAX_K = 1000
 MAX_REASONINGS = 16  # of one query
 MAX_ITEMS = 1000  # of one write
@@ -23,7 +24,7 @@ ALIASES: dict[str, InputType | None] = {MODEL_ALIAS: None, "lrem-query": "query"
 
 
 def _check_text(text: str) -> str:
-    if not text.strip():
+    if is_blank(text):
         raise ValueError("is blank: write at least one word")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"has {len(text)} characters: send at most {MAX_CHARACTERS}")

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lrem.data.payloads import large_integers_as_text, to_payloads
 from lrem.errors import FilterError
 from lrem.index import Collection
-from lrem.index.arrow_payloads import large_integers_as_text, to_payloads
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=5)
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)

@@ -1,6 +1,7 @@
-"""Columns of a catalogue as payloads: what each Arrow type becomes in JSON, and so in a filter."""
+"""Payloads: the JSON that is stored with an item, its limits, and what each Arrow type becomes in it."""
 
 import base64
+import json
 import math
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
@@ -10,7 +11,42 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lrem.index.filters import too_large
+MAX_FIELDS, MAX_DEPTH, MAX_BYTES = 256, 16, 65_536  # of a payload, which is kept in memory and returned with every hit
+EXACT = 2**53  # a float holds whole numbers up to here exactly
+
+
+def encode(payload: Any) -> str:
+    """Return a payload as JSON.
+
+    Raises:
+        TypeError: it is not an object.
+        ValueError: it is too large, is not JSON, or has a whole number that filters could not match exactly.
+    """
+    if not isinstance(payload, Mapping):
+        raise TypeError("the payload is not an object")
+    if len(payload) > MAX_FIELDS or _deeper(payload, MAX_DEPTH):
+        raise ValueError(f"at most {MAX_FIELDS} fields, nested {MAX_DEPTH} deep, are allowed")
+    for name, value in payload.items():
+        if any(too_large(element) for element in (value if isinstance(value, list | tuple) else (value,))):
+            raise ValueError(f"'{name}' is a whole number beyond 2^53: send it as a string")
+    text = json.dumps(payload, allow_nan=False, ensure_ascii=False)
+    if len(text.encode()) > MAX_BYTES:
+        raise ValueError(f"{len(text.encode())} bytes as JSON: at most {MAX_BYTES} bytes are allowed")
+    return text
+
+
+def too_large(value: Any) -> bool:
+    """Return whether a value is a whole number that a float cannot hold exactly."""
+    return isinstance(value, int) and abs(value) > EXACT
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Return whether a value is nested deeper than `levels`."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        return False
+    return levels == 0 or any(_deeper(part, levels - 1) for part in value)
 
 
 def to_payloads(table: pa.Table) -> list[dict[str, Any]]:
