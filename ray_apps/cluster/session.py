@@ -82,6 +82,8 @@ def cluster(config: Config) -> Iterator[None]:
     address = ray_address(config, "local")
     options: dict[str, Any] = {}
     if address == "local":
+        # it announces that only this user can join the Ray that is started here
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         options = {
             "num_cpus": config.ray.num_cpus,
             "object_store_memory": config.ray.object_store_mb * 2**20,
