@@ -14,8 +14,8 @@
     └── TrainingFailed
         └── DamagedCheckpoint
 
-Every message says what is wrong, where, and what to do. Errors outside this tree are bugs, or come from below (a full
-disk, a lost connection), and keep their traceback.
+Every message says what is wrong, where, and what to do. Errors from below (a full disk, a lost connection) end a
+command in one line too; any other error is a bug and keeps its traceback.
 """
 
 

@@ -13,7 +13,7 @@ from lrem.config.cluster import PlacementConfig, RayConfig
 from lrem.config.curation import BootstrapConfig, CurateConfig, SourcesConfig
 from lrem.config.evaluation import EvaluateConfig
 from lrem.config.model import ModelConfig
-from lrem.config.paths import DEFAULT_PATHS, PathsConfig
+from lrem.config.paths import DEFAULT_PATHS, PathsConfig, home
 from lrem.config.section import Section
 from lrem.config.serving import EmbedConfig, IndexConfig, ServeConfig
 from lrem.config.training import ColdStartConfig, DirectConfig, MineConfig, ReinforceConfig, RolloutConfig
@@ -50,10 +50,14 @@ class Config(Section):
     @classmethod
     def _resolve(cls, tree: dict[str, Any]) -> dict[str, Any]:
         """Put all paths that are not given under `run_dir`, which becomes absolute."""
-        run_dir = Path(tree.get("run_dir") or "runs/demo").expanduser().absolute()
-        given = {key: value for key, value in (tree.get("paths") or {}).items() if value}
-        paths = {name: run_dir / path for name, path in DEFAULT_PATHS.items()} | given
-        return tree | {"run_dir": run_dir, "paths": paths}
+        run_dir, given = tree.get("run_dir") or "runs/demo", tree.get("paths") or {}
+        if not isinstance(run_dir, str | Path):
+            raise ValueError(f"run_dir={run_dir} must be one path")
+        if not isinstance(given, dict):
+            raise ValueError(f"paths={given} must be a mapping of names to paths")
+        run_dir = home(run_dir).absolute()
+        paths = {name: run_dir / path for name, path in DEFAULT_PATHS.items()}
+        return tree | {"run_dir": run_dir, "paths": paths | {key: value for key, value in given.items() if value}}
 
     def path(self, name: str) -> Path:
         """Return the absolute path of an artefact, a key of `paths`."""
@@ -77,6 +81,8 @@ _TextLoader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
+_TextLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\.(inf|nan)", re.I), list("-+."))
+
 
 def load_config(file: Path | None, overrides: list[str], paths: Mapping[str, Path | str] | None = None) -> Config:
     """Read YAML, then apply `dotted.key=value` overrides.
@@ -92,15 +98,15 @@ def load_config(file: Path | None, overrides: list[str], paths: Mapping[str, Pat
     Raises:
         ConfigError: the file is missing or is not YAML, a key is unknown, or a value is invalid.
     """
-    tree = _read(file) if file else {}
+    tree = _read(home(file)) if file else {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"'{override}' is not an override: write dotted.key=value, such as seed=7")
         keys = key.split(".")
         _assign(tree, keys, _value(keys, value, f"the value of '{override}'"), override)
-    if paths:
-        tree["paths"] = (tree.get("paths") or {}) | dict(paths)
+    for name, path in (paths or {}).items():
+        _assign(tree, ["paths", name], path, f"--{name}={path}")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -156,7 +162,7 @@ def _value(keys: list[str], text: str, what: str) -> Any:
             annotation = annotation.model_fields[key].annotation
         else:
             annotation = get_args(annotation)[1] if get_origin(annotation) is dict else dict
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    quoted = len(text) > 1 and text[0] in "'\"" and text.find(text[0], 1) == len(text) - 1
     return _parse(text, what) if _is_collection(annotation) or quoted or text in ("", "null") else text
 
 

@@ -3,13 +3,19 @@
 import os
 from pathlib import Path
 from typing import Annotated, Any, get_args
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, model_validator
 
 from lrem.config.section import Section
 
-LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+def home(path: str | Path) -> Path:
+    """Return a path with `~` and `~user` replaced by the home folder, if there is one."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
+
+
+LocalPath = Annotated[Path, AfterValidator(home)]
 PathOrName = Annotated[str, AfterValidator(os.path.expanduser)]  # a folder, or the name of a model
 
 DEFAULT_PATHS = {
@@ -70,16 +76,25 @@ class PathsConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve(cls, paths: dict[str, Any]) -> dict[str, Any]:
+    def _resolve(cls, paths: Any) -> dict[str, Any]:
+        if not isinstance(paths, dict):
+            raise ValueError(f"{paths!r} is not a mapping of names to paths")
         return {name: cls._absolute(name, value) for name, value in paths.items()}
 
     @classmethod
-    def _absolute(cls, name: str, value: str | Path | None) -> str | Path | None:
+    def _absolute(cls, name: str, value: Any) -> str | Path | None:
         """Return a local path as an absolute one: a Ray worker has another working directory than the caller."""
-        if value is None or "://" not in str(value):
-            return value and Path(value).expanduser().absolute()
-        if urlsplit(str(value)).scheme == "file":
-            return Path(unquote(urlsplit(str(value)).path))
+        if value is None or value == "":
+            return None
+        if not isinstance(value, str | Path):
+            raise ValueError(f"paths.{name}={value} must be one path")
+        if str(value).startswith("file://"):
+            local = unquote(str(value).removeprefix("file://").removeprefix("localhost"))
+            if not local.startswith("/"):
+                raise ValueError(f"paths.{name}={value} names the host {local.partition('/')[0]}: write file:///path")
+            return Path(local)
+        if "://" not in str(value):
+            return home(value).absolute()
         if name in cls.model_fields and str not in get_args(cls.model_fields[name].annotation):
             raise ValueError(
                 f"paths.{name}={value} must be a local path: copy the file here, or read a catalogue, queries and "

@@ -8,7 +8,7 @@ import pyarrow as pa
 from lrem.config import BootstrapConfig
 from lrem.curation import contrast
 from lrem.curation.rules import normalize_brand
-from lrem.data.words import content_words, stem, words
+from lrem.data.words import content_words, normalize, stem, words
 
 MIN_NOUN_TITLES = 8  # titles with a word from which it counts as a noun
 MIN_ITEMS = 3  # items that a kind of product, a feature or a use needs
@@ -34,7 +34,7 @@ def extract_features(items: pa.Table, config: BootstrapConfig) -> CatalogueFeatu
     kinds = [_kind(value) for value in _column(items, config.type_column)]
     descriptions = [_column(items, name) for name in config.text_columns]
     texts = [
-        " . ".join(str(part) for part in parts if part).lower() for parts in zip(titles, *descriptions, strict=True)
+        normalize(" . ".join(str(part) for part in parts if part)) for parts in zip(titles, *descriptions, strict=True)
     ]
     catalogue = contrast.phrase_frequencies(titles)
     if not any(kinds):

@@ -29,14 +29,7 @@ def read_mapped_tables(sources: SourcesConfig) -> RawDataset:
     if sources.catalogue is None:
         raise DataError("format table needs sources.catalogue: set it to a file of items")
     paths = {"catalogue": sources.catalogue, "queries": sources.queries, "judgements": sources.judgements}
-    text = TextFormat(sources.delimiter or ",", sources.encoding or "utf-8")
-    files = {
-        file: SourceTable(
-            path, read_table_files(path, _column_map(sources.columns, file).values(), text, sources.numbers)
-        )
-        for file, path in paths.items()
-        if path is not None
-    }
+    files = {file: _read(sources, file, path) for file, path in paths.items() if path is not None}
     _check_mapping(sources.columns, files)
     _check_numbers(sources.numbers, files)
     renamed = {file: _rename_columns(source, file, sources.columns) for file, source in files.items()}
@@ -47,6 +40,13 @@ def read_mapped_tables(sources: SourcesConfig) -> RawDataset:
         extra = [name for name in ("item_id", "grade") if name in table.column_names]
         queries = SourceTable(judgements.path, table.drop_columns(extra))
     return RawDataset(renamed["catalogue"], queries, judgements, dict(sources.grades))
+
+
+def _read(sources: SourcesConfig, file: str, path: str) -> SourceTable:
+    columns = _column_map(sources.columns, file)
+    ids = tuple(theirs for ours, theirs in columns.items() if ours in ("item_id", "query_id"))
+    text = TextFormat(sources.delimiter or ",", sources.encoding or "utf-8", ids)
+    return SourceTable(path, read_table_files(path, columns.values(), text, sources.numbers))
 
 
 def require_column(source: SourceTable, name: str, remedy: str | None = None) -> None:

@@ -5,11 +5,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lrem.curation.source_table import SourceTable
+from lrem.curation.text_formats import POINT_ZERO
 from lrem.data.known_positives import query_identity
 from lrem.data.schema import TEXT
 from lrem.errors import DataError
-
-POINT_ZERO = r"^(-?[0-9]+)\.0$"
 
 
 def cast_to_text(source: SourceTable, names: list[str]) -> pa.Table:
@@ -26,7 +25,7 @@ def cast_to_text(source: SourceTable, names: list[str]) -> pa.Table:
 
 
 def _as_text(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
-    """Write whole numbers without ".0", as `without_point_zero` does for ids that are text already."""
+    """Write whole numbers without ".0", as pandas writes ids if one cell is empty."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     try:
@@ -37,20 +36,12 @@ def _as_text(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
         raise DataError(f"{path}: '{name}' is {column.type}, not text: convert it ({error})") from error
 
 
-def without_point_zero(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return text ids `12.0` as `12` if all of them end so: pandas writes ids as floats if one cell is empty."""
-    filled = ids.filter(is_filled(ids))
-    return _cut_point_zero(ids) if pc.all(pc.match_substring_regex(filled, POINT_ZERO)).as_py() else ids
-
-
 def match_known_ids(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return text ids with `12.0` as `12` where only that is known."""
-    cut = _cut_point_zero(ids)
-    return pc.if_else(pc.and_not(pc.is_in(cut, value_set=known), pc.is_in(ids, value_set=known)), cut, ids)
-
-
-def _cut_point_zero(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.replace_substring_regex(ids, POINT_ZERO, r"\1")
+    """Return text ids in the spelling that is known: `12` for `12.0`, or `12.0` for `12`."""
+    for other in (pc.replace_substring_regex(ids, POINT_ZERO, r"\1"), pc.binary_join_element_wise(ids, "0", ".")):
+        better = pc.and_not(pc.is_in(other, value_set=known), pc.is_in(ids, value_set=known))
+        ids = pc.if_else(better, other, ids)
+    return ids
 
 
 def is_filled(column: pa.ChunkedArray) -> pa.ChunkedArray:

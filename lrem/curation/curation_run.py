@@ -57,7 +57,7 @@ class CurationStep:
 
     def __init__(self, run: CurationRun) -> None:
         self.run, self.settings = run, run.config.curate
-        items = read_items(run.config.path("items"))
+        items = read_items(run.config.path("items"), check_limits=False)
         self.titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
         self.judgements = QueryLookup(run.judgements_file)
 

@@ -1,6 +1,5 @@
 """Import: from the files of a shop or a published data set to the clean tables that every stage reads."""
 
-import logging
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -10,10 +9,7 @@ from lrem.curation.column_mapping import read_mapped_tables
 from lrem.curation.published_datasets import DATASET_READERS
 from lrem.curation.qrels_cleaning import clean_qrels
 from lrem.curation.table_cleaning import clean_items, clean_queries
-from lrem.curation.text_formats import holds_numbers
-from lrem.data.schema import ITEMS, QUERIES
-
-log = logging.getLogger(__name__)
+from lrem.data.schema import QUERIES
 
 
 class ImportedTables(NamedTuple):
@@ -43,12 +39,6 @@ def import_tables(sources: SourcesConfig) -> ImportedTables:
     raw = reader(sources)
     counts: dict[str, int] = {}
     items = clean_items(raw.items, counts)
-    for name in items.column_names[len(ITEMS) :]:
-        if holds_numbers(items[name]):
-            log.warning(
-                f"{raw.items.path}: '{name}' stays text, because some of its numbers would be written otherwise "
-                f"(such as 19.90 or 1E5): to filter it by range, set sources.numbers=[{name}]"
-            )
     queries = QUERIES.empty_table() if raw.queries is None else clean_queries(raw.queries, counts)
     qrels = None
     if raw.judgements is not None and raw.queries is not None:

@@ -13,7 +13,6 @@ from lrem.curation.column_values import (
     move_to_front,
     query_identities,
     require_filled,
-    without_point_zero,
 )
 from lrem.curation.source_table import SourceTable
 from lrem.data.catalogue_limits import require_usable
@@ -33,7 +32,7 @@ def clean_items(source: SourceTable, counts: dict[str, int]) -> pa.Table:
     """
     for name in ITEMS.names:
         require_column(source, name)
-    table = _with_ids(cast_to_text(source, ITEMS.names), "item_id")
+    table = cast_to_text(source, ITEMS.names)
     counts["items read"] = table.num_rows
     require_filled(table, "item_id", source.path)
     titled = table.filter(is_filled(table["title"]))
@@ -62,7 +61,6 @@ def clean_queries(source: SourceTable, counts: dict[str, int]) -> pa.Table:
     table = cast_to_text(source, QUERIES.names if has_ids else ["query"])
     counts["queries read"] = table.num_rows
     if has_ids:
-        table = _with_ids(table, "query_id")
         require_filled(table, "query_id", source.path)
     filled = table.filter(is_filled(table["query"]))
     counts["queries blank"] = table.num_rows - filled.num_rows
@@ -75,10 +73,6 @@ def clean_queries(source: SourceTable, counts: dict[str, int]) -> pa.Table:
     counts["queries repeated"] = filled.num_rows - kept.num_rows
     counts["queries"] = kept.num_rows
     return move_to_front(kept, QUERIES.names)
-
-
-def _with_ids(table: pa.Table, name: str) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, without_point_zero(table[name]))
 
 
 def _first_of_each_id(table: pa.Table, identities: np.ndarray, path: str) -> pa.Table:

@@ -1,5 +1,6 @@
 """Reading a table from parquet, CSV, TSV or JSON lines: a file, a folder of files, or a URI."""
 
+import logging
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
@@ -8,10 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from lrem.curation.text_formats import TextFormat, infer_type, read_csv, read_json_lines, read_tsv, to_numbers
+from lrem.curation.text_formats import (
+    TextFormat,
+    holds_numbers,
+    infer_type,
+    read_csv,
+    read_json_lines,
+    read_tsv,
+    to_numbers,
+    without_point_zero,
+)
+from lrem.data.arrow_types import plain_table
 from lrem.data.partitions import partition_schema, partition_values
 from lrem.errors import DataError
 
+log = logging.getLogger(__name__)
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".json": "json"}
 COMPRESSED = {".gz", ".bz2", ".zst"}  # decompressed by pyarrow while it reads
 
@@ -59,19 +71,32 @@ def read_table_files(
         if repeated:
             raise DataError(f"{path} has two columns '{repeated[0]}': rename one")
     try:
-        table = pa.concat_tables(tables, promote_options="permissive")
+        table = pa.concat_tables(map(plain_table, tables), promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(
             f"the files in {path} have columns of different types ({error}): write them with one schema"
         ) from error
-    untyped = file_format in ("csv", "tsv")
-    columns = {name: _plain(table[name]) for name in table.column_names}
-    for name, column in columns.items():
-        if name in numbers and pa.types.is_string(column.type):
-            columns[name] = to_numbers(column, name, path)
-        elif untyped and name not in text_columns and pa.types.is_string(column.type):
-            columns[name] = infer_type(column)
+    columns = {name: table[name] for name in table.column_names}
+    for name in numbers:
+        if name in columns and pa.types.is_string(columns[name].type):
+            columns[name] = to_numbers(columns[name], name, path)
+    if file_format in ("csv", "tsv"):
+        columns |= {name: without_point_zero(columns[name]) for name in text.ids if name in columns}
+        columns |= {name: _infer(columns[name], name, path) for name in columns if name not in text_columns}
     return pa.table(columns)
+
+
+def _infer(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
+    """Return a column of a text file in the type of its values; say so if numbers stay text."""
+    if not pa.types.is_string(column.type):  # of the path, or one of sources.numbers
+        return column
+    column = infer_type(column)
+    if holds_numbers(column):
+        log.warning(
+            f"{path}: '{name}' stays text, because some of its numbers are written unusually (such as 19.90 or 1E5): "
+            f"to filter it by range, set sources.numbers=[{name}]"
+        )
+    return column
 
 
 def file_exists(path: str) -> bool:
@@ -149,16 +174,3 @@ def _with_partitions(table: pa.Table, values: dict[str, str | None], types: pa.S
             column = pa.array([values.get(field.name)] * table.num_rows, pa.string())
             table = table.append_column(field.name, column.cast(field.type))
     return table
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    target = _plain_type(column.type)
-    return column if column.type == target else column.cast(target)
-
-
-def _plain_type(arrow_type: pa.DataType) -> pa.DataType:
-    if pa.types.is_dictionary(arrow_type):
-        return _plain_type(arrow_type.value_type)
-    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
-        return pa.list_(_plain_type(arrow_type.value_type))
-    return pa.string() if pa.types.is_large_string(arrow_type) or pa.types.is_string_view(arrow_type) else arrow_type

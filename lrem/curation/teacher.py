@@ -56,7 +56,7 @@ class Teacher(Finder):
         self.catalogue = contrast.phrase_frequencies(self.titles.values()) if teacher == "catalogue" else None
         ordered = self.settings.order_keywords and teacher != "catalogue"  # whose keywords are in order
         self.stems = StemIndex(self.titles.values()) if ordered else None
-        items, column = read_items(run.config.path("items")), self.settings.brand_column
+        items, column = read_items(run.config.path("items"), check_limits=False), self.settings.brand_column
         cells = items[column].to_pylist() if column in items.column_names else []
         brands = frozenset(name for brand in cells if brand and (name := normalize_brand(str(brand))))
         banned = frozenset(normalize_brand(phrase) for phrase in self.settings.banned)

@@ -19,6 +19,7 @@ MAX_CELL_CHARACTERS = 1 << 24
 BATCH_ROWS = 1 << 16
 INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"  # fits in int64; no leading zeros, so that a barcode stays text
 DECIMAL = r"^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.[0-9]+)([eE][-+]?[0-9]+)?$"
+POINT_ZERO = r"^(-?[0-9]+)\.0$"
 BOOLEAN = "^([Tt]rue|[Ff]alse|TRUE|FALSE)$"
 OTHER_DELIMITERS = ";\t|,"
 
@@ -29,10 +30,12 @@ class TextFormat(NamedTuple):
     Attributes:
         delimiter: the separator of CSV columns. TSV always has tabs.
         encoding: of CSV, TSV and JSON lines.
+        ids: columns of CSV and TSV in which `12.0` is 12: pandas writes ids as floats if one cell is empty.
     """
 
     delimiter: str = ","
     encoding: str = "utf-8"
+    ids: tuple[str, ...] = ()
 
 
 def read_csv(system: FileSystem, name: str, text: TextFormat) -> pa.Table:
@@ -43,7 +46,8 @@ def read_csv(system: FileSystem, name: str, text: TextFormat) -> pa.Table:
             its closing quote or is never closed, or the encoding or delimiter is another one. The message names the
             line.
     """
-    return _read_rows(system, name, text.encoding, {"delimiter": text.delimiter, "strict": True})
+    hint = 'quote a field that contains the delimiter, a line break or a quote at its start, as in """Big"" lamp"'
+    return _read_rows(system, name, text.encoding, {"delimiter": text.delimiter, "strict": True}, hint)
 
 
 def read_tsv(system: FileSystem, name: str, text: TextFormat) -> pa.Table:
@@ -52,13 +56,14 @@ def read_tsv(system: FileSystem, name: str, text: TextFormat) -> pa.Table:
     Raises:
         DataError: as `read_csv`.
     """
-    return _read_rows(system, name, text.encoding, {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
+    hint = "write one line a row and no tabs within a field"
+    return _read_rows(system, name, text.encoding, {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, hint)
 
 
-def _read_rows(system: FileSystem, name: str, encoding: str, dialect: dict[str, Any]) -> pa.Table:
+def _read_rows(system: FileSystem, name: str, encoding: str, dialect: dict[str, Any], hint: str) -> pa.Table:
     csv.field_size_limit(MAX_CELL_CHARACTERS)
     with _open_text(system, name, encoding, newline="") as stream:
-        rows = _checked_rows(csv.reader(stream, **dialect), name, dialect["delimiter"])
+        rows = _checked_rows(csv.reader(stream, **dialect), name, dialect["delimiter"], hint)
         header = next(rows, None)
         if header is None:
             raise DataError(f"{name} is empty: its first line must name the columns")
@@ -70,7 +75,7 @@ def _read_rows(system: FileSystem, name: str, encoding: str, dialect: dict[str, 
     return pa.concat_tables([empty, *batches])
 
 
-def _checked_rows(reader: Any, name: str, delimiter: str) -> Iterator[list[str]]:
+def _checked_rows(reader: Any, name: str, delimiter: str, hint: str) -> Iterator[list[str]]:
     """Yield the rows that are not blank lines, the header first."""
     header: list[str] | None = None
     while True:
@@ -81,19 +86,15 @@ def _checked_rows(reader: Any, name: str, delimiter: str) -> Iterator[list[str]]
             return
         except csv.Error as error:
             raise DataError(
-                f"{name}, line {reader.line_num}, in a row that begins on line {begin}: {error}: double each quote "
-                'within a quoted field, and quote a field that begins with one ("""Big"" lamp")'
+                f"{name}, line {reader.line_num}, in a row that begins on line {begin}: {error}: {hint}"
             ) from error
         if not row:
             continue
         if header is None:
-            header = row
+            header = row = [row[0].removeprefix("\ufeff"), *row[1:]]
             _check_header(header, name, delimiter)
         elif len(row) != len(header):
-            raise DataError(
-                f"{name}, line {begin} has {len(row)} fields, and the header {len(header)}: quote a field that "
-                "contains the delimiter or a line break, and close each quote"
-            )
+            raise DataError(f"{name}, line {begin} has {len(row)} fields, and the header {len(header)}: {hint}")
         yield row
 
 
@@ -102,10 +103,10 @@ def _check_header(header: list[str], name: str, delimiter: str) -> None:
         raise DataError(f"{name} is not in the expected encoding: set sources.encoding, such as utf-16-le")
     others = [other for other in OTHER_DELIMITERS if other != delimiter and other in header[0]]
     if len(header) == 1 and others:
-        raise DataError(
-            f"{name} has the single column {header[0]!r}: set sources.delimiter to {others[0]!r} if that separates its "
-            "columns (.tsv files have tabs)"
-        )
+        remedy = f"set sources.delimiter to {others[0]!r} if that separates its columns"
+        if delimiter == "\t":
+            remedy = "separate the columns by tabs, or rename it to .csv"
+        raise DataError(f"{name} has the single column {header[0]!r}: {remedy}")
 
 
 def infer_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -141,6 +142,12 @@ def to_numbers(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray
         return values.cast(pa.float64())
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: '{name}' is in sources.numbers, but not all numbers ({error}): repair it") from error
+
+
+def without_point_zero(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return text ids `12.0` as `12` if all of them end so."""
+    all_end_so = _all_match(empty_to_null(ids), POINT_ZERO)
+    return pc.replace_substring_regex(ids, POINT_ZERO, r"\1") if all_end_so else ids
 
 
 def holds_numbers(column: pa.ChunkedArray) -> bool:
@@ -189,6 +196,7 @@ def read_lines(system: FileSystem, name: str, encoding: str = "utf-8") -> Iterat
     """
     with _open_text(system, name, encoding, newline="\n") as stream:
         for number, line in enumerate(stream, 1):
+            line = line.removeprefix("\ufeff") if number == 1 else line
             if line.strip():
                 yield number, line.rstrip("\r\n")
 

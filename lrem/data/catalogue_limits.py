@@ -1,5 +1,6 @@
 """What an item must satisfy to be searched: checked where a catalogue is read first, before anything is made of it."""
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -7,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lrem.data.payloads import MAX_BYTES, MAX_FIELDS, encode, large_integers_as_text, to_payloads
+from lrem.data.payloads import MAX_BYTES, MAX_FIELDS, encode, large_integers_as_text, to_json, to_payloads
 from lrem.errors import DataError
 
 MAX_ID = 512  # characters
@@ -48,8 +49,9 @@ def _problems(items: pa.Table) -> Iterator[tuple[int, str]]:
     marked = pc.match_substring_regex(titles, CONTROL.pattern).to_numpy()
     blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(titles)), 0).to_numpy()
     heavy = _longest_payloads(items) > MAX_BYTES
-    if len(items.column_names) > MAX_FIELDS:
-        heavy[:] = True
+    if items.num_columns > MAX_FIELDS:
+        filled = sum(pc.is_valid(column).to_numpy().astype(np.int64) for column in items.columns)
+        heavy |= filled > MAX_FIELDS
     exact = large_integers_as_text(items) if heavy.any() else items
     suspects = (id_lengths == 0) | (id_lengths > MAX_ID) | (title_lengths > MAX_TITLE) | marked | blank | heavy
     for row in np.flatnonzero(suspects).tolist():
@@ -73,18 +75,21 @@ def _payload_problem(row: pa.Table) -> str | None:
 
 
 def _longest_payloads(items: pa.Table) -> np.ndarray:
-    """Return the most bytes that each row's payload can have as JSON, [N] int64; nested columns count as too long."""
+    """Return the most bytes that each row's payload can have as JSON, [N] int64. The columns have plain types."""
     longest = np.zeros(items.num_rows, np.int64)
     for name in items.column_names:
-        column = items[name]
-        if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
-            lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64)
-        elif pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):
-            lists = column.combine_chunks()
-            texts = pc.fill_null(pc.binary_length(pc.list_flatten(lists)), 0).to_numpy() + 4
-            parents = pc.list_parent_indices(lists).to_numpy()
-            lengths = np.bincount(parents, texts, items.num_rows).astype(np.int64)
-        else:
-            lengths = np.full(items.num_rows, MAX_BYTES if pa.types.is_nested(column.type) else 8)
-        longest += ESCAPED * (lengths + len(name.encode()) + 2)
+        longest += ESCAPED * (_lengths(items[name].combine_chunks()) + len(name.encode()) + 2)
     return longest
+
+
+def _lengths(column: pa.Array) -> np.ndarray:
+    """Return [N] int64, at least a sixth of the bytes of each value as JSON; 0 for null."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        lengths = pc.binary_length(column)
+    elif pa.types.is_nested(kind):
+        texts = (json.dumps(to_json(value), ensure_ascii=False) for value in column.to_pylist(maps_as_pydicts="strict"))
+        return np.array([len(text.encode()) for text in texts], np.int64)
+    else:  # numbers, truth values, dates
+        lengths = pc.if_else(pc.is_valid(column), 8, 0)
+    return pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False).astype(np.int64)

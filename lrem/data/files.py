@@ -92,7 +92,7 @@ def checksum(path: Path) -> str:
     """Return the SHA-256 checksum of a file, or one of a folder that covers its files' names and contents."""
     if not path.is_dir():
         return sha256(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] not in "._")  # as readers do
     return hashlib.sha256(str([(str(file.relative_to(path)), sha256(file)) for file in files]).encode()).hexdigest()
 
 

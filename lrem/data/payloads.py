@@ -55,7 +55,7 @@ def to_payloads(table: pa.Table) -> list[dict[str, Any]]:
     Args:
         table: part of a table that went through `large_integers_as_text`.
     """
-    rows = (to_json(row) for row in table.to_pylist())
+    rows = (to_json(row) for row in table.to_pylist(maps_as_pydicts="strict"))
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 from pyarrow.fs import FileSystem
 
+from lrem.data.arrow_types import plain_table, plain_type
 from lrem.data.catalogue_limits import require_usable
 from lrem.data.partitions import partition_schema
 from lrem.errors import DataError
@@ -38,6 +39,8 @@ def open_table(path: Path | str, schema: pa.Schema) -> pa.dataset.Dataset:
     """
     try:
         dataset = _with_all_columns(pa.dataset.dataset(str(path), format="parquet"), str(path), schema)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: run the stage that writes it, or pass another path") from error
     except OSError as error:
@@ -61,7 +64,10 @@ def _with_all_columns(dataset: pa.dataset.Dataset, path: str, schema: pa.Schema)
         *dataset.schema.names
     }:
         return dataset
-    fields = {name: _common_type(name, list(kinds), schema, path) for name, kinds in types.items()}
+    fields = {
+        name: _common_type(name, list(dict.fromkeys(map(plain_type, kinds))), schema, path)
+        for name, kinds in types.items()
+    }
     partitions = pa.schema(field for field in in_paths if field.name not in fields)
     return pa.dataset.dataset(
         path,
@@ -187,13 +193,18 @@ def _cast_column(column: pa.ChunkedArray, field: pa.Field, path: Path | str) -> 
         raise DataError(f"{path}: '{field.name}' is {column.type}, not {field.type}: convert it ({error})") from error
 
 
-def read_items(path: Path) -> pa.Table:
-    """Read a catalogue: `item_id` (unique) and `title`, payload columns kept.
+def read_items(path: Path, check_limits: bool = True) -> pa.Table:
+    """Read a catalogue: `item_id` (unique) and `title`, payload columns kept in plain types (`arrow_types`).
+
+    Args:
+        path: parquet, a file or a folder.
+        check_limits: False for workers whose stage has read it already.
 
     Raises:
         DataError: as `read_table`; also a repeated id, or items that cannot be indexed (`catalogue_limits`).
     """
-    table = read_table(path, ITEMS, keep_extra=True)
+    table = plain_table(read_table(path, ITEMS, keep_extra=True))
     require_unique(table, ["item_id"], path)
-    require_usable(table, path)
+    if check_limits:
+        require_usable(table, path)
     return table

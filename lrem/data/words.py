@@ -5,9 +5,12 @@ from itertools import pairwise
 
 import regex
 
-WORD = regex.compile(r"[\w\p{M}]+")  # a mark, such as a vowel sign, belongs to its word
-LITERAL = regex.compile(r"[\w\p{M}-]+")
-FORMAT_CHARACTERS = regex.compile(r"\p{Cf}+")  # zero-width characters, soft hyphens
+WORD = regex.compile(r"[\p{L}\p{N}_][\w\p{M}]*")  # a mark, such as a vowel sign, belongs to its word
+LITERAL = regex.compile(r"[\p{L}\p{N}_-][\w\p{M}-]*")
+FORMAT_CHARACTERS = regex.compile(
+    r"[\p{Cf}\p{Variation_Selector}]+"
+)  # zero-width characters, soft hyphens, emoji styles
+HYPHENS = str.maketrans("\u2010\u2011", "--")
 APART = regex.compile("[™℠]|(?=[¼-¾⅐-⅟↉])")  # NFKC would write Kohlertm and 421/2 for Kohler™ and 42½
 # Thai, kana and Han: scripts without spaces between words
 UNSPACED = regex.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
@@ -28,7 +31,7 @@ def normalize(text: str) -> str:
     if text.isascii():
         return text.lower()
     text = unicodedata.normalize("NFKC", APART.sub(" ", FORMAT_CHARACTERS.sub("", text)))
-    folded = text.casefold().replace("i\u0307", "i")  # İ folds to an i with a second dot
+    folded = text.translate(HYPHENS).casefold().replace("i\u0307", "i")  # İ folds to an i with a second dot
     return unicodedata.normalize("NFKC", folded)
 
 

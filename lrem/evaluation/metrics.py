@@ -16,7 +16,7 @@ Scores = Mapping[str, Mapping[str, float]]  # query_id â†’ name of the measure â
 
 HARD = ("question", "alternative", "negative", "knowledge")
 DEPTH = 100  # the deepest fixed cut-off; a run should hold max(DEPTH, k, precision_k) items per query
-MAX_VALUES = 20  # of a column that slices the queries
+MAX_VALUES = 20  # numbers of a column that slices the queries
 SLICED_BY = ("slice", "difficulty")  # columns of the queries, besides their category
 
 
@@ -70,7 +70,7 @@ def slices_of(queries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     The slices are `all`, `hard` (the paper's four categories), each category, and each value of the columns `slice`
     and `difficulty`. A slice of a column is named by column and value, e.g. `difficulty=hard`, because the value alone
     could be the name of a category. A query without a category is `uncategorised`; a query with a null or empty `slice`
-    or `difficulty` belongs to no slice of that column. A column of fractions, or with more than MAX_VALUES values, is a
+    or `difficulty` belongs to no slice of that column. A column of fractions, or of more than MAX_VALUES numbers, is a
     measure and makes no slices. No slice is empty.
 
     Args:
@@ -92,8 +92,9 @@ def slices_of(queries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _is_label(values: list[Any]) -> bool:
-    """Return False for a column of fractions or of many values, which measures the queries and does not name them."""
-    return not any(isinstance(value, float) for value in values) and len({str(value) for value in values}) <= MAX_VALUES
+    """Return False for a column of fractions or of many numbers, which measures the queries and does not name them."""
+    numbers = {value for value in values if isinstance(value, int | float)}
+    return len(numbers) <= MAX_VALUES and all(value == int(value) for value in numbers)
 
 
 def summarise(scores: Scores, slices: Mapping[str, Collection[str]]) -> dict[str, dict[str, float]]:

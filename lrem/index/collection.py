@@ -135,22 +135,25 @@ class Collection:
         self._refresh()
         with self._search:
             self._check_open()
-            self._check_filter(condition)
             return self.segment.count(condition)
+
+    def kinds(self, where: Mapping[str, Any]) -> dict[str, set[str]]:
+        """Return field → what its values are, of the fields of a filter; `filters.require_comparable` explains."""
+        self._refresh()
+        with self._search:
+            return self.segment.columns.kinds(compile_filter(where))
 
     def scroll(self, limit: int, after: str = "", where: Mapping[str, Any] | None = None) -> Page:
         """Return up to `limit` items that match and whose id is greater than `after`, in the order of ids.
 
         Raises:
-            FilterError: the filter is invalid, or compares a field with what it does not hold.
+            FilterError: the filter is invalid.
             ValueError: limit < 1.
             StoreError: the collection is closed.
         """
         if limit < 1:
             raise ValueError(f"limit is {limit}, but must be at least 1")
         condition = None if where is None else compile_filter(where)
-        with self._search:
-            self._check_filter(condition)
         items: list[tuple[str, dict[str, Any]]] = []
         while True:
             part = self.store.scroll(after, max(limit, 100))
@@ -181,7 +184,7 @@ class Collection:
             effort: how far an approximate structure searches, as a multiple of the default.
 
         Raises:
-            FilterError: the filter is invalid, or compares a field with what it does not hold.
+            FilterError: the filter is invalid.
             ValueError: vectors of another dimension or with NaN, or k < 1.
             StoreError: the collection is closed.
         """
@@ -194,7 +197,6 @@ class Collection:
             self._refresh()
             try:
                 with self._search:
-                    self._check_filter(condition)
                     return self._hits(queries, k, condition, exact, effort)
             except KeyError:  # a match was replaced before it was read
                 self._write.acquire()  # wait until a writer of this process has made its items searchable
@@ -319,10 +321,6 @@ class Collection:
         with self._no_rebuild(CLOSE_TIMEOUT_S), self._write, self._search:
             self.closed = True
             self.store.close()
-
-    def _check_filter(self, condition: Filter | None) -> None:
-        if condition is not None:
-            self.segment.columns.check(condition)
 
     def _check_open(self) -> None:
         if self.closed:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lrem.errors import FilterError
-from lrem.index.filters import COMPARISONS, AllOf, AnyOf, Filter, Not, Term, terms, timestamp
+from lrem.index.filters import AllOf, AnyOf, Filter, Not, Term, terms, timestamp
 
 CODED, NUMBER = 1, 2
+KIND_NAMES = {str: "text", bool: "bool", int: "number", float: "number"}
 KINDS = {str: CODED, bool: CODED, int: NUMBER, float: NUMBER}
 
 
@@ -42,35 +42,50 @@ class GrowingArray:
 
 
 class FieldValues:
-    """One field: (position, code) of each string or boolean, (position, number) of each number, all positions."""
+    """One field: (position, code) of each string or boolean, (position, number) of each number, other positions.
+
+    Attributes:
+        kinds: what the values are: text, bool, number, other (objects, empty lists).
+    """
 
     def __init__(self) -> None:
         self.codes: dict[str | bool, int] = {}
         self.coded = GrowingArray(np.int64), GrowingArray(np.int32)
         self.numbers = GrowingArray(np.int64), GrowingArray(np.float64)
-        self.present = GrowingArray(np.int64)  # positions whose value is not null
-        self.has_objects = False
+        self.others = GrowingArray(np.int64)  # positions of values that hold nothing that a filter could compare
+        self.kinds: set[str] = set()
         self._timestamps = GrowingArray(np.float64)  # of the codes, NaN where one is no date; filled when needed
 
     def add(self, positions: Sequence[int], values: Sequence[Any]) -> None:
         """Add the values at positions."""
-        self.present.extend([position for position, value in zip(positions, values, strict=True) if value is not None])
+        self._add_others(positions, values)
         if {list, tuple} & set(map(type, values)):
             entries = zip(positions, values, strict=True)
             pairs = [(position, element) for position, value in entries for element in _elements(value)]
             positions, values = [position for position, _ in pairs], [value for _, value in pairs]
         kinds = np.fromiter((KINDS.get(type(value), 0) for value in values), np.int8, len(values))
-        self.has_objects |= any(isinstance(values[i], Mapping) for i in np.flatnonzero(kinds == 0))
         at = np.asarray(positions, np.int64)
         for kind, (target_positions, target) in ((CODED, self.coded), (NUMBER, self.numbers)):
             chosen = np.flatnonzero(kinds == kind)
             if not len(chosen):
                 continue
             selected = values if len(chosen) == len(values) else [values[i] for i in chosen]
+            self.kinds.update(KIND_NAMES[one] for one in set(map(type, selected)))
             array = np.asarray(self._encode(selected) if kind == CODED else selected, target.values.dtype)
             valid = array == array  # not NaN
             target_positions.extend(at[chosen][valid])
             target.extend(array[valid])
+
+    def _add_others(self, positions: Sequence[int], values: Sequence[Any]) -> None:
+        others = [
+            position
+            for position, value in zip(positions, values, strict=True)
+            if value is not None
+            and type(value) not in KINDS
+            and not any(type(one) in KINDS for one in _elements(value))
+        ]
+        self.others.extend(others)
+        self.kinds.update(["other"] * bool(others))
 
     def _encode(self, values: Sequence[str | bool]) -> list[int]:
         codes = self.codes
@@ -82,7 +97,7 @@ class FieldValues:
             [c.values for c in pair] for pair in (self.coded, self.numbers)
         )
         if term.operator == "$exists":
-            return [self.present.values]
+            return [positions, number_positions, self.others.values]
         if term.operator == "$in":
             accepted = [self.codes.get(value, -1) for value in term.value if isinstance(value, str | bool)]
             accepted_numbers = [float(value) for value in term.value if not isinstance(value, str | bool)]
@@ -98,18 +113,6 @@ class FieldValues:
             new = list(self.codes)[len(self._timestamps) :]
             self._timestamps.extend([timestamp(value) if isinstance(value, str) else np.nan for value in new])
         return self._timestamps.values
-
-    def why_not(self, term: Term) -> str | None:
-        """Return why no value of this field can be compared with a term's; None if one can, or if there are none."""
-        if term.operator == "$exists" or not len(self.present):
-            return None
-        if self.has_objects and not len(self.coded[0]) and not len(self.numbers[0]):
-            return "holds objects, of which only $exists can be filtered"
-        if term.operator not in COMPARISONS:
-            return None
-        if isinstance(term.value, str):
-            return None if np.isfinite(self.timestamps()).any() else "holds no ISO dates"
-        return None if len(self.numbers[0]) or not len(self.coded[0]) else "holds no numbers"
 
 
 def _elements(value: Any) -> Sequence[Any]:
@@ -139,15 +142,15 @@ class Columns:
         for name, (field_positions, values) in by_field.items():
             self.fields.setdefault(name, FieldValues()).add(field_positions, values)
 
-    def check(self, condition: Filter) -> None:
-        """Check that each condition can be compared with some value of its field, if the field has values.
-
-        Raises:
-            FilterError: one cannot, and would silently match nothing.
-        """
+    def kinds(self, condition: Filter) -> dict[str, set[str]]:
+        """Return field → kinds of its values (text, bool, number, date, other), of the fields of a filter."""
+        found: dict[str, set[str]] = {}
         for term in terms(condition):
-            if term.field in self.fields and (reason := self.fields[term.field].why_not(term)):
-                raise FilterError(f"filter.{term.field}.{term.operator}: the field {reason}")
+            if values := self.fields.get(term.field):
+                kinds = found.setdefault(term.field, set(values.kinds))
+                if isinstance(term.value, str) and np.isfinite(values.timestamps()).any():
+                    kinds.add("date")
+        return found
 
     def mask(self, condition: Filter, count: int) -> np.ndarray:
         """Return which of the positions 0 to count − 1 match, [count] bool, a new array."""

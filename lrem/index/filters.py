@@ -8,7 +8,7 @@ it; a list matches if one of its values does.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -21,6 +21,13 @@ MAX_VALUES = 16_384  # of all $in and $nin
 ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d.*)?", re.ASCII)
 COMPARISONS = {"$gt", "$gte", "$lt", "$lte"}
 NEGATED = {"$ne": "$eq", "$nin": "$in"}
+KINDS = {
+    "text": "texts",
+    "bool": "true or false",
+    "number": "numbers",
+    "date": "ISO dates",
+    "other": "objects or lists, of which only $exists can be filtered",
+}
 Scalar = str | int | float | bool
 
 
@@ -70,6 +77,30 @@ def compile_filter(where: Mapping[str, Any]) -> Filter:
     if values > MAX_VALUES:
         raise FilterError(f"filter: {values} values, at most {MAX_VALUES} are allowed: send several filters")
     return tree
+
+
+def require_comparable(where: Mapping[str, Any], kinds: Mapping[str, Collection[str]]) -> None:
+    """Check that each condition can be compared with some value of its field, if the field has values.
+
+    Args:
+        where: a valid filter.
+        kinds: field → what its values are: text, bool, number, date, other.
+
+    Raises:
+        FilterError: a condition could match nothing.
+    """
+    for term in terms(compile_filter(where)):
+        has = set(kinds.get(term.field, ()))
+        if term.operator == "$exists" or not has:
+            continue
+        if term.operator == "$in":
+            needs = {"bool" if isinstance(v, bool) else "text" if isinstance(v, str) else "number" for v in term.value}
+        else:
+            needs = {"date" if isinstance(term.value, str) else "number"}
+        if needs and not needs & has:
+            named = " or ".join(KINDS[kind] for kind in KINDS if kind in has)
+            wanted = " or ".join(KINDS[kind] for kind in KINDS if kind in needs)
+            raise FilterError(f"filter.{term.field}: its values are {named}, and {term.operator} compares {wanted}")
 
 
 def timestamp(text: str) -> float:

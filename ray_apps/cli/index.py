@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from lrem.config import load_config
-from ray_apps.cli.options import Catalogue, ConfigFile, DryRun, Overrides, Source, Where, load
+from ray_apps.cli.options import Catalogue, ConfigFile, DryRun, Overrides, Source, Where, in_home, load
 from ray_apps.cluster.progress import console
 from ray_apps.pipeline import run_stage
 
@@ -54,11 +54,16 @@ def index_recall(
 
 @app.command("snapshot")
 def index_snapshot(
-    destination: Annotated[str, typer.Argument(help="A new folder, or a URL such as s3://bucket/name.")],
+    destination: Annotated[
+        str, typer.Argument(callback=in_home, help="A new folder, or a URL such as s3://bucket/name.")
+    ],
     overrides: Overrides = None,
     config: ConfigFile = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Folder of a live index (default: the one that serves paths.index).")
+        str | None,
+        typer.Option(
+            "--from", callback=in_home, help="Folder of a live index (default: the one that serves paths.index)."
+        ),
     ] = None,
 ) -> None:
     """Save a live index, with everything written to it, as one snapshot, while it is served."""
@@ -71,7 +76,9 @@ def index_snapshot(
 
 @app.command("restore")
 def index_restore(
-    source: Annotated[str, typer.Argument(help="A snapshot: a folder, or a URL such as s3://bucket/name.")],
+    source: Annotated[
+        str, typer.Argument(callback=in_home, help="A snapshot: a folder, or a URL such as s3://bucket/name.")
+    ],
     overrides: Overrides = None,
     config: ConfigFile = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the existing snapshot.")] = False,

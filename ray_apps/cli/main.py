@@ -3,6 +3,7 @@
 import errno
 import io
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -77,26 +78,39 @@ def _run(command: Callable[..., Any]) -> int:
         if code == INTERRUPTED:
             errors.print("stopped; nothing is left half written")
         return code
-    except LremError as error:
-        return _report(error, error.exit_code)
-    except (TimeoutError, ConnectionError) as error:
-        return _report(error, 1)
-    except (OSError, UnicodeError) as error:
-        return _report(_explain(error), 1)
     except Exception as error:
-        if hasattr(error, "show"):  # a usage error; typer keeps its base class private
-            error.show()
-            return 2
-        raise
+        code = _handle(error)
+        if code is None:
+            raise
+        return code
 
 
-def _explain(error: OSError | UnicodeError) -> str:
+def _handle(raised: Exception) -> int | None:
+    """Print an error that a user can act on, and return its exit code; None for a bug."""
+    error = getattr(raised, "cause", None) or raised  # a RayTaskError's own text is a worker's traceback
+    if isinstance(error, LremError):
+        return _report(error, error.exit_code)
+    if isinstance(error, TimeoutError | ConnectionError):
+        return _report(error, 1)
+    if isinstance(error, OSError | UnicodeError | sqlite3.Error):
+        return _report(_explain(error), 1)
+    if hasattr(error, "show"):  # a usage error; typer keeps its base class private
+        error.show()
+        return 2
+    return None
+
+
+def _explain(error: OSError | UnicodeError | sqlite3.Error) -> str:
     """Return one line about an error of the machine: which path or text, what is wrong, what to do."""
     if isinstance(error, UnicodeError):
         return f"a text is not valid Unicode ({error}): write files and arguments in UTF-8"
+    if isinstance(error, sqlite3.Error):
+        return f"SQLite cannot write its file ({error}): free some space on the disk of run_dir, or {OTHER_PATH}"
+    if error.errno is None:  # raised with a message of our own
+        return str(error)
     place = error.filename2 or error.filename
     text = f"{place}: {error.strerror}" if place and error.strerror else str(error)
-    return f"{text}: {REMEDIES.get(error.errno or 0, 'check the path and the machine')}"
+    return f"{text}: {REMEDIES.get(error.errno, 'check the path and the machine')}"
 
 
 def _report(error: Exception | str, code: int) -> int:

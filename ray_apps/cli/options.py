@@ -6,6 +6,13 @@ from typing import Annotated
 import typer
 
 from lrem.config import Config, load_config, to_yaml
+from lrem.config.paths import home
+
+
+def in_home(path: str | None) -> str | None:
+    """Return a folder or URL with `~` replaced by the home folder: a shell leaves it in --from=~/x."""
+    return None if path is None else str(home(path)) if path.startswith("~") else path
+
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value …")]
@@ -15,7 +22,11 @@ Model = Annotated[str | None, typer.Option("--model", help="Model folder (paths.
 Catalogue = Annotated[str | None, typer.Option("--catalogue", help="Parquet file or folder of items (paths.items).")]
 Source = Annotated[
     str | None,
-    typer.Option("--from", help="A snapshot (folder or URL) or the folder of a live index (default: paths.index)."),
+    typer.Option(
+        "--from",
+        callback=in_home,
+        help="A snapshot (folder or URL) or the folder of a live index (default: paths.index).",
+    ),
 ]
 Where = Annotated[str | None, typer.Option("--filter", help='Filter on payload as JSON: {"price": {"$lt": 20}}.')]
 

@@ -37,9 +37,8 @@ def exempt_this_machine() -> None:
     """Tell all libraries and child processes not to use a proxy for this machine: Ray's asks its own dashboard."""
     for name in ("no_proxy", "NO_PROXY"):
         known = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
-        own = [host for host in ("localhost", "127.0.0.1", "::1", *_own_addresses()) if host not in known]
         if known != ["*"]:
-            os.environ[name] = ",".join([*known, *own])
+            os.environ[name] = ",".join(dict.fromkeys([*known, *_own_hosts()]))
 
 
 def is_this_machine(host: str) -> bool:
@@ -51,15 +50,20 @@ def is_this_machine(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost") or host == socket.gethostname()
-    return address.is_loopback or address.is_unspecified or host in _own_addresses()
+        return host.lower().endswith(".localhost") or host.lower() in _own_hosts()
+    return address.is_loopback or address.is_unspecified or host in _own_hosts()
 
 
-def _own_addresses() -> list[str]:
-    try:
-        return socket.gethostbyname_ex(socket.gethostname())[2]
-    except OSError:
-        return []
+def _own_hosts() -> list[str]:
+    """Return this machine's names and addresses, among them the one that other machines see. Asks no name server."""
+    hosts = ["localhost", "127.0.0.1", "::1", socket.gethostname().lower()]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the address to send from
+            hosts.append(probe.getsockname()[0])
+        except OSError:  # no network
+            pass
+    return hosts
 
 
 def _host(url: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from lrem.config import Config, CurateConfig
 from lrem.curation.cross_encoder import CrossEncoderJudge
 from lrem.curation.teacher import token_counter
-from lrem.data.schema import ITEMS, QUERIES, open_table
+from lrem.data.schema import QUERIES, open_table, read_items
 from lrem.errors import DataError
 
 DEFAULT_TEST_SHARE = 0.1  # of queries without a split of their own
@@ -36,8 +36,8 @@ def check_settings(config: Config) -> None:
     Raises:
         DataError: an input cannot be read, settings contradict each other, or a model is missing.
     """
-    for name, schema in (("queries", QUERIES), ("items", ITEMS)):
-        open_table(config.path(name), schema)
+    open_table(config.path("queries"), QUERIES)
+    read_items(config.path("items"))
     for name in ("triplets", "rl_pairs"):
         if "://" in config.uri(name):
             raise DataError(

@@ -92,7 +92,8 @@ def _media_problem(scope: asgi.Scope) -> str | None:
     charset = declared.get_content_charset("utf-8")
     if charset not in ("utf-8", "utf8", "us-ascii"):
         return f"charset '{charset}': send UTF-8"
-    if scope["path"] != BULK_PATH and declared.get_content_subtype().rpartition("+")[2] != "json":
+    is_json = declared.get_content_maintype() == "application" and declared.get_content_subtype().endswith("json")
+    if scope["path"] != BULK_PATH and not is_json:
         return f"content-type '{given}': send application/json"
     return None
 

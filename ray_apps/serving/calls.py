@@ -10,8 +10,8 @@ from typing import ParamSpec, TypeVar
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from lrem.errors import FilterError, StoreError
-from ray_apps.serving.errors import invalid_request, too_many_requests, unavailable
+from lrem.errors import StoreError
+from ray_apps.serving.errors import too_many_requests, unavailable
 from ray_apps.serving.handles import RemoteMethod
 from ray_apps.serving.index_shard import OtherModelError
 
@@ -51,7 +51,7 @@ async def call_required(deployment: str, method: RemoteMethod[P, T], *args: P.ar
     """Call a deployment without which no response is possible; `deployment` is its name in messages.
 
     Raises:
-        ServiceError: 503 if it is down, 429 if its queue is full, 422 if it cannot apply a filter.
+        ServiceError: 503 if it is down, 429 if its queue is full.
     """
     try:
         return await call(method, *args, **kwargs)
@@ -60,8 +60,6 @@ async def call_required(deployment: str, method: RemoteMethod[P, T], *args: P.ar
     except (RayActorError, RayServeException) as error:
         raise unavailable(f"the {deployment} does not answer") from error
     except RayTaskError as error:
-        if isinstance(error.cause, FilterError):
-            raise invalid_request(str(error.cause)) from error
         if not is_storage_failure(error):
             raise
         raise unavailable(f"the {deployment} cannot answer ({error.cause})") from error

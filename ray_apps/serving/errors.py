@@ -1,5 +1,6 @@
 """Errors of the service: one JSON shape for all of them, OpenAI's, with a message that says what to do."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -8,7 +9,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from lrem.errors import LremError
+from lrem.errors import FilterError, LremError
+from lrem.index.filters import require_comparable
 
 
 class ErrorDetail(BaseModel):
@@ -63,6 +65,28 @@ class ServiceError(LremError):
 def invalid_request(message: str) -> ServiceError:
     """Return a 422: a field has a value that the service cannot accept."""
     return ServiceError(422, message, "invalid_request")
+
+
+def refuse_incomparable(where: Mapping[str, Any] | None, kinds: Iterable[Mapping[str, set[str]]]) -> None:
+    """Check a filter against what all shards hold of its fields.
+
+    Args:
+        where: the filter.
+        kinds: of each shard that answered, field → kinds of its values.
+
+    Raises:
+        ServiceError: 422, a condition could match nothing.
+    """
+    if where is None:
+        return
+    united: dict[str, set[str]] = {}
+    for one in kinds:
+        for field, values in one.items():
+            united.setdefault(field, set()).update(values)
+    try:
+        require_comparable(where, united)
+    except FilterError as error:
+        raise invalid_request(str(error)) from error
 
 
 def too_many_requests() -> ServiceError:

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 import numpy as np
 from ray import serve
 
-from lrem.errors import FilterError
-from lrem.index import Hit
 from lrem.index.changes import Changes, Watermark
 from lrem.training.rollout import ReasoningResponse
-from ray_apps.serving.index_shard import IndexShardRequest
+from ray_apps.serving.index_shard import FieldKinds, IndexShardRequest, ShardHits
 
 Payload = dict[str, Any]  # JSON
 ReasonedQuery = tuple[str, str | None]  # a query and its reasoning; None: without one, embedded as an empty thought
@@ -64,11 +62,11 @@ class IndexShardHandle(Protocol):
     """Handle of `index_shard.IndexShard` (Faiss and SQLite)."""
 
     ping: RemoteMethod[[], None]
-    search: RemoteMethod[[list[IndexShardRequest], str], list[list[list[Hit]] | FilterError]]
+    search: RemoteMethod[[list[IndexShardRequest], str], list[ShardHits]]
     upsert: RemoteMethod[[list[str], list[Payload], np.ndarray, str], int]
     delete: RemoteMethod[[list[str]], int]
     get: RemoteMethod[[list[str]], dict[str, Payload]]
-    count: RemoteMethod[[Payload | None], int]
+    count: RemoteMethod[[Payload | None], tuple[int, FieldKinds]]
     scroll: RemoteMethod[[int, str], list[tuple[str, Payload]]]
     changes: RemoteMethod[[Watermark | None, int], Changes]
     mark_carried_over: RemoteMethod[[Watermark], None]

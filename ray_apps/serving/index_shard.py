@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 import faiss
 import numpy as np
 
-from lrem.errors import FilterError, LremError
+from lrem.errors import LremError
 from lrem.index import Collection, Hit, matryoshka_search
 from lrem.index.bulk_load import restore_shard
 from lrem.index.changes import Changes, Watermark, changes_since, record_carried, start_watermark
 
 THREADS = 1  # of Faiss in a shard: scale by shards, never oversubscribe the cores
+FieldKinds = dict[str, set[str]]  # field → kinds of its values, see filters.require_comparable
 T = TypeVar("T")
 
 
@@ -31,6 +32,13 @@ class ShardSpec(NamedTuple):
     shard: int
     shards: int
     factory: str | None
+
+
+class ShardHits(NamedTuple):
+    """A shard's answer to a request: the hits of each vector, and what the values of the filter's fields are."""
+
+    hits: list[list[Hit]]
+    kinds: FieldKinds
 
 
 class IndexShardRequest(NamedTuple):
@@ -75,10 +83,8 @@ class IndexShard:
         """Return once the shard can answer: its collection is open and counts its items."""
         await self.count(None)
 
-    async def search(self, requests: list[IndexShardRequest], model: str) -> list[list[list[Hit]] | FilterError]:
+    async def search(self, requests: list[IndexShardRequest], model: str) -> list[ShardHits]:
         """Return the k best matching items of this shard for each vector of each request.
-
-        A request whose filter compares a field with what it does not hold gets that error, the others their hits.
 
         Args:
             requests: searched together where they differ in nothing but their vectors.
@@ -90,22 +96,22 @@ class IndexShard:
         self._require_model(model)
         return await self._run(self.read_thread, lambda: self._search_grouped(requests))
 
-    def _search_grouped(self, requests: list[IndexShardRequest]) -> list[list[list[Hit]] | FilterError]:
+    def _search_grouped(self, requests: list[IndexShardRequest]) -> list[ShardHits]:
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(repr((request.k, request.where, request.dimensions)), []).append(i)
-        results: list[list[list[Hit]] | FilterError] = [[] for _ in requests]
+        results: list[ShardHits] = [ShardHits([], {}) for _ in requests]
         for group in groups.values():
+            request = requests[group[0]]
             vectors = np.concatenate([requests[i].vectors for i in group])
-            try:
-                hits = iter(self._search(requests[group[0]]._replace(vectors=vectors)))
-            except FilterError as error:
-                for i in group:
-                    results[i] = error
-                continue
+            hits = iter(self._search(request._replace(vectors=vectors)))
+            kinds = self._kinds(request.where)
             for i in group:
-                results[i] = [next(hits) for _ in requests[i].vectors]
+                results[i] = ShardHits([next(hits) for _ in requests[i].vectors], kinds)
         return results
+
+    def _kinds(self, where: dict[str, Any] | None) -> FieldKinds:
+        return {} if where is None else self.collection.kinds(where)
 
     def _search(self, request: IndexShardRequest) -> list[list[Hit]]:
         vectors, k, where, dimensions = request
@@ -136,9 +142,9 @@ class IndexShard:
             self.read_thread, lambda: {item_id: item.payload for item_id, item in self.collection.get(ids).items()}
         )
 
-    async def count(self, where: dict[str, Any] | None) -> int:
-        """Return how many items match a filter; None matches all."""
-        return await self._run(self.read_thread, lambda: self.collection.count(where))
+    async def count(self, where: dict[str, Any] | None) -> tuple[int, FieldKinds]:
+        """Return how many items match a filter, None matches all, and what the values of its fields are."""
+        return await self._run(self.read_thread, lambda: (self.collection.count(where), self._kinds(where)))
 
     async def scroll(self, limit: int, after: str) -> list[tuple[str, dict[str, Any]]]:
         """Return up to `limit` items in the order of their ids, those after the id `after`."""

@@ -13,7 +13,7 @@ from ray.serve.exceptions import RayServeException
 
 from lrem.index.shard import owner
 from ray_apps.serving.calls import call, call_required, describe_failure, is_storage_failure
-from ray_apps.serving.errors import ServiceError, unavailable
+from ray_apps.serving.errors import ServiceError, refuse_incomparable, unavailable
 from ray_apps.serving.handles import GenerationHandles, IndexShardHandle, Payload
 
 T = TypeVar("T")
@@ -69,9 +69,15 @@ class ItemPath:
         return {item_id: payload for payloads in per_shard for item_id, payload in payloads.items()}
 
     async def count(self, where: Payload | None) -> int:
-        """Return how many items match a filter. Raises ServiceError 503 if a shard is down."""
-        counts = (call_required("index", shard.count, where) for shard in self.handles.shards)
-        return sum(await asyncio.gather(*counts))
+        """Return how many items match a filter.
+
+        Raises:
+            ServiceError: 503, a shard is down; 422, the filter compares a field with a type that no value has.
+        """
+        calls = (call_required("index", shard.count, where) for shard in self.handles.shards)
+        answers = await asyncio.gather(*calls)
+        refuse_incomparable(where, [kinds for _, kinds in answers])
+        return sum(count for count, _ in answers)
 
     async def scroll(self, limit: int, after: str) -> list[tuple[str, Payload]]:
         """Return up to `limit` items in the order of ids, those after the id `after`. Raises as `count`."""

@@ -19,15 +19,14 @@ from ray.serve.exceptions import RayServeException
 
 from lrem.config import ReplicasConfig, ServeConfig
 from lrem.data.vectors import group_means
-from lrem.errors import FilterError
 from lrem.index import Hit
 from lrem.index.shard import merge_hits
 from ray_apps.serving.batcher import Batcher
 from ray_apps.serving.calls import call, call_required, describe_failure
 from ray_apps.serving.deadline import Deadline
-from ray_apps.serving.errors import invalid_request, unavailable
+from ray_apps.serving.errors import refuse_incomparable, unavailable
 from ray_apps.serving.handles import GenerationHandles, IndexShardHandle, ReasonedQuery
-from ray_apps.serving.index_shard import IndexShardRequest
+from ray_apps.serving.index_shard import IndexShardRequest, ShardHits
 from ray_apps.serving.metrics import ServingMetrics
 from ray_apps.serving.schema import Reason
 
@@ -155,24 +154,22 @@ class QueryPath:
             dimensions: compare only this many leading numbers of the vectors; None compares all.
 
         Raises:
-            ServiceError: 503, no shard answered; 422, the filter compares a field with what it does not hold.
+            ServiceError: 503, no shard answered; 422, the filter compares a field with a type that no value has.
         """
         request = IndexShardRequest(vectors, k, where, dimensions)
         shards = range(len(self._shard_batchers))
         answers = await deadline.run("search", asyncio.gather(*(self._try_shard(i, request) for i in shards)))
-        missing = [i for i, hits in enumerate(answers) if hits is None]
+        missing = [i for i, answer in enumerate(answers) if answer is None]
         if len(missing) == len(answers):
             raise unavailable("no shard of the index answered")
         self.metrics.count_missing_shards(len(missing))
-        received = []
-        for answer in answers:
-            if isinstance(answer, FilterError):
-                raise invalid_request(str(answer))
-            if answer is not None:
-                received.append(answer)
-        return SearchHits([merge_hits(hits, k) for hits in zip(*received, strict=True)], missing)
+        received = [answer for answer in answers if answer is not None]
+        refuse_incomparable(where, [answer.kinds for answer in received])
+        return SearchHits(
+            [merge_hits(hits, k) for hits in zip(*(answer.hits for answer in received), strict=True)], missing
+        )
 
-    async def _try_shard(self, shard: int, request: IndexShardRequest) -> list[list[Hit]] | FilterError | None:
+    async def _try_shard(self, shard: int, request: IndexShardRequest) -> ShardHits | None:
         """Return a shard's hits of each query; None if it fails or is late."""
         try:
             async with asyncio.timeout(self.settings.search_timeout_s):
@@ -181,9 +178,7 @@ class QueryPath:
             log.warning("shard %d of the index did not answer: %s", shard, describe_failure(error))
             return None
 
-    async def _search_shard(
-        self, shard: IndexShardHandle, requests: list[IndexShardRequest]
-    ) -> list[list[list[Hit]] | FilterError]:
+    async def _search_shard(self, shard: IndexShardHandle, requests: list[IndexShardRequest]) -> list[ShardHits]:
         """Search a shard for several requests in one call."""
         return list(await call(shard.search, requests, self.handles.model))
 

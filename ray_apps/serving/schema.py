@@ -213,8 +213,9 @@ class ItemInput(BaseModel):
 
     @property
     def payload(self) -> dict[str, Any]:
-        """Return all fields but the id."""
-        return {"title": self.title} | (self.model_extra or {})
+        """Return all fields but the id and those that are null."""
+        more = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        return {"title": self.title} | more
 
 
 class UpsertRequest(RequestBody):

@@ -25,7 +25,7 @@ class CatalogueCandidates:
     """
 
     def __init__(self, items: Path, stage: ReinforceConfig, seed: int, engine: TrainingEngine) -> None:
-        self.items = read_items(items).select(["item_id", "title"])
+        self.items = read_items(items, check_limits=False).select(["item_id", "title"])
         self.stage, self.seed, self.engine = stage, seed, engine
         self.vectors: torch.Tensor | None = None  # [N / ranks, H], this rank's share of the catalogue
 

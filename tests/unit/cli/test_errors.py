@@ -1,12 +1,16 @@
 """What a terminal sees of a failing command: one line that names the path and the remedy, whatever the locale."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 
+from lrem.errors import DataError
+from ray_apps.cli.main import _handle
 from tests.unit.curation.helpers import write_text
 
 COMMAND = [sys.executable, "-m", "ray_apps.cli.main"]
@@ -66,3 +70,27 @@ def test_a_terminal_that_is_not_utf8_gets_replaced_characters(tmp_path: Path) ->
     assert (code, "?.csv" in printed) == (0, True)
     code, printed = run("plan", "--items=1e6", "--dim=128", "--qps=50", terminal="iso-8859-1")
     assert (code, "Traceback" in printed) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), "/x/y: Permission denied: get the permission"),
+        (DataError("items.parquet has no rows"), "items.parquet has no rows"),
+        (FileNotFoundError("model does not exist: run lrem cold-start"), "model does not exist: run lrem cold-start\n"),
+        (sqlite3.OperationalError("database or disk is full"), "(database or disk is full): free some space"),
+        (TimeoutError("waited 5 s for a"), "waited 5 s for a"),
+    ],
+)
+def test_errors_of_workers_are_one_line_too(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _handle(error) == 1
+    plain = capsys.readouterr().err
+    remote = RayTaskError("work", "a traceback\nof many lines", error)
+    assert _handle(remote.as_instanceof_cause()) == 1
+    assert capsys.readouterr().err == plain
+    assert line in plain
+    assert plain.count("\n") == 1
+
+
+def test_a_bug_is_none_of_these() -> None:
+    assert _handle(KeyError("x")) is None

@@ -1,6 +1,8 @@
 """Proxies of the environment are for other machines only."""
 
 import json
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,7 +11,7 @@ import httpx
 import pytest
 
 from lrem.errors import ConfigError
-from ray_apps.cluster.proxies import open_client
+from ray_apps.cluster.proxies import exempt_this_machine, is_this_machine, open_client
 from ray_apps.serving.client import search
 from ray_apps.serving.readiness import wait_until_ready
 
@@ -61,3 +63,21 @@ def test_other_machines_are_asked_through_the_proxy(service: str, monkeypatch: p
     monkeypatch.setenv("http_proxy", service)
     with open_client(httpx.Client, "http://shop.example") as http:
         assert http.get("http://shop.example/there").json()["path"] == "http://shop.example/there"
+
+
+def test_this_machine_is_added_to_no_proxy_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "shop.example, localhost")
+    monkeypatch.setenv("NO_PROXY", "*")
+    exempt_this_machine()
+    exempt_this_machine()
+    hosts = os.environ["no_proxy"].split(",")
+    assert hosts[:2] == ["shop.example", "localhost"]
+    assert {"127.0.0.1", "::1", socket.gethostname().lower()} < {*hosts}
+    assert len({*hosts}) == len(hosts)
+    assert os.environ["NO_PROXY"] == "*"
+
+
+def test_the_names_of_this_machine_are_known_in_any_case() -> None:
+    assert is_this_machine(socket.gethostname().upper())
+    assert is_this_machine("shop.LOCALHOST")
+    assert not is_this_machine("198.51.100.7")

@@ -48,6 +48,10 @@ def test_overrides_win_and_are_typed() -> None:
         ("cold_start.optim.zero_stage=4", "zero_stage"),
         ("direct={compile: true, optim: {zero_stage: 3}}", "compile"),
         ("paths.items=s3://bucket/items", "paths.items=s3://bucket/items must be a local path"),
+        ("paths.items=file://data/items.parquet", "names the host data: write file:///path"),
+        ("paths=[a]", "must be a mapping"),
+        ("paths=a", "must be a mapping"),
+        ("paths={items: [a]}", "must be one path"),
         ("seed", "dotted.key=value"),
         ("seed.deeper.still=1", "seed"),
         ("a=[1", "not YAML"),
@@ -83,14 +87,22 @@ def test_what_is_wrong_is_named(override: str, message: str) -> None:
         ("curate.banned=[1.10, on]", "curate.banned", ["1.10", "on"]),
         ("curate.only_helpful=true", "curate.only_helpful", True),
         ("curate.test_share=null", "curate.test_share", None),
+        ("paths.items=file://localhost/a#b?/items.parquet", "paths.items", Path("/a#b?/items.parquet")),
+        ("paths.items=~nosuchuser/x", "paths.items", Path.cwd() / "~nosuchuser/x"),
+        ("cold_start.optim.clip=inf", "cold_start.optim.clip", float("inf")),
+        ("run_dir='a' x 'b'", "run_dir", Path.cwd() / "'a' x 'b'"),
         ("mine.window=[2, 30]", "mine.window", (2, 30)),
     ],
 )
-def test_values_are_taken_as_they_stand(override: str, setting: str, value: object) -> None:
-    config: object = load_config(None, [override])
+def test_values_are_taken_as_they_stand(tmp_path: Path, override: str, setting: str, value: object) -> None:
+    config = load_config(None, [override])
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(config))
+    assert load_config(copy, []) == config
+    read: object = config
     for key in setting.split("."):
-        config = getattr(config, key)
-    assert config == value
+        read = getattr(read, key)
+    assert read == value
 
 
 def test_the_same_holds_for_files_and_for_options(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ def test_words_of_other_scripts_and_punctuation() -> None:
         ("ﾃﾚﾋﾞ", "テレビ"),
         ("8½ in", "8 1/2 in"),
         ("ΣΊΣΥΦΟΣ", "σίσυφος"),
+        ("⚡\ufe0f deal Kohler™\ufe0f", "⚡ deal kohler"),
+        ("WH\u20111000XM4", "wh-1000xm4"),
     ],
 )
 def test_one_spelling_of_a_text_has_the_words_of_another(one: str, other: str) -> None:

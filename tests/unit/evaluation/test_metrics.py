@@ -199,7 +199,9 @@ def test_unjudged_share_keeps_the_order_of_the_run() -> None:
 
 
 def test_a_column_of_measures_makes_no_slices() -> None:
-    rows = {str(i): {"difficulty": i / 7, "slice": f"s{i}"} for i in range(30)}
+    rows = {str(i): {"difficulty": i / 7, "slice": i + 1} for i in range(30)}
     assert list(slices_of(rows)) == ["all", "uncategorised"]
+    words = {str(i): {"slice": f"s{i}", "difficulty": 1.0 if i else None} for i in range(30)}
+    assert len(slices_of(words)) == 2 + 30 + 1
     few = {str(i): {"difficulty": None, "slice": i % 3 + 1} for i in range(30)}
     assert list(slices_of(few)) == ["all", "uncategorised", "slice=1", "slice=2", "slice=3"]

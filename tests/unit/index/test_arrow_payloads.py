@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lrem.data.payloads import large_integers_as_text, to_payloads
 from lrem.errors import FilterError
 from lrem.index import Collection
+from lrem.index.filters import require_comparable
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=5)
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
@@ -54,6 +55,7 @@ def counts(folder: Path, payloads: list[dict[str, Any]], filters: list[dict[str,
     results: list[int | None] = []
     for where in filters:
         try:
+            require_comparable(where, collection.kinds(where))
             results.append(collection.count(where))
         except FilterError:
             results.append(None)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lrem.errors import FilterError
 from lrem.index.columns import Columns
-from lrem.index.filters import COMPARISONS, MAX_TERMS, MAX_VALUES, compile_filter
+from lrem.index.filters import COMPARISONS, MAX_TERMS, MAX_VALUES, compile_filter, require_comparable
 
 DATES = {
     "2024-05-01": datetime(2024, 5, 1, tzinfo=UTC),
@@ -151,32 +151,55 @@ def test_ten_thousand_values_are_one_condition() -> None:
     assert columns.mask(wanted, 3).tolist() == [True, False, False]
 
 
+PAYLOADS_BY_KIND = [
+    {"attrs": {"colour": "red"}, "brand": "acme", "mixed": "n/a"},
+    {"price": 3, "empty": [], "mixed": 3, "made": "2024-05-01", "sale": True, "pairs": [["k", "v"]]},
+]
+
+
+def columns_of(payloads: list[dict[str, Any]]) -> Columns:
+    columns = Columns()
+    columns.add(range(len(payloads)), payloads)
+    return columns
+
+
 @pytest.mark.parametrize(
-    ("given", "fact"),
+    ("where", "fact"),
     [
-        ({"attrs": {"$eq": "red"}}, r"filter.attrs.\$in: the field holds objects"),
-        ({"$not": {"attrs": {"$lt": 3}}}, r"filter.attrs.\$lt: the field holds objects"),
-        ({"brand": {"$lt": 3}}, r"filter.brand.\$lt: the field holds no numbers"),
-        ({"brand": {"$gte": "2024-05-01"}}, r"filter.brand.\$gte: the field holds no ISO dates"),
-        ({"price": {"$gte": "2024-05-01"}}, r"filter.price.\$gte: the field holds no ISO dates"),
+        ({"attrs": {"$eq": "red"}}, r"filter.attrs: its values are objects or lists, .* and \$in compares texts"),
+        ({"$not": {"attrs": {"$lt": 3}}}, r"filter.attrs: .* \$lt compares numbers"),
+        ({"pairs": "v"}, "filter.pairs: its values are objects or lists"),
+        ({"brand": {"$lt": 3}}, r"filter.brand: its values are texts, and \$lt compares numbers"),
+        ({"brand": {"$gte": "2024-05-01"}}, r"filter.brand: its values are texts, and \$gte compares ISO dates"),
+        ({"price": {"$gte": "2024-05-01"}}, r"filter.price: its values are numbers, and \$gte compares ISO dates"),
+        ({"price": "3"}, r"filter.price: its values are numbers, and \$in compares texts"),
+        ({"price": {"$nin": ["3", True]}}, r"filter.price: .* \$in compares texts or true or false"),
+        ({"brand": 3}, r"filter.brand: its values are texts, and \$in compares numbers"),
+        ({"sale": "true"}, r"filter.sale: its values are true or false, and \$in compares texts"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(given: dict[str, Any], fact: str) -> None:
-    columns = Columns()
-    columns.add([0, 1], [{"attrs": {"colour": "red"}, "brand": "acme"}, {"price": 3, "empty": []}])
+def test_what_cannot_be_compared_is_refused(where: dict[str, Any], fact: str) -> None:
+    kinds = columns_of(PAYLOADS_BY_KIND).kinds(compile_filter(where))
     with pytest.raises(FilterError, match=fact):
-        columns.check(compile_filter(given))
+        require_comparable(where, kinds)
 
 
-def test_what_can_be_compared_is_not() -> None:
-    columns = Columns()
-    columns.add([0, 1], [{"attrs": {"colour": "red"}, "mixed": "n/a"}, {"mixed": 3, "made": "2024-05-01", "empty": []}])
-    for where in (
+@pytest.mark.parametrize(
+    "where",
+    [
         {"attrs": {"$exists": True}},
         {"mixed": {"$lt": 5}},
+        {"mixed": {"$in": ["n/a", True]}},
         {"made": {"$lt": "2025-01-01"}},
         {"none": {"$lt": 1}},
-    ):
-        columns.check(compile_filter(where))
-    assert columns.mask(compile_filter({"attrs": {"$exists": True}}), 2).tolist() == [True, False]
-    assert columns.mask(compile_filter({"empty": {"$exists": True}}), 2).tolist() == [False, True]
+        {"price": {"$in": []}},
+    ],
+)
+def test_what_can_be_compared_is_not(where: dict[str, Any]) -> None:
+    require_comparable(where, columns_of(PAYLOADS_BY_KIND).kinds(compile_filter(where)))
+
+
+@pytest.mark.parametrize("field", ["attrs", "empty", "pairs", "price"])
+def test_presence_is_about_any_value(field: str) -> None:
+    mask = columns_of(PAYLOADS_BY_KIND).mask(compile_filter({field: {"$exists": True}}), 2)
+    assert mask.tolist() == [field in payload for payload in PAYLOADS_BY_KIND]
