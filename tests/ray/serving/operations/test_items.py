@@ -38,6 +38,19 @@ def test_token_ids_are_refused_unless_allowed(served: Served) -> None:
     assert_error(response, 422, "check_embedding_ctx_length=False")
 
 
+def test_a_filter_is_judged_by_all_shards_together(served: Served) -> None:
+    ids = [next(f"mixed{i}" for i in range(99) if owner(f"mixed{i}", 2) == shard) for shard in range(2)]
+    texts = {"item_id": ids[0], "title": "oak desk", "size": "on request"}
+    assert put(served, texts)["written"] == 1
+    refused = served.http.post("/v1/items/count", json={"filter": {"size": {"$lt": 5}}})
+    assert_error(refused, 422, "filter.size: its values are texts, and $lt compares numbers")
+    assert put(served, texts | {"item_id": ids[1], "size": 3})["written"] == 1
+    assert count(served, {"size": {"$lt": 5}}) == 1
+    [hits] = [result["items"] for result in search(served, query="desk", filter={"size": {"$lt": 5}})["results"]]
+    assert [hit["item_id"] for hit in hits] == [ids[1]]
+    assert served.http.post("/v1/items/delete", json={"item_ids": ids}).json() == {"deleted": 2}
+
+
 def test_a_bulk_write_reports_every_line(served: Served) -> None:
     lines = [
         json.dumps({"item_id": "b1", "title": "garden hose"}),
