@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from safetensors import SafetensorError
 
 from lrem.errors import LremError
 from ray_apps.cli import index, service, stages
@@ -94,6 +95,8 @@ def _handle(raised: Exception) -> int | None:
         return _report(error, 1)
     if isinstance(error, OSError | UnicodeError | sqlite3.Error):
         return _report(_explain(error), 1)
+    if isinstance(error, SafetensorError):
+        return _report(f"weights could not be written or read ({error}): check the disk of run_dir", 1)
     if hasattr(error, "show"):  # a usage error; typer keeps its base class private
         error.show()
         return 2

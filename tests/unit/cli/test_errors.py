@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ray.exceptions import RayTaskError
+from safetensors import SafetensorError
 
 from lrem.errors import DataError
 from ray_apps.cli.main import _handle
@@ -79,6 +80,7 @@ def test_a_terminal_that_is_not_utf8_gets_replaced_characters(tmp_path: Path) ->
         (DataError("items.parquet has no rows"), "items.parquet has no rows"),
         (FileNotFoundError("model does not exist: run lrem cold-start"), "model does not exist: run lrem cold-start\n"),
         (sqlite3.OperationalError("database or disk is full"), "(database or disk is full): free some space"),
+        (SafetensorError("No space left on device (os error 28)"), "weights could not be written or read (No space"),
         (TimeoutError("waited 5 s for a"), "waited 5 s for a"),
     ],
 )
