@@ -76,16 +76,12 @@ class PathsConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve(cls, paths: Any) -> dict[str, Any]:
-        if not isinstance(paths, dict):
-            raise ValueError(f"{paths!r} is not a mapping of names to paths")
+    def _resolve(cls, paths: dict[str, Any]) -> dict[str, Any]:
         return {name: cls._absolute(name, value) for name, value in paths.items()}
 
     @classmethod
-    def _absolute(cls, name: str, value: Any) -> str | Path | None:
+    def _absolute(cls, name: str, value: Any) -> str | Path:
         """Return a local path as an absolute one: a Ray worker has another working directory than the caller."""
-        if value is None or value == "":
-            return None
         if not isinstance(value, str | Path):
             raise ValueError(f"paths.{name}={value} must be one path")
         if str(value).startswith("file://"):

@@ -112,9 +112,10 @@ def _check_header(header: list[str], name: str, delimiter: str) -> None:
 def infer_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Cast a text column to int64, float64 or bool if every non-empty cell allows it, empty cells to null.
 
-    A column becomes numbers only if each of them is written as the cell was: `1.10`, `1E5` and `007` stay text.
+    A column becomes numbers only if turning each cell into a number and back gives the same text: `1.10`, `1E5` and
+    `007` stay text.
     """
-    values = empty_to_null(column)
+    values = _empty_to_null(column)
     if values.null_count == len(values):
         return column
     if _all_match(values, INTEGER):
@@ -135,7 +136,7 @@ def to_numbers(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray
     Raises:
         DataError: a cell is not a number.
     """
-    values = empty_to_null(column)
+    values = _empty_to_null(column)
     if _all_match(values, INTEGER):
         return values.cast(pa.int64())
     try:
@@ -146,7 +147,7 @@ def to_numbers(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray
 
 def without_point_zero(ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return text ids `12.0` as `12` if all of them end so."""
-    all_end_so = _all_match(empty_to_null(ids), POINT_ZERO)
+    all_end_so = _all_match(_empty_to_null(ids), POINT_ZERO)
     return pc.replace_substring_regex(ids, POINT_ZERO, r"\1") if all_end_so else ids
 
 
@@ -154,11 +155,11 @@ def holds_numbers(column: pa.ChunkedArray) -> bool:
     """Return True if a column is text, and each cell that is not empty is a number without leading zeros."""
     if not pa.types.is_string(column.type):
         return False
-    values = empty_to_null(column)
+    values = _empty_to_null(column)
     return values.null_count < len(values) and _all_match(values, DECIMAL)
 
 
-def empty_to_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _empty_to_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a text column with null in place of empty cells."""
     return pc.if_else(pc.not_equal(column, ""), column, pa.scalar(None, pa.string()))
 

@@ -13,7 +13,8 @@ from lrem.errors import DataError
 
 MAX_ID = 512  # characters
 MAX_TITLE = 2000  # characters
-CONTROL = re.compile("</?think>|<emb>")  # tokens of the models, which no text may contain: they are left out
+CONTROL_TOKENS = ("<think>", "</think>", "<emb>")  # of the models: texts are read without them
+CONTROL = re.compile("|".join(CONTROL_TOKENS))
 LISTED = 20  # bad items in a message
 ESCAPED = 6  # bytes that JSON needs at most for a byte of text
 

@@ -60,9 +60,8 @@ def _with_all_columns(dataset: pa.dataset.Dataset, path: str, schema: pa.Schema)
     for fragment in dataset.get_fragments() if len(dataset.files) > 1 or in_paths else ():
         for field in fragment.physical_schema:
             types.setdefault(field.name, {})[field.type] = None
-    if all(len(kinds) == 1 for kinds in types.values()) and not set(in_paths.names) | set(types) - {
-        *dataset.schema.names
-    }:
+    is_uniform = all(len(kinds) == 1 for kinds in types.values())
+    if is_uniform and not in_paths and types.keys() <= {*dataset.schema.names}:
         return dataset
     fields = {
         name: _common_type(name, list(dict.fromkeys(map(plain_type, kinds))), schema, path)

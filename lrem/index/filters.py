@@ -100,7 +100,10 @@ def require_comparable(where: Mapping[str, Any], kinds: Mapping[str, Collection[
         if needs and not needs & has:
             named = " or ".join(KINDS[kind] for kind in KINDS if kind in has)
             wanted = " or ".join(KINDS[kind] for kind in KINDS if kind in needs)
-            raise FilterError(f"filter.{term.field}: its values are {named}, and {term.operator} compares {wanted}")
+            raise FilterError(
+                f"filter.{term.field}: its values are {named}, and {term.operator} compares {wanted}: compare the "
+                "field with a value of its own type"
+            )
 
 
 def timestamp(text: str) -> float:
@@ -190,13 +193,16 @@ def terms(tree: Filter) -> Iterator[Term]:
 
 
 def _combinations(tree: Filter) -> int:
-    return not isinstance(tree, Term) and 1 + sum(map(_combinations, _parts(tree)))
+    """Return the number of $and, $or and $not in a filter."""
+    if isinstance(tree, Term):
+        return 0
+    return 1 + sum(map(_combinations, _parts(tree)))
 
 
 def _kind(value: Any) -> str:
     """Return what a JSON value is, in words."""
     if value != value:
-        return "not a number given"
+        return "NaN given"
     names = {
         bool: "true or false",
         str: "a text",

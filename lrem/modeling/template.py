@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from lrem.data.catalogue_limits import CONTROL_TOKENS
 from lrem.data.keywords import clean_keywords, join_phrases, split_phrases
 
-THINK, CLOSE, EMB = "<think>", "</think>", "<emb>"  # catalogue_limits.CONTROL matches them
+THINK, CLOSE, EMB = CONTROL_TOKENS
 QUERY, ITEM = "<query>", "<item>"
 FILE = "lrem_template.json"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lrem.config import Config
 from lrem.curation.curation_run import CurationRun
-from lrem.data.files import sha256
+from lrem.data.files import checksum
 from lrem.retrieval.resolved_retriever import ResolvedRetriever, resolve_retriever
 from ray_apps.curation.resumable import list_parts, part_counters
 
@@ -70,21 +70,19 @@ def _work_folder(config: Config, retriever: ResolvedRetriever) -> Path:
         "seed": config.seed,
         "source": config.model.source,
         "retriever": retriever.fingerprint,
-        "cross_encoder": _cross_encoder_checksums(config),
-        "inputs": {name: _checksums(config.path(name)) for name in inputs},
+        "cross_encoder": _cross_encoder_checksum(config),
+        "inputs": {name: _checksum(config.path(name)) for name in inputs},
     }
     name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     return config.path("triplets").parent / "work" / name
 
 
-def _checksums(path: Path) -> list[str]:
-    """Return the checksum of a file, or of each file in a folder."""
-    if path.is_dir():
-        return [sha256(file) for file in sorted(file for file in path.rglob("*") if file.is_file())]
-    return [sha256(path)] if path.is_file() else []
+def _checksum(path: Path) -> str | None:
+    """Return the checksum of a file or folder; None if there is none."""
+    return checksum(path) if path.exists() else None
 
 
-def _cross_encoder_checksums(config: Config) -> list[str]:
-    """Return those of the judge's folder: a model that was trained again judges again."""
+def _cross_encoder_checksum(config: Config) -> str | None:
+    """Return that of the judge's folder: a model that was trained again judges again."""
     settings = config.curate
-    return _checksums(Path(str(settings.cross_encoder))) if settings.judge == "cross_encoder" else []
+    return _checksum(Path(str(settings.cross_encoder))) if settings.judge == "cross_encoder" else None
