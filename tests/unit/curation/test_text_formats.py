@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from lrem.config import SourcesConfig
 from lrem.curation.sources import import_tables
+from lrem.data.catalogue_limits import is_blank
 from tests.unit.curation.helpers import rows_of, write_text
 
 titles = st.lists(
-    st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1).filter(str.strip),
+    st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1).filter(
+        lambda text: not is_blank(text)
+    ),
     min_size=1,
     max_size=5,
 )
