@@ -46,6 +46,15 @@ class RayHead(NamedTuple):
         done = self.run(*command, timeout=500)
         return done.returncode, done.stdout + done.stderr
 
+    def require_success(self, name: str, limit: float) -> None:
+        """Wait for a job's end; if it fails, or runs on after `limit` seconds, raise AssertionError with its log."""
+        deadline = time.monotonic() + limit
+        while "succeeded" not in (status := self.run("ray", "job", "status", name).stdout):
+            if "failed" in status or "stopped" in status or time.monotonic() > deadline:
+                log = self.run("ray", "job", "logs", name).stdout
+                raise AssertionError(f"the job {name} did not succeed within {limit:g} s: {status}\n{log[-20_000:]}")
+            time.sleep(1)
+
 
 @contextmanager
 def ray_head(

@@ -97,7 +97,7 @@ def test_losing_a_machine_during_curation_loses_nothing(head: RayHead, tmp_path:
     assert victims
     victims[0].send_signal(signal.SIGKILL)
     assert not (lost / "curated/triplets.parquet").exists(), "the job ended before the kill"
-    until(lambda: "succeeded" in head.run("ray", "job", "status", "lost").stdout, 300, "the job's end")
+    head.require_success("lost", 300)
     code, output = head.submit(None, *words, f"run_dir={calm}")
     assert code == 0, output
     assert outputs(lost) == outputs(calm)
@@ -165,7 +165,7 @@ def test_losing_the_machine_of_the_rollouts_loses_no_step(head: RayHead, trained
     before = steps(run)
     victim.send_signal(signal.SIGKILL)
     assert before < 60
-    until(lambda: "succeeded" in head.run("ray", "job", "status", "rollouts").stdout, 300, "the job's end")
+    head.require_success("rollouts", 300)
     assert [json.loads(line)["step"] for line in (run / "logs/reinforce.jsonl").open()] == list(range(1, 61))
 
 

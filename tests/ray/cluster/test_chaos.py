@@ -165,7 +165,7 @@ def test_a_machine_dies_while_it_trains(
         began = time.monotonic()
         wait_for(lambda: steps_done(tmp_path) > before + 3, 300, "the next steps")
         seconds = time.monotonic() - began
-        wait_for(lambda: "succeeded" in head.run("ray", "job", "status", "machine").stdout, 300, "the job's end")
+        head.require_success("machine", 300)
     lost = count_lost_rows(tmp_path, 60)
     record(
         "a machine dies while it trains",
