@@ -20,7 +20,7 @@ from lrem.curation.text_formats import (
     without_point_zero,
 )
 from lrem.data.arrow_types import plain_table
-from lrem.data.partitions import partition_schema, partition_values
+from lrem.data.partitions import columns_to_add, partition_schema, partition_values
 from lrem.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -60,18 +60,18 @@ def read_table_files(
         )
     [file_format] = formats
     folder = locate(path)[1]
-    in_paths = partition_schema(names, folder)
     tables = [_read_file(system, name, file_format, text, keep) for name in names]
-    tables = [
-        _with_partitions(table, partition_values(name, folder), in_paths)
-        for table, name in zip(tables, names, strict=True)
-    ]
     for table in tables:
         repeated = [name for name, count in Counter(table.column_names).items() if count > 1]
         if repeated:
             raise DataError(f"{path} has two columns '{repeated[0]}': rename one")
+    to_add = columns_to_add(partition_schema(names, folder), [table.column_names for table in tables], path)
+    tables = [
+        _with_partitions(plain_table(table), partition_values(name, folder), to_add)
+        for table, name in zip(tables, names, strict=True)
+    ]
     try:
-        table = pa.concat_tables(map(plain_table, tables), promote_options="permissive")
+        table = pa.concat_tables(_with_text_ids(tables, text_columns), promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(
             f"the files in {path} have columns of different types ({error}): write them with one schema"
@@ -168,9 +168,20 @@ def _read_file(
 
 
 def _with_partitions(table: pa.Table, values: dict[str, str | None], types: pa.Schema) -> pa.Table:
-    """Add the columns that the path of the table's file names, unless the file has them."""
+    """Add columns of these types that the path of the table's file names."""
     for field in types:
-        if field.name not in table.column_names:
-            column = pa.array([values.get(field.name)] * table.num_rows, pa.string())
-            table = table.append_column(field.name, column.cast(field.type))
+        column = pa.array([values.get(field.name)] * table.num_rows, pa.string())
+        table = table.append_column(field.name, column.cast(field.type))
     return table
+
+
+def _with_text_ids(tables: list[pa.Table], text_columns: Collection[str]) -> list[pa.Table]:
+    """Return the tables with those of the columns as text that are whole numbers in some tables and text in others."""
+    for name in text_columns:
+        kinds = [table.schema.field(name).type for table in tables if name in table.column_names]
+        if pa.string() not in kinds:
+            continue
+        for i, table in enumerate(tables):
+            if name in table.column_names and pa.types.is_integer(table.schema.field(name).type):
+                tables[i] = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+    return tables

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import FileSystem
 
+from lrem.data.payloads import EXACT
 from lrem.errors import DataError
 
 MAX_CELL_CHARACTERS = 1 << 24
 BATCH_ROWS = 1 << 16
 INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"  # fits in int64; no leading zeros, so that a barcode stays text
 DECIMAL = r"^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.[0-9]+)([eE][-+]?[0-9]+)?$"
+WHOLE = "^[-+]?[0-9]+$"
 POINT_ZERO = r"^(-?[0-9]+)\.0$"
 BOOLEAN = "^([Tt]rue|[Ff]alse|TRUE|FALSE)$"
 OTHER_DELIMITERS = ";\t|,"
@@ -134,15 +136,23 @@ def to_numbers(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray
     """Cast a text column to int64 or float64, empty cells to null, however its numbers are written.
 
     Raises:
-        DataError: a cell is not a number.
+        DataError: a cell is not a number, or is a whole number that none of the two types holds exactly.
     """
     values = _empty_to_null(column)
     if _all_match(values, INTEGER):
         return values.cast(pa.int64())
     try:
-        return values.cast(pa.float64())
+        numbers = values.cast(pa.float64())
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: '{name}' is in sources.numbers, but not all numbers ({error}): repair it") from error
+    inexact = pc.and_(pc.match_substring_regex(values, WHOLE), pc.greater_equal(pc.abs(numbers), float(EXACT)))
+    row = pc.index(inexact, True).as_py()
+    if row >= 0:
+        raise DataError(
+            f"{path}: '{name}' is in sources.numbers, but {values[row]} in row {row} is not below 2^53, and a column with "
+            "fractions or such long numbers would alter it: leave it text"
+        )
+    return numbers
 
 
 def without_point_zero(ids: pa.ChunkedArray) -> pa.ChunkedArray:

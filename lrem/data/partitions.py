@@ -1,10 +1,12 @@
 """Columns that are written as folders, as Hive and Spark do: `brand=acme/part-0.parquet`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 import pyarrow as pa
+
+from lrem.errors import DataError
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -32,6 +34,24 @@ def partition_schema(files: Sequence[str], folder: str) -> pa.Schema:
         for name, value in partition_values(file, folder).items():
             values.setdefault(name, []).extend([value] if value is not None else [])
     return pa.schema((name, _type(texts)) for name, texts in values.items())
+
+
+def columns_to_add(in_paths: pa.Schema, columns: Sequence[Collection[str]], folder: str) -> pa.Schema:
+    """Return the columns that only the paths have. Where the files have a column themselves, theirs is read.
+
+    Args:
+        in_paths: the columns in the paths. columns: the names of each file's columns.
+
+    Raises:
+        DataError: some files have a column that only the paths of the others name.
+    """
+    for name in in_paths.names:
+        if 0 < sum(name in names for names in columns) < len(columns):
+            raise DataError(
+                f"{folder}: '{name}' is a column of some files, and of others only in their path ({name}=…): write it "
+                "into all files or into none"
+            )
+    return pa.schema(field for field in in_paths if not any(field.name in names for names in columns))
 
 
 def _type(texts: list[str]) -> pa.DataType:

@@ -11,7 +11,7 @@ from pyarrow.fs import FileSystem
 
 from lrem.data.arrow_types import plain_table, plain_type
 from lrem.data.catalogue_limits import require_usable
-from lrem.data.partitions import partition_schema
+from lrem.data.partitions import columns_to_add, partition_schema
 from lrem.errors import DataError
 
 BATCH_ROWS = 20_000  # rows read at once by `read_batches`
@@ -57,9 +57,10 @@ def _with_all_columns(dataset: pa.dataset.Dataset, path: str, schema: pa.Schema)
     folder = FileSystem.from_uri(path)[1] if "://" in path else path
     in_paths = partition_schema(dataset.files, folder)
     types: dict[str, dict[pa.DataType, None]] = {}
-    for fragment in dataset.get_fragments() if len(dataset.files) > 1 or in_paths else ():
-        for field in fragment.physical_schema:
-            types.setdefault(field.name, {})[field.type] = None
+    fragments = dataset.get_fragments() if len(dataset.files) > 1 or in_paths else ()
+    schemas = [fragment.physical_schema for fragment in fragments]
+    for field in (field for one in schemas for field in one):
+        types.setdefault(field.name, {})[field.type] = None
     is_uniform = all(len(kinds) == 1 for kinds in types.values())
     if is_uniform and not in_paths and types.keys() <= {*dataset.schema.names}:
         return dataset
@@ -67,7 +68,7 @@ def _with_all_columns(dataset: pa.dataset.Dataset, path: str, schema: pa.Schema)
         name: _common_type(name, list(dict.fromkeys(map(plain_type, kinds))), schema, path)
         for name, kinds in types.items()
     }
-    partitions = pa.schema(field for field in in_paths if field.name not in fields)
+    partitions = columns_to_add(in_paths, [one.names for one in schemas], path)
     return pa.dataset.dataset(
         path,
         format="parquet",
@@ -116,7 +117,7 @@ def read_table(
     except OSError as error:
         raise _unreadable_error(path, error) from error
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is not readable as parquet ({error}): convert it to parquet") from error
+        raise DataError(f"{path} is not readable as one table ({error}): repair it, or write it again") from error
     columns = [_checked_column(table, field, path) for field in schema]
     present = [field for field in optional or () if field.name in table.column_names]
     columns += [_cast_column(table.column(field.name), field, path) for field in present]

@@ -23,6 +23,12 @@ from tests.unit.curation.helpers import write_text
         ({"items.csv": 'item_id,title\n1,desk\n2,"Big lamp\n'}, {}, "row that begins on line 3"),
         ({"items.csv": "item_id,title,price\n1,a,cheap\n"}, {"numbers": ["price"]}, "'price' is in sources.numbers"),
         ({"items.csv": "item_id,title,price\n1,a,2\n"}, {"numbers": ["prise"]}, "perhaps 'price'"),
+        (
+            {"items.csv": f"item_id,title,n\n1,a,1.5\n2,b,{2**53 + 1}\n"},
+            {"numbers": ["n"]},
+            "740993 in row 1",
+        ),
+        ({"items.csv": f"item_id,title,n\n1,a,{10**19 + 1}\n"}, {"numbers": ["n"]}, "00001 in row 0"),
         ({"items.csv": "item_id,title,title\n1,a,b\n"}, {}, "two columns 'title'"),
         ({"items.csv": ""}, {}, "items.csv is empty"),
         ({"items.parquet": "version https://git-lfs.github.com/spec/v1"}, {}, "as parquet .*git lfs pull"),

@@ -157,6 +157,15 @@ def test_parquet_folders_uris_and_types_of_other_writers(tmp_path: Path) -> None
     assert imported.qrels is None
 
 
+def test_ids_that_are_numbers_in_one_file_and_text_in_another_are_text(tmp_path: Path) -> None:
+    folder = tmp_path / "items"
+    folder.mkdir()
+    pq.write_table(pa.table({"item_id": [7], "title": ["coat"]}), folder / "1.parquet")
+    pq.write_table(pa.table({"item_id": ["a7"], "title": ["hat"]}), folder / "2.parquet")
+    imported = import_tables(SourcesConfig(catalogue=str(folder)))
+    assert imported.items["item_id"].to_pylist() == read_items(folder)["item_id"].to_pylist() == ["7", "a7"]
+
+
 def test_folders_named_after_values_are_columns(tmp_path: Path) -> None:
     for brand, year, row in (("acme", 2024, "1,coat"), ("T%26G", 2025, "2,hat")):
         write_text(tmp_path / f"items/brand={brand}/year={year}/part.csv", f"item_id,title\n{row}\n")

@@ -1,10 +1,12 @@
 """Tables are checked when they are read."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from lrem.curation.table_files import read_table_files
 from lrem.data.files import write_parquet
 from lrem.data.schema import ITEMS, QRELS, QUERIES, RELEVANT, RL_PAIRS, read_batches, read_items, read_table
 from lrem.errors import DataError
@@ -80,6 +82,18 @@ def test_a_folder_has_the_columns_of_all_its_files_and_of_its_path(tmp_path: Pat
     assert sorted(batches["brand"].to_pylist()) == ["007", "T&G"]
 
 
+@pytest.mark.parametrize("reader", [read_items, lambda folder: read_table_files(str(folder))])
+def test_a_column_of_some_files_and_of_the_path_of_others_is_refused(
+    tmp_path: Path, reader: Callable[[Path], pa.Table]
+) -> None:
+    write(tmp_path / "items" / "brand=acme" / "1.parquet", item_id=["a"], title=["coat"])
+    write(tmp_path / "items" / "brand=muji" / "2.parquet", item_id=["b"], title=["hat"], brand=["Muji"])
+    with pytest.raises(DataError, match=r"'brand' is a column of some files.*brand=…"):
+        reader(tmp_path / "items")
+    write(tmp_path / "items" / "brand=acme" / "1.parquet", item_id=["a"], title=["coat"], brand=["Acme"])
+    assert sorted(reader(tmp_path / "items")["brand"].to_pylist()) == ["Acme", "Muji"]
+
+
 @pytest.mark.parametrize("first", ["1", "2"])
 def test_an_optional_column_counts_in_whichever_file_it_is(tmp_path: Path, first: str) -> None:
     columns: dict[str, list[object]] = {"query_id": ["q"], "query": ["a"], "item_id": ["i"], "title": ["b"]}
@@ -90,6 +104,10 @@ def test_an_optional_column_counts_in_whichever_file_it_is(tmp_path: Path, first
 
 
 def test_types_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "numbers" / "1.parquet", item_id=["a"], title=["coat"], part=[2**53 + 1])
+    write(tmp_path / "numbers" / "2.parquet", item_id=["b"], title=["hat"], part=[1.5])
+    with pytest.raises(DataError, match="9007199254740993 not in range"):
+        read_items(tmp_path / "numbers")
     write(tmp_path / "items" / "1.parquet", item_id=["a"], title=["coat"], price=[1.5])
     write(tmp_path / "items" / "2.parquet", item_id=["b"], title=["hat"], price=["cheap"])
     with pytest.raises(DataError, match="'price' is double in one file and string in another"):
