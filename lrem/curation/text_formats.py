@@ -149,8 +149,8 @@ def to_numbers(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray
     row = pc.index(inexact, True).as_py()
     if row >= 0:
         raise DataError(
-            f"{path}: '{name}' is in sources.numbers, but {values[row]} in row {row} is not below 2^53, and a column with "
-            "fractions or such long numbers would alter it: leave it text"
+            f"{path}: '{name}' is in sources.numbers, but {values[row]} in row {row} is not below 2^53, and would be "
+            "altered in a column with fractions or such long numbers: leave it text"
         )
     return numbers
 
